@@ -1,0 +1,104 @@
+//! Guest physical memory, port and interrupt layout. The one place with these numbers: tables,
+//! boot code and the builder all take them from here.
+//!
+//! ```text
+//! 0x0000_0000 ┬ RAM
+//!      0x0500 │   GDT, zero page, PVH start info, page tables, command line
+//!      0x9_fc00   MP table (where a BIOS keeps its extended data area)
+//!      0xe_0000   ACPI tables
+//!     0x10_0000   kernel, and the initrd at the top of low RAM
+//! 0xc000_0000 ┼ device hole (LOW_RAM_END .. HIGH_RAM_START)
+//! 0xd000_0000 │   virtio-mmio slots
+//! 0xfec0_0000 │   IOAPIC
+//! 0xfee0_0000 │   local APICs
+//! 0x1_0000_0000 ┴ the rest of RAM
+//! ```
+
+/// First GPA of the hole below 4 GiB that holds devices; low RAM ends here at the latest.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// RAM that does not fit below [`LOW_RAM_END`] goes on here.
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+
+/// Global descriptor table of the boot protocols.
+pub const GDT_START: u64 = 0x500;
+/// An empty interrupt descriptor table.
+pub const IDT_START: u64 = 0x520;
+/// PVH: `hvm_start_info`, then its memory map and module list.
+pub const PVH_INFO_START: u64 = 0x6000;
+/// PVH: memory map (`hvm_memmap_table_entry` each).
+pub const PVH_MEMMAP_START: u64 = 0x6100;
+/// PVH: module list (one `hvm_modlist_entry`).
+pub const PVH_MODLIST_START: u64 = 0x6040;
+/// The Linux boot protocol's `boot_params` ("zero page").
+pub const ZERO_PAGE_START: u64 = 0x7000;
+/// First page of the identity-mapping page tables (PML4, PDPT, PDs).
+pub const PAGE_TABLES_START: u64 = 0x9000;
+/// Kernel command line, with its terminating NUL.
+pub const CMDLINE_START: u64 = 0x2_0000;
+/// Longest command line, NUL included: what Linux itself takes (`COMMAND_LINE_SIZE`).
+pub const CMDLINE_MAX_SIZE: usize = 2048;
+/// Where usable RAM below 640 KiB ends and the MP floating pointer structure starts.
+pub const MPTABLE_START: u64 = 0x9_fc00;
+/// The MP table ends before this address.
+pub const MPTABLE_END: u64 = 0xa_0000;
+/// RSDP, in the area where a guest without other hints scans for it; the tables follow.
+pub const ACPI_START: u64 = 0xe_0000;
+/// The ACPI tables end before this address.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Kernels are loaded at or above 1 MiB.
+pub const HIMEM_START: u64 = 0x10_0000;
+
+/// First of the virtio-mmio slots.
+pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
+/// Size of one virtio-mmio slot in bytes.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// GSI of the first virtio-mmio slot; slot n uses `VIRTIO_MMIO_GSI + n`.
+pub const VIRTIO_MMIO_GSI: u32 = 5;
+/// The most virtio-mmio slots there can be: as many as the IOAPIC has inputs left.
+pub const VIRTIO_MMIO_MAX_SLOTS: u32 = IOAPIC_PINS - VIRTIO_MMIO_GSI;
+
+/// MMIO window of the IOAPIC.
+pub const IOAPIC_START: u64 = 0xfec0_0000;
+/// Its size in bytes.
+pub const IOAPIC_SIZE: u64 = 0x1000;
+/// Inputs of the IOAPIC.
+pub const IOAPIC_PINS: u32 = 24;
+/// MMIO window of every vCPU's local APIC.
+pub const LAPIC_START: u64 = 0xfee0_0000;
+
+/// First port of COM1.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// Ports of COM1.
+pub const SERIAL_SIZE: u16 = 8;
+/// GSI of COM1.
+pub const SERIAL_GSI: u32 = 4;
+
+/// Keyboard controller: its reset line is how Linux restarts a PC.
+pub const I8042_DATA_PORT: u16 = 0x60;
+/// Command and status port of the keyboard controller.
+pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// The port through which a guest marks a point of its boot (`--boot-timer`).
+pub const BOOT_TIMER_PORT: u16 = 0x3f0;
+/// pvpanic: a guest that crashes says so here.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// ACPI sleep control register (one byte), ACPI 6.5 section 4.8.3.7.
+pub const ACPI_SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI sleep status register (one byte).
+pub const ACPI_SLEEP_STATUS_PORT: u16 = 0x601;
+/// ACPI reset register (one byte), written with [`ACPI_RESET_VALUE`].
+pub const ACPI_RESET_PORT: u16 = 0x602;
+/// What a guest writes to [`ACPI_RESET_PORT`] to restart.
+pub const ACPI_RESET_VALUE: u8 = 1;
+/// Sleep type that means S5 (soft off) in `_S5` and in the sleep control register.
+pub const ACPI_S5_SLEEP_TYPE: u8 = 5;
+/// Generic event device: a read gives the pending events and clears them (one 32-bit port).
+pub const GED_PORT: u16 = 0x604;
+/// GED event bit: the power button was pressed.
+pub const GED_POWER_BUTTON: u32 = 1 << 0;
+/// GSI of the generic event device.
+pub const GED_GSI: u32 = 3;
+
+/// KVM keeps a task state segment here on Intel hosts; inside the device hole, out of everything's way.
+pub const KVM_TSS_START: u64 = 0xfffb_d000;
+/// KVM's identity-map page for real mode on Intel hosts.
+pub const KVM_IDENTITY_MAP_START: u64 = 0xfffb_c000;
