@@ -1,3 +1,6 @@
 //! x86-64.
 
 pub mod layout;
+pub mod boot;
+pub mod kernel;
+pub mod regs;
