@@ -1,1 +1,30 @@
-//! vmm
+//! The virtual machine monitor: guest memory, KVM, vCPU threads and the event loop.
+//!
+//! One process is one guest. [`Vm::build`] follows the boot order from top to bottom and gives back a
+//! machine whose vCPUs are paused; [`Vm::start`] lets them go, [`Vm::run`] serves the event loop
+//! until the guest stops or is stopped, and says why.
+//!
+//! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `builder`
+//! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
+//! `interrupts`, `events` (what vCPUs and devices tell the event loop), `crash`, `host` (what a host
+//! offers), `teardown`.
+//!
+//! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
+//! file descriptors and adds its own subscribers to the event loop.
+
+mod builder;
+pub mod config;
+mod crash;
+mod events;
+mod interrupts;
+mod kvm;
+mod memory;
+mod vcpu;
+mod vm;
+
+pub use builder::{Console, Error as BuildError};
+pub use crash::CrashReport;
+pub use events::{Stopper, StopReason, StopRequest};
+pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
+pub use memory::Error as MemoryError;
+pub use vm::{BootMark, Error, PowerButton, Vm};

@@ -102,3 +102,18 @@ pub const GED_GSI: u32 = 3;
 pub const KVM_TSS_START: u64 = 0xfffb_d000;
 /// KVM's identity-map page for real mode on Intel hosts.
 pub const KVM_IDENTITY_MAP_START: u64 = 0xfffb_c000;
+
+/// Command and data port of the primary interrupt controller.
+pub const PIC_PRIMARY_PORT: u16 = 0x20;
+/// Command and data port of the secondary one.
+pub const PIC_SECONDARY_PORT: u16 = 0xa0;
+
+/// The kernel parameter that announces virtio-mmio slot `slot` to a kernel without ACPI, with a
+/// leading blank (Linux Documentation/admin-guide/kernel-parameters.txt, `virtio_mmio.device`).
+pub fn virtio_mmio_parameter(slot: u32) -> String {
+    format!(
+        " virtio_mmio.device={VIRTIO_MMIO_SIZE:#x}@{:#x}:{}",
+        VIRTIO_MMIO_START + u64::from(slot) * VIRTIO_MMIO_SIZE,
+        VIRTIO_MMIO_GSI + slot
+    )
+}

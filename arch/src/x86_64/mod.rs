@@ -4,3 +4,4 @@ pub mod layout;
 pub mod boot;
 pub mod kernel;
 pub mod regs;
+pub mod symbols;

@@ -169,3 +169,24 @@ fn segment(descriptor: u64, slot: u16) -> kvm_segment {
         ..Default::default()
     }
 }
+
+/// Offsets of the local vector table's entries in a local APIC's registers (Intel SDM volume 3,
+/// table 11-1).
+const APIC_LVT_LINT0: usize = 0x350;
+const APIC_LVT_LINT1: usize = 0x360;
+const DELIVERY_EXTINT: u32 = 0x700;
+const DELIVERY_NMI: u32 = 0x400;
+
+/// Wires a local APIC's pins as a BIOS leaves them and the MP table says: LINT0 to the PIC, LINT1 to NMI.
+pub fn set_up_lapic(vcpu: &VcpuFd) -> Result<(), Error> {
+    let mut lapic = vcpu
+        .get_lapic()
+        .map_err(|source| Error::Kvm { what: "local APIC (read)", source })?;
+    for (offset, mode) in [(APIC_LVT_LINT0, DELIVERY_EXTINT), (APIC_LVT_LINT1, DELIVERY_NMI)] {
+        for (register, byte) in lapic.regs[offset..offset + 4].iter_mut().zip(mode.to_le_bytes()) {
+            *register = byte as std::os::raw::c_char;
+        }
+    }
+    vcpu.set_lapic(&lapic)
+        .map_err(|source| Error::Kvm { what: "local APIC", source })
+}

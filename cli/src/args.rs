@@ -1,0 +1,120 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+use crate::quantity::{parse_duration, parse_size};
+
+/// A KVM microVM monitor: real virtual machines that start like containers.
+#[derive(Debug, Parser)]
+#[command(name = "mote", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest in the foreground, its console on the terminal
+    Run(Box<RunArgs>),
+}
+
+/// `mote run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXIT STATUS
+  0    the guest powered off or restarted
+  124  --timeout passed
+  125  an error of mote or of the host
+  134  the guest crashed: kernel panic, triple fault, KVM internal error
+  128+N  mote got signal N
+
+KEYS (when standard input is a terminal)
+  Ctrl-A x  quit        Ctrl-A p  press the power button
+  Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A")]
+pub struct RunArgs {
+    /// Kernel: an ELF vmlinux or a bzImage [default: the tuned kernel of resources/kernel/build.sh,
+    /// else the packaged one of resources/kernel/packaged.sh]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk [default: a shell on busybox]
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line, instead of mote's own
+    #[arg(long, value_name = "STR", conflicts_with = "append")]
+    pub cmdline: Option<String>,
+
+    /// Words to add to mote's kernel command line
+    #[arg(long, value_name = "STR")]
+    pub append: Option<String>,
+
+    /// Number of virtual CPUs, 1 to 64 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+
+    /// Memory of the guest, with a suffix b, k, m or g [default: 128m]
+    #[arg(long, short, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+
+    /// Name of the guest and its hostname: 1 to 64 of A-Z a-z 0-9 -
+    #[arg(long, value_parser = parse_id)]
+    pub id: Option<String>,
+
+    /// Stop the guest after this time, such as 90, 1m30s or 500ms
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+
+    /// Give the guest a port (0x3f0) to mark points of its boot, and print when it does
+    #[arg(long)]
+    pub boot_timer: bool,
+
+    /// The guest's console
+    #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
+    pub console: ConsoleKind,
+
+    /// How the kernel is entered
+    #[arg(long, value_enum, default_value_t = Boot::Linux)]
+    pub boot: Boot,
+
+    /// Settings from a JSON file in Firecracker's format; flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+
+    /// Say more
+    #[arg(long, short, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Shell command to run in the default guest instead of an interactive shell
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["initrd", "cmdline"])]
+    pub command: Vec<String>,
+}
+
+/// `--console`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleKind {
+    /// Serial port ttyS0 on standard input and output
+    Serial,
+    /// None
+    Off,
+}
+
+/// `--boot`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Boot {
+    /// Linux 64-bit boot protocol
+    Linux,
+    /// PVH, for ELF kernels that have the entry
+    Pvh,
+}
+
+fn parse_id(text: &str) -> Result<String, String> {
+    let valid = (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if valid { Ok(text.into()) } else { Err("an id is 1 to 64 of A-Z a-z 0-9 -".into()) }
+}

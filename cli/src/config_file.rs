@@ -1,0 +1,143 @@
+//! `--config-file`: Firecracker's JSON document, the part of it that `mote run` knows.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Longer files are no configuration of a microVM, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// Why a configuration file cannot be used.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("Cannot read the configuration file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too long.
+    #[error("The configuration file {} is longer than 1 MiB", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is not what it should be; the source names line, column and field.
+    #[error("The configuration file {} is wrong", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A setting that mote does not have.
+    #[error("The configuration file {} asks for {setting}, which mote does not have", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        setting: &'static str,
+    },
+}
+
+/// The document. Sections that mote does not know are errors, not silence.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ConfigFile {
+    /// What is booted.
+    pub boot_source: Option<BootSource>,
+    /// The machine.
+    #[serde(default)]
+    pub machine_config: MachineConfig,
+}
+
+/// `boot-source`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// Kernel file; a relative path is relative to the working directory.
+    pub kernel_image_path: PathBuf,
+    /// Initial RAM disk.
+    pub initrd_path: Option<PathBuf>,
+    /// Kernel command line, complete.
+    pub boot_args: Option<String>,
+}
+
+/// `machine-config`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of vCPUs.
+    pub vcpu_count: Option<u32>,
+    /// Memory in MiB.
+    pub mem_size_mib: Option<u64>,
+    /// Two threads a core.
+    #[serde(default)]
+    smt: bool,
+    /// Dirty page tracking.
+    #[serde(default)]
+    track_dirty_pages: bool,
+    /// "None" or nothing.
+    cpu_template: Option<String>,
+    /// "None" or nothing.
+    huge_pages: Option<String>,
+}
+
+/// Reads and checks a configuration file.
+pub fn read(path: &Path) -> Result<ConfigFile, Error> {
+    let path = path.to_path_buf();
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    if metadata.len() > MAX_SIZE {
+        return Err(Error::TooLong { path });
+    }
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    let file: ConfigFile = match serde_json::from_slice(&text) {
+        Ok(file) => file,
+        Err(source) => return Err(Error::Parse { path, source }),
+    };
+    let machine = &file.machine_config;
+    let named = |name: &Option<String>| name.as_deref().is_some_and(|name| name != "None");
+    let unsupported = [
+        (machine.smt, "smt"),
+        (machine.track_dirty_pages, "track_dirty_pages"),
+        (named(&machine.cpu_template), "a cpu_template"),
+        (named(&machine.huge_pages), "huge_pages"),
+    ];
+    match unsupported.into_iter().find(|(asked, _)| *asked) {
+        Some((_, setting)) => Err(Error::Unsupported { path, setting }),
+        None => Ok(file),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firecrackers_document_is_read_and_unknown_fields_are_named() {
+        let file: ConfigFile = serde_json::from_str(
+            r#"{"boot-source": {"kernel_image_path": "vmlinux", "boot_args": "console=ttyS0"},
+                "machine-config": {"vcpu_count": 2, "mem_size_mib": 256, "smt": false}}"#,
+        )
+        .unwrap();
+        assert_eq!(file.boot_source.unwrap().kernel_image_path, Path::new("vmlinux"));
+        assert_eq!(file.machine_config.vcpu_count, Some(2));
+        assert_eq!(file.machine_config.mem_size_mib, Some(256));
+
+        let error = serde_json::from_str::<ConfigFile>(r#"{"drives": []}"#).unwrap_err();
+        assert!(error.to_string().contains("drives"), "{error}");
+    }
+}

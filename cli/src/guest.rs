@@ -1,0 +1,143 @@
+//! Which kernel, initial RAM disk and command line a guest gets: flags first, then the configuration
+//! file, then what is there by default.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use image::cache::Cache;
+use thiserror::Error;
+
+use crate::args::{ConsoleKind, RunArgs};
+use crate::config_file::ConfigFile;
+
+/// Debian's busybox-static puts it here.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Why there is nothing to boot.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// No kernel was named, and none is cached.
+    #[error(
+        "There is no guest kernel yet: run resources/kernel/packaged.sh (Debian's kernel, in \
+         seconds) or resources/kernel/build.sh (mote's own, in minutes), or name one with --kernel"
+    )]
+    NoKernel,
+    /// The kernel cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] image::kernel::Error),
+    /// The default initial RAM disk cannot be made.
+    #[error(transparent)]
+    Initramfs(#[from] image::initramfs::Error),
+    /// The initrd cannot be opened.
+    #[error("Cannot use the initrd {}", path.display())]
+    Initrd {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a guest boots.
+#[derive(Debug)]
+pub struct Guest {
+    /// The kernel as it is loaded.
+    pub kernel: image::kernel::Kernel,
+    /// Initial RAM disk, and where it came from.
+    pub initrd: Option<(File, PathBuf)>,
+    /// Kernel command line.
+    pub cmdline: String,
+}
+
+/// Chooses and opens all of it.
+pub fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> {
+    let cache = Cache::from_env();
+    let source = file.boot_source.as_ref();
+    let named = args
+        .kernel
+        .as_deref()
+        .or(source.map(|source| source.kernel_image_path.as_path()));
+    let (kernel_path, modules) = match named {
+        Some(path) => (path.to_path_buf(), None),
+        None => default_kernel(&cache).ok_or(Error::NoKernel)?,
+    };
+    let kernel = image::kernel::open(&kernel_path, &cache)?;
+
+    let initrd_path = args
+        .initrd
+        .clone()
+        .or(source.and_then(|source| source.initrd_path.clone()));
+    let initrd = match initrd_path {
+        Some(path) => Some((open_initrd(&path)?, path)),
+        // A configuration file that names a kernel and no initrd means what it says.
+        None if source.is_some() => None,
+        None => {
+            let initramfs = image::initramfs::default_initramfs(
+                &cache,
+                modules.as_deref(),
+                Path::new(BUSYBOX),
+            )?;
+            Some((initramfs.file, initramfs.path))
+        }
+    };
+    Ok(Guest { kernel, initrd, cmdline: cmdline(args, file) })
+}
+
+/// The tuned kernel where it is cached, else the packaged one with its modules.
+fn default_kernel(cache: &Cache) -> Option<(PathBuf, Option<PathBuf>)> {
+    let kernels = cache.root()?.join("kernel");
+    let tuned = kernels.join("tuned/vmlinux");
+    if tuned.exists() {
+        return Some((tuned, None));
+    }
+    let packaged = kernels.join("packaged");
+    let vmlinuz = packaged.join("vmlinuz");
+    vmlinuz.exists().then(|| (vmlinuz, Some(packaged.join("modules"))))
+}
+
+fn open_initrd(path: &Path) -> Result<File, Error> {
+    let wrong = |source| Error::Initrd { path: path.to_path_buf(), source };
+    let file = File::open(path).map_err(wrong)?;
+    let metadata = file.metadata().map_err(wrong)?;
+    if metadata.is_dir() {
+        return Err(wrong(io::ErrorKind::IsADirectory.into()));
+    }
+    if metadata.len() == 0 {
+        return Err(wrong(io::Error::new(io::ErrorKind::InvalidData, "it is empty")));
+    }
+    Ok(file)
+}
+
+/// `--cmdline` or the file's `boot_args` as they are; otherwise mote's own words.
+fn cmdline(args: &RunArgs, file: &ConfigFile) -> String {
+    let whole = args
+        .cmdline
+        .as_ref()
+        .or(file.boot_source.as_ref().and_then(|source| source.boot_args.as_ref()));
+    let mut cmdline = match whole {
+        Some(whole) => whole.clone(),
+        None => default_cmdline(args),
+    };
+    if let Some(more) = &args.append {
+        cmdline.push(' ');
+        cmdline.push_str(more);
+    }
+    if !args.command.is_empty() {
+        cmdline.push_str(" mote.exec=");
+        cmdline.push_str(&image::initramfs::encode_command(&args.command));
+    }
+    cmdline
+}
+
+/// Quiet, as every character on a serial port is an exit; a panic is printed all the same, and ends
+/// the guest at once.
+fn default_cmdline(args: &RunArgs) -> String {
+    let hostname = args.id.as_deref().unwrap_or("mote");
+    let console = match args.console {
+        ConsoleKind::Serial => "console=ttyS0 ",
+        ConsoleKind::Off => "",
+    };
+    format!("{console}quiet panic=-1 reboot=k hostname={hostname}")
+}

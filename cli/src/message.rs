@@ -1,0 +1,26 @@
+//! What mote itself says, on standard error.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A terminal in raw mode does not return the carriage by itself.
+static RAW: AtomicBool = AtomicBool::new(false);
+
+/// Tells whether the terminal is in raw mode now.
+pub fn set_raw(raw: bool) {
+    RAW.store(raw, Ordering::Relaxed);
+}
+
+/// Says one or more lines.
+pub fn say(text: &dyn Display) {
+    let text = format!("mote: {text}");
+    let end = if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" };
+    let mut lines = String::new();
+    for line in text.lines() {
+        lines.push_str(line);
+        lines.push_str(end);
+    }
+    // With standard error closed there is nobody to tell.
+    let _ = std::io::stderr().write_all(lines.as_bytes());
+}

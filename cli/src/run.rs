@@ -1,0 +1,226 @@
+//! `mote run`: a guest in the foreground.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use arch::kernel::Protocol;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use thiserror::Error;
+use vmm::config::{Config, Payload};
+use vmm::{BootMark, CrashReport, StopReason, StopRequest, Stopper, Vm};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::args::{Boot, ConsoleKind, RunArgs};
+use crate::config_file::{self, ConfigFile};
+use crate::guest::{self, Guest};
+use crate::keys::Targets;
+use crate::message::say;
+use crate::signals::SignalWatch;
+use crate::status::Status;
+use crate::console;
+
+const DEFAULT_CPUS: u32 = 1;
+const DEFAULT_MEMORY: u64 = 128 << 20;
+/// Slots that are there for devices, empty or not.
+const VIRTIO_SLOTS: u32 = 4;
+/// What every Linux prints when it gives up.
+const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
+
+/// Why a guest could not be run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// `--config-file`.
+    #[error(transparent)]
+    ConfigFile(#[from] config_file::Error),
+    /// Kernel or initrd.
+    #[error(transparent)]
+    Guest(#[from] guest::Error),
+    /// A setting out of range.
+    #[error(transparent)]
+    Config(#[from] vmm::config::Error),
+    /// The machine could not be built.
+    #[error(transparent)]
+    Build(#[from] vmm::BuildError),
+    /// The machine could not be served.
+    #[error(transparent)]
+    Run(#[from] vmm::Error),
+    /// The host refused a signal handler, timer or terminal setting.
+    #[error("Cannot set up {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+/// Boots a guest and stays with it until it ends.
+pub fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
+    let file = match &args.config_file {
+        Some(path) => config_file::read(path)?,
+        None => ConfigFile::default(),
+    };
+    let config = configure(args, &file)?;
+    let guest = guest::choose(args, &file)?;
+    if args.verbose > 0 {
+        describe(&config, &guest);
+    }
+    let symbols = guest.kernel.file.try_clone().ok().filter(|_| args.verbose > 0);
+    let payload = Payload::Kernel {
+        kernel: guest.kernel.file,
+        initrd: guest.initrd.map(|(file, _)| file),
+        cmdline: guest.cmdline,
+        protocol: match args.boot {
+            Boot::Linux => Protocol::Linux64,
+            Boot::Pvh => Protocol::Pvh,
+        },
+    };
+
+    let targets = Targets::default();
+    let (console, terminal) = match args.console {
+        ConsoleKind::Serial => {
+            let (console, terminal) = console::open(targets.clone()).map_err(host("the console"))?;
+            (Some(console), terminal)
+        }
+        ConsoleKind::Off => (None, None),
+    };
+    let mut vm = Vm::build(&config, payload, console)?;
+    let _ = targets.set((vm.stopper(), vm.power_button()));
+    let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
+    vm.add_subscriber(Box::new(signals));
+    if let Some(timeout) = args.timeout {
+        let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
+        vm.add_subscriber(Box::new(timeout));
+    }
+
+    vm.start();
+    let reason = vm.run(|mark| report_mark(&mark, started))?;
+    drop(terminal);
+    Ok(report_end(&reason, &vm.console_tail(), args, symbols.as_ref()))
+}
+
+fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
+    let cpus = args.cpus.or(file.machine_config.vcpu_count).unwrap_or(DEFAULT_CPUS);
+    let memory = args
+        .memory
+        .or(file.machine_config.mem_size_mib.map(|mib| mib.saturating_mul(1 << 20)))
+        .unwrap_or(DEFAULT_MEMORY);
+    Ok(Config::new(cpus, memory)?
+        .with_serial(args.console == ConsoleKind::Serial)
+        .with_boot_timer(args.boot_timer)
+        .with_virtio_slots(VIRTIO_SLOTS)?)
+}
+
+fn describe(config: &Config, guest: &Guest) {
+    say(&format!("kernel {}", guest.kernel.path.display()));
+    if let Some(why) = &guest.kernel.fallback {
+        say(&format!("the kernel unpacks itself in the guest: {why}"));
+    }
+    if let Some((_, path)) = &guest.initrd {
+        say(&format!("initrd {}", path.display()));
+    }
+    say(&format!("command line {}", guest.cmdline));
+    say(&format!("{} CPUs, {} bytes of memory", config.cpus(), config.memory()));
+}
+
+fn report_mark(mark: &BootMark, started: Instant) {
+    say(&format!(
+        "boot timer: mark {} at {:.3} ms after start, {:.3} ms after the first KVM_RUN",
+        mark.value,
+        millis(mark.at.saturating_duration_since(started)),
+        millis(mark.since_first_run)
+    ));
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Says how it ended, in one line unless it ended well.
+fn report_end(
+    reason: &StopReason,
+    console_tail: &[u8],
+    args: &RunArgs,
+    symbols: Option<&std::fs::File>,
+) -> Status {
+    let guest = args.id.as_deref().map_or_else(|| "the guest".into(), |id| format!("guest {id}"));
+    let panicked = || console_tail.windows(PANIC_MESSAGE.len()).any(|text| text == PANIC_MESSAGE);
+    match reason {
+        StopReason::Panicked => {
+            say(&format!("{guest} crashed: kernel panic"));
+            Status::GuestCrashed
+        }
+        StopReason::PowerOff | StopReason::Reset if panicked() => {
+            say(&format!("{guest} crashed: kernel panic, see the console output above"));
+            Status::GuestCrashed
+        }
+        StopReason::PowerOff | StopReason::Reset => Status::Success,
+        StopReason::TripleFault { cpu } => {
+            say(&format!("{guest} crashed: triple fault on vCPU {cpu}"));
+            Status::GuestCrashed
+        }
+        StopReason::Crashed(report) => {
+            report_crash(&guest, report, symbols);
+            Status::GuestCrashed
+        }
+        StopReason::RunFailed { cpu, error } => {
+            say(&format!("KVM_RUN failed for vCPU {cpu} of {guest}: {error}"));
+            Status::MoteError
+        }
+        StopReason::Requested(StopRequest::Quit) => Status::Success,
+        StopReason::Requested(StopRequest::Timeout) => {
+            say(&format!("{guest} was stopped: it did not end within --timeout"));
+            Status::Timeout
+        }
+        StopReason::Requested(StopRequest::Signal(number)) => {
+            say(&format!("{guest} was stopped by signal {number}"));
+            Status::Signal(*number)
+        }
+    }
+}
+
+fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::File>) {
+    say(&format!("{guest} crashed: {}", report.cause));
+    say(report);
+    let rip = report.regs.map(|regs| regs.rip);
+    if let (Some(rip), Some(kernel)) = (rip, symbols) {
+        match arch::symbols::nearest(kernel, rip) {
+            Some((name, offset)) => say(&format!("  RIP is in {name}+{offset:#x}")),
+            None => say(&"  RIP is near no symbol of the kernel image"),
+        }
+    }
+    say(&"what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
+          has executed something that KVM does not know (run with -v for the kernel symbol at RIP)");
+}
+
+/// Stops the machine when its time is up.
+struct Timeout {
+    timer: TimerFd,
+    stopper: Stopper,
+}
+
+impl Timeout {
+    fn new(after: Duration, stopper: Stopper) -> io::Result<Self> {
+        let mut timer = TimerFd::new()?;
+        timer.reset(after, None)?;
+        Ok(Self { timer, stopper })
+    }
+}
+
+impl MutEventSubscriber for Timeout {
+    fn process(&mut self, _: Events, ops: &mut EventOps) {
+        self.stopper.stop(StopRequest::Timeout);
+        // Once is enough; unread, the timer would be reported for ever.
+        let _ = ops.remove(Events::empty(&self.timer));
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        // Fails only for a descriptor that is already there.
+        let _ = ops.add(Events::new(&self.timer, EventSet::IN));
+    }
+}

@@ -1,0 +1,72 @@
+//! Signals that ask mote to end, brought to the event loop.
+#![expect(unsafe_code, reason = "a signal handler writes to an eventfd")]
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm::{StopRequest, Stopper};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::register_signal_handler;
+
+const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// The descriptor the handler writes to; -1 before there is one.
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+/// The first signal that arrived; 0 before that.
+static FIRST: AtomicI32 = AtomicI32::new(0);
+
+/// Stops the machine when such a signal arrives.
+pub struct SignalWatch {
+    wake: EventFd,
+    stopper: Stopper,
+}
+
+impl SignalWatch {
+    /// Catches the signals from now on.
+    pub fn new(stopper: Stopper) -> io::Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        WAKE.store(wake.as_raw_fd(), Ordering::SeqCst);
+        for signal in ENDING {
+            register_signal_handler(signal, on_signal)?;
+        }
+        Ok(Self { wake, stopper })
+    }
+}
+
+impl Drop for SignalWatch {
+    fn drop(&mut self) {
+        WAKE.store(-1, Ordering::SeqCst);
+    }
+}
+
+impl MutEventSubscriber for SignalWatch {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.wake.read();
+        match FIRST.load(Ordering::SeqCst) {
+            0 => {}
+            signal => self.stopper.stop(StopRequest::Signal(signal)),
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        // Fails only for a descriptor that is already there.
+        let _ = ops.add(Events::new(&self.wake, EventSet::IN));
+    }
+}
+
+extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let _ = FIRST.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+    let wake: RawFd = WAKE.load(Ordering::SeqCst);
+    if wake >= 0 {
+        let one = 1u64;
+        // SAFETY: write(2) is async-signal-safe; the buffer is 8 bytes, as an eventfd takes them.
+        // errno is put back, as the interrupted code may be about to read it.
+        unsafe {
+            let errno = *libc::__errno_location();
+            libc::write(wake, (&raw const one).cast(), size_of_val(&one));
+            *libc::__errno_location() = errno;
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Exit statuses, as docker and timeout(1) have them.
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The guest powered off or restarted.
+    Success,
+    /// `--timeout` passed.
+    Timeout,
+    /// An error of mote or its host.
+    MoteError,
+    /// The guest crashed.
+    GuestCrashed,
+    /// A signal ended it.
+    Signal(i32),
+}
+
+impl Status {
+    fn code(self) -> i32 {
+        match self {
+            Self::Success => 0,
+            Self::Timeout => 124,
+            Self::MoteError => 125,
+            Self::GuestCrashed => 134,
+            Self::Signal(number) => 128 + number,
+        }
+    }
+}
+
+/// Ends the process.
+pub fn exit(status: Status) -> ! {
+    std::process::exit(status.code())
+}

@@ -1,0 +1,332 @@
+//! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
+//! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use arch::boot::BootInfo;
+use arch::kernel::{KernelImage, Protocol};
+use arch::regs::{CpuMode, Entry};
+use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
+use devices::bus::{self, Bus};
+use devices::event::EventSink;
+use devices::interrupt::MsiSink;
+use devices::ioapic::{IoApic, Pin};
+use devices::legacy::acpi_pm::AcpiPm;
+use devices::legacy::boot_timer::BootTimer;
+use devices::legacy::ged::Ged;
+use devices::legacy::i8042::I8042;
+use devices::legacy::pic::Pic;
+use devices::legacy::pvpanic::PvPanic;
+use devices::legacy::serial::Serial;
+use devices::legacy::serial_worker::{Input, InputFilter, Output, SerialWorker};
+use devices::legacy::virtio_slots::VirtioSlots;
+use event_manager::{EventManager, SubscriberOps};
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::config::{Config, Payload};
+use crate::events::Events;
+use crate::interrupts::MsiInjector;
+use crate::vcpu::{Buses, Vcpu};
+use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
+use crate::{kvm, memory};
+
+/// Why a machine could not be built.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The host's KVM.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The kernel image.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// What the kernel is told.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// ACPI tables.
+    #[error("Cannot write the ACPI tables")]
+    Acpi(#[from] acpi::Error),
+    /// The MP table.
+    #[error("Cannot write the MP table")]
+    MpTable(#[from] mptable::Error),
+    /// CPUID.
+    #[error("Cannot make up the guest's CPUID")]
+    Cpuid(#[from] cpuid::Error),
+    /// Registers.
+    #[error(transparent)]
+    Registers(#[from] regs::Error),
+    /// Two devices at one address: a mistake in the layout.
+    #[error("Cannot put a device on the bus")]
+    Bus(#[from] bus::Error),
+    /// The host refused a thread, an eventfd or an epoll.
+    #[error("Cannot make {what}")]
+    Host {
+        /// What was to be made.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The event loop.
+    #[error("Cannot make the event loop")]
+    EventLoop(#[source] event_manager::Error),
+    /// The console's file descriptors.
+    #[error("Cannot use the console's input or output")]
+    Console(#[source] io::Error),
+}
+
+/// Where the serial port leads to.
+pub struct Console {
+    /// What is typed; none when there is nothing to read.
+    pub input: Option<Input>,
+    /// Where the guest's output goes.
+    pub output: Output,
+    /// Looks at what is typed before the guest does.
+    pub filter: Box<dyn InputFilter>,
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+/// Builds a machine from its configuration. The vCPUs are paused.
+pub(crate) fn build(
+    config: &Config,
+    payload: Payload,
+    console: Option<Console>,
+) -> Result<Vm, Error> {
+    let image = check_payload(&payload, config.memory())?;
+    let memory = memory::allocate(config.memory())?;
+
+    let kvm = kvm::open(config.kvm_device())?;
+    kvm::check_capabilities(&kvm, config.cpus())?;
+    let vm = Arc::new(kvm::create_vm(&kvm)?);
+    kvm::set_memory(&vm, &memory)?;
+    kvm::set_intel_addresses(&vm)?;
+    kvm::split_irqchip(&vm)?;
+
+    let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
+    let machine = Machine::new(config, &vm, &events)?;
+    let cpuid = kvm::supported_cpuid(&kvm)?;
+    let vcpus = create_vcpus(config, &kvm, &vm, &cpuid)?;
+
+    let entry = load(config, payload, image, &memory)?;
+    regs::write_tables(&memory, entry.mode)?;
+    if let Some(boot_vcpu) = vcpus.first() {
+        regs::set_up(boot_vcpu, &entry)?;
+    }
+
+    let mut event_manager = EventManager::new().map_err(Error::EventLoop)?;
+    event_manager.add_subscriber(Box::new(Wake(Arc::clone(&events))) as Box<_>);
+    let serial = attach_console(&machine, console)?;
+    if let Some(worker) = &serial {
+        event_manager.add_subscriber(Box::new(Arc::clone(worker)));
+    }
+    let vcpus = spawn(vcpus, machine.buses, &events, &memory)?;
+    Ok(Vm { vcpus, event_manager, serial, power_button: machine.power_button, events, vm, memory })
+}
+
+/// Everything that can be known to be wrong before the host is asked for anything.
+fn check_payload(payload: &Payload, ram: u64) -> Result<Option<(KernelImage, u64)>, Error> {
+    let Payload::Kernel { kernel, initrd, cmdline, protocol } = payload else {
+        return Ok(None);
+    };
+    boot::check_cmdline(cmdline)?;
+    let image = kernel::parse(kernel, *protocol)?;
+    boot::check_kernel_fits(&image, ram)?;
+    let initrd_size = match initrd {
+        Some(file) => initrd_size(file)?,
+        None => 0,
+    };
+    if initrd_size > 0 {
+        boot::place_initrd(&image, initrd_size, ram)?;
+    }
+    Ok(Some((image, initrd_size)))
+}
+
+fn initrd_size(file: &File) -> Result<u64, Error> {
+    let metadata = file
+        .metadata()
+        .map_err(|source| memory::Error::Read { what: "initrd", source })?;
+    Ok(metadata.len())
+}
+
+/// The buses with all devices on them.
+struct Machine {
+    buses: Arc<Buses>,
+    serial: Option<(Arc<Mutex<Serial>>, EventFd)>,
+    power_button: PowerButton,
+}
+
+impl Machine {
+    fn new(config: &Config, vm: &Arc<VmFd>, events: &Arc<Events>) -> Result<Self, Error> {
+        let msi: Arc<dyn MsiSink> = Arc::new(MsiInjector::new(Arc::clone(vm)));
+        let ioapic = Arc::new(Mutex::new(IoApic::new(msi)));
+        let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
+        let sink = || Arc::clone(events) as Arc<dyn EventSink>;
+
+        let mut io = Bus::new();
+        let mut serial = None;
+        if config.serial() {
+            let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
+            let port = Serial::new(line(layout::SERIAL_GSI), ready.try_clone().map_err(host("an eventfd"))?);
+            let port = Arc::new(Mutex::new(port));
+            io.insert(layout::SERIAL_PORT.into(), layout::SERIAL_SIZE.into(), port.clone())?;
+            serial = Some((port, ready));
+        }
+        let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
+        io.insert(layout::GED_PORT.into(), 4, ged.clone())?;
+        let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(sink())));
+        io.insert(layout::ACPI_SLEEP_CONTROL_PORT.into(), 3, acpi_pm)?;
+        let i8042 = Arc::new(Mutex::new(I8042::new(sink())));
+        io.insert(layout::I8042_DATA_PORT.into(), 5, i8042)?;
+        io.insert(layout::PVPANIC_PORT.into(), 1, Arc::new(Mutex::new(PvPanic::new(sink()))))?;
+        io.insert(layout::PIC_PRIMARY_PORT.into(), 2, Arc::new(Mutex::new(Pic::default())))?;
+        io.insert(layout::PIC_SECONDARY_PORT.into(), 2, Arc::new(Mutex::new(Pic::default())))?;
+        if config.boot_timer() {
+            let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
+            io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
+        }
+
+        let mut mmio = Bus::new();
+        mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
+        if config.virtio_slots() > 0 {
+            let size = u64::from(config.virtio_slots()) * layout::VIRTIO_MMIO_SIZE;
+            mmio.insert(layout::VIRTIO_MMIO_START, size, Arc::new(Mutex::new(VirtioSlots)))?;
+        }
+        Ok(Self {
+            buses: Arc::new(Buses { io, mmio, ioapic }),
+            serial,
+            power_button: PowerButton(ged),
+        })
+    }
+}
+
+fn create_vcpus(
+    config: &Config,
+    kvm: &Kvm,
+    vm: &VmFd,
+    supported: &CpuId,
+) -> Result<Vec<VcpuFd>, Error> {
+    let _ = kvm;
+    let mut vcpus = Vec::with_capacity(config.cpus() as usize);
+    let mut template = None;
+    for index in 0..config.cpus() {
+        let vcpu = vm
+            .create_vcpu(index.into())
+            .map_err(kvm::refused("KVM_CREATE_VCPU"))?;
+        let template = match &mut template {
+            Some(template) => template,
+            empty => empty.insert(cpuid::Template::new(
+                supported,
+                &cpuid::Settings { cpus: config.cpus(), tsc_khz: vcpu.get_tsc_khz().ok() },
+            )?),
+        };
+        vcpu.set_cpuid2(&template.for_vcpu(index)?)
+            .map_err(kvm::refused("KVM_SET_CPUID2"))?;
+        msr::set_up(&vcpu).map_err(kvm::refused("KVM_SET_MSRS"))?;
+        regs::set_up_lapic(&vcpu)?;
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+/// Puts the payload into guest memory, with all that it will look for there.
+fn load(
+    config: &Config,
+    payload: Payload,
+    image: Option<(KernelImage, u64)>,
+    memory: &GuestMemoryMmap,
+) -> Result<Entry, Error> {
+    let (Payload::Kernel { kernel, initrd, cmdline, .. }, Some((image, initrd_size))) = (&payload, image)
+    else {
+        let Payload::Code { bytes, gpa, mode } = payload else {
+            unreachable!("check_payload gives an image for every kernel");
+        };
+        memory::load_code(memory, &bytes, gpa)?;
+        return Ok(Entry { mode, instruction: gpa, boot_info: 0 });
+    };
+    memory::load_kernel(memory, kernel, &image.segments)?;
+    let initrd = match initrd {
+        Some(file) if initrd_size > 0 => {
+            let gpa = boot::place_initrd(&image, initrd_size, config.memory())?;
+            memory::load_initrd(memory, file, gpa, initrd_size)?;
+            Some((gpa, initrd_size))
+        }
+        _ => None,
+    };
+    mptable::write(memory, config.cpus())?;
+    // A guest that is told not to use ACPI finds its devices on the command line.
+    let acpi_off = cmdline.split_ascii_whitespace().any(|word| word == "acpi=off");
+    let mut cmdline = cmdline.clone();
+    let rsdp = if acpi_off {
+        for slot in 0..config.virtio_slots() {
+            cmdline.push_str(&layout::virtio_mmio_parameter(slot));
+        }
+        None
+    } else {
+        let tables = acpi::Config {
+            cpus: config.cpus(),
+            virtio_slots: config.virtio_slots(),
+            serial: config.serial(),
+        };
+        Some(acpi::write_tables(memory, &tables)?)
+    };
+    let info = BootInfo {
+        kernel: &image,
+        cmdline: &cmdline,
+        initrd,
+        ram_size: config.memory(),
+        rsdp,
+    };
+    let boot_info = boot::write(memory, &info)?;
+    let mode = match image.protocol {
+        Protocol::Linux64 => CpuMode::Long,
+        Protocol::Pvh => CpuMode::Protected,
+    };
+    Ok(Entry { mode, instruction: image.entry, boot_info: boot_info.0 })
+}
+
+fn attach_console(
+    machine: &Machine,
+    console: Option<Console>,
+) -> Result<Option<SharedSerialWorker>, Error> {
+    let (Some((serial, ready)), Some(console)) = (&machine.serial, console) else {
+        return Ok(None);
+    };
+    let ready = ready.try_clone().map_err(host("an eventfd"))?;
+    let worker =
+        SerialWorker::new(Arc::clone(serial), ready, console.input, console.output, console.filter)
+            .map_err(Error::Console)?;
+    Ok(Some(Arc::new(Mutex::new(worker))))
+}
+
+fn spawn(
+    vcpus: Vec<VcpuFd>,
+    buses: Arc<Buses>,
+    events: &Arc<Events>,
+    memory: &GuestMemoryMmap,
+) -> Result<Vec<crate::vcpu::VcpuHandle>, Error> {
+    (0..)
+        .zip(vcpus)
+        .map(|(index, fd)| {
+            let vcpu = Vcpu {
+                index,
+                fd,
+                buses: Arc::clone(&buses),
+                events: Arc::clone(events),
+                memory: memory.clone(),
+            };
+            vcpu.spawn().map_err(host("a vCPU thread"))
+        })
+        .collect()
+}

@@ -1,0 +1,168 @@
+//! What can be asked of a machine, checked. A [`Config`] that exists is one that can be built, as far
+//! as that can be known without touching the host.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use arch::kernel::Protocol;
+use arch::regs::CpuMode;
+use thiserror::Error;
+
+use crate::kvm::DEFAULT_DEVICE;
+
+/// Least RAM of a guest that boots a kernel, in bytes.
+pub const MIN_MEMORY: u64 = 16 << 20;
+/// Most vCPUs of a guest.
+pub const MAX_CPUS: u32 = 64;
+/// RAM is given in units of a page.
+const PAGE_SIZE: u64 = 4096;
+
+/// Which field of a configuration is wrong, and why.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// No vCPU, or too many.
+    #[error("A guest has 1 to {MAX_CPUS} CPUs, not {cpus}")]
+    Cpus {
+        /// How many were asked for.
+        cpus: u32,
+    },
+    /// Less memory than a kernel can start in.
+    #[error("A guest needs at least 16 MiB of memory, not {bytes} bytes")]
+    MemoryTooSmall {
+        /// How much was asked for.
+        bytes: u64,
+    },
+    /// Not a multiple of the page size.
+    #[error("A guest's memory is a multiple of 4096 bytes, {bytes} is not")]
+    MemoryNotPages {
+        /// How much was asked for.
+        bytes: u64,
+    },
+    /// More virtio-mmio slots than interrupt lines.
+    #[error("A guest has at most {max} virtio-mmio slots, not {slots}")]
+    VirtioSlots {
+        /// How many were asked for.
+        slots: u32,
+        /// How many there can be.
+        max: u32,
+    },
+}
+
+/// What a guest executes first.
+#[derive(Debug)]
+pub enum Payload {
+    /// A Linux kernel.
+    Kernel {
+        /// ELF vmlinux or bzImage.
+        kernel: File,
+        /// Initial RAM disk.
+        initrd: Option<File>,
+        /// Kernel command line, complete.
+        cmdline: String,
+        /// How the kernel is entered.
+        protocol: Protocol,
+    },
+    /// A few instructions: how mote tests itself and its host.
+    Code {
+        /// The instructions.
+        bytes: Vec<u8>,
+        /// Where they are put, and entered.
+        gpa: u64,
+        /// The mode they are entered in.
+        mode: CpuMode,
+    },
+}
+
+/// A machine, as it is to be built.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The KVM device.
+    kvm_device: PathBuf,
+    cpus: u32,
+    memory: u64,
+    serial: bool,
+    boot_timer: bool,
+    virtio_slots: u32,
+}
+
+impl Config {
+    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, a serial port and nothing else.
+    pub fn new(cpus: u32, memory: u64) -> Result<Self, Error> {
+        if cpus == 0 || cpus > MAX_CPUS {
+            return Err(Error::Cpus { cpus });
+        }
+        if memory < MIN_MEMORY {
+            return Err(Error::MemoryTooSmall { bytes: memory });
+        }
+        if !memory.is_multiple_of(PAGE_SIZE) {
+            return Err(Error::MemoryNotPages { bytes: memory });
+        }
+        Ok(Self {
+            kvm_device: DEFAULT_DEVICE.into(),
+            cpus,
+            memory,
+            serial: true,
+            boot_timer: false,
+            virtio_slots: 0,
+        })
+    }
+
+    /// Uses another KVM device than `/dev/kvm`.
+    pub fn with_kvm_device(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kvm_device = path.into();
+        self
+    }
+
+    /// With or without the serial port COM1.
+    pub fn with_serial(mut self, serial: bool) -> Self {
+        self.serial = serial;
+        self
+    }
+
+    /// With or without the port through which a guest marks a point of its boot.
+    pub fn with_boot_timer(mut self, boot_timer: bool) -> Self {
+        self.boot_timer = boot_timer;
+        self
+    }
+
+    /// With so many virtio-mmio slots.
+    pub fn with_virtio_slots(mut self, slots: u32) -> Result<Self, Error> {
+        let max = arch::layout::VIRTIO_MMIO_MAX_SLOTS;
+        if slots > max {
+            return Err(Error::VirtioSlots { slots, max });
+        }
+        self.virtio_slots = slots;
+        Ok(self)
+    }
+
+    /// The KVM device.
+    pub fn kvm_device(&self) -> &std::path::Path {
+        &self.kvm_device
+    }
+
+    /// How many vCPUs.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
+    }
+
+    /// Bytes of RAM.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Whether there is a serial port.
+    pub fn serial(&self) -> bool {
+        self.serial
+    }
+
+    /// Whether the boot timer's port exists.
+    pub fn boot_timer(&self) -> bool {
+        self.boot_timer
+    }
+
+    /// How many virtio-mmio slots.
+    pub fn virtio_slots(&self) -> u32 {
+        self.virtio_slots
+    }
+}

@@ -1,0 +1,218 @@
+//! Guest RAM: anonymous memory, into which kernel and initrd are mapped from their files.
+//!
+//! Mapping costs page-table entries, not copies, and what no guest writes to is shared between all
+//! guests through the page cache. The mappings are private: a guest's writes never reach the file.
+#![expect(unsafe_code, reason = "maps files over guest memory")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use arch::boot::ram_ranges;
+use arch::kernel::Segment;
+use thiserror::Error;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, ReadVolatile,
+    VolatileSlice,
+};
+
+const PAGE_SIZE: u64 = 4096;
+
+/// Why guest memory could not be made or filled.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// More memory than the host has.
+    #[error("The guest is to have {asked} bytes of memory, the host has {total} in all")]
+    MoreThanHost {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes the host has.
+        total: u64,
+    },
+    /// The host refused the mapping.
+    #[error("Cannot reserve {bytes} bytes of guest memory")]
+    Reserve {
+        /// How much.
+        bytes: u64,
+        /// What the host said.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The regions do not form a guest memory.
+    #[error("The guest's memory regions do not fit together")]
+    Regions(#[source] vm_memory::GuestRegionCollectionError),
+    /// Not RAM.
+    #[error("{bytes} bytes at {gpa:#x} are not guest memory")]
+    NotRam {
+        /// First GPA.
+        gpa: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Mapping a file failed.
+    #[error("Cannot map the {what} file into guest memory")]
+    Map {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// Copying from a file failed.
+    #[error("Cannot read the {what} file into guest memory")]
+    Copy {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// What went wrong.
+        #[source]
+        source: vm_memory::GuestMemoryError,
+    },
+    /// Seeking or asking for the size failed.
+    #[error("Cannot read the {what} file")]
+    Read {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reserves `size` bytes of guest RAM, around the device hole. Nothing of it is touched.
+pub(crate) fn allocate(size: u64) -> Result<GuestMemoryMmap, Error> {
+    let total = host_memory();
+    if size > total {
+        return Err(Error::MoreThanHost { asked: size, total });
+    }
+    let mut regions = Vec::with_capacity(2);
+    for (start, bytes) in ram_ranges(size) {
+        #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
+        let mapping = MmapRegionBuilder::new(bytes as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|source| Error::Reserve { bytes, source })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .ok_or(Error::NotRam { gpa: start, bytes })?;
+        regions.push(region);
+    }
+    GuestMemoryMmap::from_regions(regions).map_err(Error::Regions)
+}
+
+/// All the memory the host has, in bytes.
+fn host_memory() -> u64 {
+    // SAFETY: sysconf only reads.
+    let (pages, page_size) =
+        unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(u64::MAX).saturating_mul(u64::try_from(page_size).unwrap_or(0))
+}
+
+/// Puts a kernel's segments into guest memory.
+pub(crate) fn load_kernel(
+    memory: &GuestMemoryMmap,
+    file: &File,
+    segments: &[Segment],
+) -> Result<(), Error> {
+    let mut page_in_use = None;
+    for segment in segments {
+        // Two segments may share a page: the second one must not hide the first.
+        let shares_page = page_in_use == Some(segment.gpa / PAGE_SIZE);
+        load(memory, file, segment, shares_page, "kernel")?;
+        page_in_use = Some((segment.gpa + segment.memory_size - 1) / PAGE_SIZE);
+    }
+    Ok(())
+}
+
+/// Puts an initrd of `size` bytes at `gpa`, which is page-aligned.
+pub(crate) fn load_initrd(
+    memory: &GuestMemoryMmap,
+    file: &File,
+    gpa: u64,
+    size: u64,
+) -> Result<(), Error> {
+    let segment = Segment { file_offset: 0, file_size: size, gpa, memory_size: size };
+    load(memory, file, &segment, false, "initrd")
+}
+
+fn load(
+    memory: &GuestMemoryMmap,
+    file: &File,
+    segment: &Segment,
+    copy_first_page: bool,
+    what: &'static str,
+) -> Result<(), Error> {
+    let Segment { file_offset, file_size, gpa, .. } = *segment;
+    let not_ram = || Error::NotRam { gpa, bytes: segment.memory_size };
+    if file_size == 0 {
+        return Ok(());
+    }
+    let bytes = usize::try_from(file_size).map_err(|_| not_ram())?;
+    let slice = memory.get_slice(GuestAddress(gpa), bytes).map_err(|_| not_ram())?;
+    // Only whole pages of the file are mapped: what follows the segment in its last page is none
+    // of the guest's business, so that page is copied.
+    let whole_pages = file_size / PAGE_SIZE * PAGE_SIZE;
+    let congruent = gpa.is_multiple_of(PAGE_SIZE) && file_offset.is_multiple_of(PAGE_SIZE);
+    if whole_pages == 0 || !congruent || copy_first_page {
+        return copy(&slice, file, file_offset, what);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "at most `bytes`")]
+    let mapped = whole_pages as usize;
+    map(&slice, mapped, file, file_offset, what)?;
+    if mapped < bytes {
+        let rest = slice.offset(mapped).map_err(|_| not_ram())?;
+        copy(&rest, file, file_offset + whole_pages, what)?;
+    }
+    Ok(())
+}
+
+fn map(
+    slice: &VolatileSlice<'_>,
+    length: usize,
+    file: &File,
+    file_offset: u64,
+    what: &'static str,
+) -> Result<(), Error> {
+    debug_assert!(length <= slice.len());
+    let offset = libc::off_t::try_from(file_offset)
+        .map_err(|source| Error::Map { what, source: io::Error::other(source) })?;
+    // SAFETY: the range lies in one region of guest memory, which is a mapping of our own that stays
+    // until the region is dropped and is only ever accessed as volatile memory; MAP_FIXED replaces
+    // whole pages of it, as address, offset and length are multiples of the page size.
+    let address = unsafe {
+        libc::mmap(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(Error::Map { what, source: io::Error::last_os_error() });
+    }
+    Ok(())
+}
+
+fn copy(
+    slice: &VolatileSlice<'_>,
+    file: &File,
+    file_offset: u64,
+    what: &'static str,
+) -> Result<(), Error> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::Start(file_offset))
+        .map_err(|source| Error::Read { what, source })?;
+    file.read_exact_volatile(&mut slice.clone())
+        .map_err(|source| Error::Copy { what, source: source.into() })
+}
+
+/// Puts a few instructions into guest memory.
+pub(crate) fn load_code(memory: &GuestMemoryMmap, code: &[u8], gpa: u64) -> Result<(), Error> {
+    memory
+        .write_slice(code, GuestAddress(gpa))
+        .map_err(|_| Error::NotRam { gpa, bytes: code.len() as u64 })
+}

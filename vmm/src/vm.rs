@@ -1,0 +1,157 @@
+//! A machine: what it owns, and how it is started, served and stopped.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use devices::legacy::ged::Ged;
+use devices::legacy::serial_worker::SerialWorker;
+use event_manager::{EventManager, EventOps, EventSet, MutEventSubscriber, SubscriberOps};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+
+use crate::builder::{self, Console};
+use crate::config::{Config, Payload};
+use crate::events::{Events, StopReason, Stopper};
+use crate::vcpu::VcpuHandle;
+
+/// How long a reader of the console may keep a stopped machine from ending.
+const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a running machine could not be served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The event loop failed.
+    #[error("The event loop failed")]
+    EventLoop(#[source] event_manager::Error),
+}
+
+/// A point of the guest's boot, as `--boot-timer` prints it.
+#[derive(Clone, Copy, Debug)]
+pub struct BootMark {
+    /// The byte that the guest wrote.
+    pub value: u8,
+    /// When it did.
+    pub at: Instant,
+    /// Time since the boot vCPU first entered the guest.
+    pub since_first_run: Duration,
+}
+
+/// A handle on the guest's power button.
+#[derive(Clone)]
+pub struct PowerButton(pub(crate) Arc<Mutex<Ged>>);
+
+impl PowerButton {
+    /// Presses it: a guest with ACPI shuts itself down.
+    pub fn press(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+    }
+}
+
+/// The console's worker, shared between the event loop and the end of the machine.
+pub(crate) type SharedSerialWorker = Arc<Mutex<SerialWorker>>;
+
+/// A machine. Dropping it stops the vCPUs and frees everything.
+// The order of the fields is the order in which they are dropped: vCPUs before the devices they
+// talk to, guest memory last.
+pub struct Vm {
+    pub(crate) vcpus: Vec<VcpuHandle>,
+    pub(crate) event_manager: EventManager<Box<dyn MutEventSubscriber>>,
+    pub(crate) serial: Option<SharedSerialWorker>,
+    pub(crate) power_button: PowerButton,
+    pub(crate) events: Arc<Events>,
+    pub(crate) vm: Arc<kvm_ioctls::VmFd>,
+    pub(crate) memory: GuestMemoryMmap,
+}
+
+impl Vm {
+    /// Builds a machine; its vCPUs are paused at the first instruction.
+    pub fn build(
+        config: &Config,
+        payload: Payload,
+        console: Option<Console>,
+    ) -> Result<Self, builder::Error> {
+        builder::build(config, payload, console)
+    }
+
+    /// Lets the vCPUs run.
+    pub fn start(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.run();
+        }
+    }
+
+    /// Adds a subscriber to the event loop that [`Vm::run`] serves.
+    pub fn add_subscriber(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
+        self.event_manager.add_subscriber(subscriber);
+    }
+
+    /// A handle that stops the machine.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.events))
+    }
+
+    /// The guest's power button.
+    pub fn power_button(&self) -> PowerButton {
+        self.power_button.clone()
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Serves the event loop until the machine stops, and says why. What the guest has written to
+    /// its console by then has been written out.
+    pub fn run(&mut self, mut on_mark: impl FnMut(BootMark)) -> Result<StopReason, Error> {
+        let reason = loop {
+            while let Some(mark) = self.events.take_mark() {
+                let first_run = self.events.first_run().unwrap_or(mark.at);
+                on_mark(BootMark {
+                    value: mark.value,
+                    at: mark.at,
+                    since_first_run: mark.at.saturating_duration_since(first_run),
+                });
+            }
+            if let Some(reason) = self.events.take_stop() {
+                break reason;
+            }
+            match self.event_manager.run() {
+                Ok(_) => {}
+                Err(event_manager::Error::Epoll(error))
+                    if io::Error::from(error).kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::EventLoop(error)),
+            }
+        };
+        if let Some(serial) = &self.serial {
+            serial
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .flush_blocking(Instant::now() + CONSOLE_FLUSH_TIMEOUT);
+        }
+        Ok(reason)
+    }
+
+    /// The last few KiB that the guest wrote to its serial port.
+    pub fn console_tail(&self) -> Vec<u8> {
+        self.serial.as_ref().map_or_else(Vec::new, |serial| {
+            serial.lock().unwrap_or_else(PoisonError::into_inner).tail()
+        })
+    }
+}
+
+/// Wakes the event loop when a vCPU or a device has something to say.
+pub(crate) struct Wake(pub(crate) Arc<Events>);
+
+impl MutEventSubscriber for Wake {
+    fn process(&mut self, _: event_manager::Events, _: &mut EventOps) {
+        // Only resets the counter: `Vm::run` looks after every round.
+        let _ = self.0.wake.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        // Fails only for a descriptor that is already there.
+        let _ = ops.add(event_manager::Events::new(&self.0.wake, EventSet::IN));
+    }
+}
