@@ -21,6 +21,16 @@ pub struct Cli {
 pub enum Command {
     /// Boot a guest in the foreground, its console on the terminal
     Run(Box<RunArgs>),
+    /// Check whether this host can run Linux guests, and what it lacks
+    Doctor(DoctorArgs),
+}
+
+/// `mote doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Print JSON for scripts
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `mote run`.

@@ -7,6 +7,7 @@
 mod args;
 mod config_file;
 mod console;
+mod doctor;
 mod guest;
 mod keys;
 mod message;
@@ -36,6 +37,7 @@ fn main() {
 fn execute(cli: Cli, started: Instant) -> Status {
     match cli.command {
         Command::Run(args) => run::run(&args, started).unwrap_or_else(|error| fail(&error)),
+        Command::Doctor(args) => doctor::doctor(&args),
     }
 }
 

@@ -16,6 +16,7 @@ mod builder;
 pub mod config;
 mod crash;
 mod events;
+pub mod host;
 mod interrupts;
 mod kvm;
 mod memory;
