@@ -37,10 +37,11 @@ pub const PAGE_TABLES_START: u64 = 0x9000;
 pub const CMDLINE_START: u64 = 0x2_0000;
 /// Longest command line, NUL included: what Linux itself takes (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_MAX_SIZE: usize = 2048;
-/// Where usable RAM below 640 KiB ends and the MP floating pointer structure starts.
-pub const MPTABLE_START: u64 = 0x9_fc00;
-/// The MP table ends before this address.
-pub const MPTABLE_END: u64 = 0xa_0000;
+/// Where usable RAM below 640 KiB ends and the MP configuration table starts.
+pub const MPTABLE_START: u64 = 0x9_f000;
+/// The MP table ends before this address, where the floating pointer to it is: the last KiB of
+/// conventional memory, one of the three places a kernel looks at.
+pub const MP_POINTER: u64 = 0x9_fc00;
 /// RSDP, in the area where a guest without other hints scans for it; the tables follow.
 pub const ACPI_START: u64 = 0xe_0000;
 /// The ACPI tables end before this address.

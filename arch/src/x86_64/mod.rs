@@ -5,3 +5,6 @@ pub mod boot;
 pub mod kernel;
 pub mod regs;
 pub mod symbols;
+pub mod acpi;
+pub mod mptable;
+pub mod msr;
