@@ -8,3 +8,4 @@ pub mod symbols;
 pub mod acpi;
 pub mod mptable;
 pub mod msr;
+pub mod cpuid;
