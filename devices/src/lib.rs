@@ -1,1 +1,23 @@
-//! devices
+//! Device models: what a guest sees behind its ports and MMIO addresses.
+//!
+//! Reading order: `event` and `interrupt` (the two ways out of a device: to the monitor and to the
+//! guest), `bus` (from an address to a device, and the order of locks), `ioapic` (from a line to an
+//! MSI), then `legacy`: `boot_timer` is the smallest device and shows the shape, `serial` is the
+//! largest and `serial_worker` is its other half on the I/O thread.
+//!
+//! Knows nothing of KVM, HTTP or the command line. Nothing here trusts the guest: a device takes any
+//! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
+
+pub mod bus;
+pub mod event;
+pub mod interrupt;
+pub mod ioapic;
+pub mod legacy;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex` even when a thread has panicked with it: a device is a state machine that takes any
+/// input, so a half-done access leaves nothing that the next one could trip over.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,11 @@
+//! The devices of a PC that a microVM keeps, each as small as its guests allow.
+
+pub mod acpi_pm;
+pub mod boot_timer;
+pub mod ged;
+pub mod i8042;
+pub mod pic;
+pub mod pvpanic;
+pub mod serial;
+pub mod serial_worker;
+pub mod virtio_slots;
