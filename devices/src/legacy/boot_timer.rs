@@ -1,12 +1,13 @@
-//! A port through which a guest marks a point of its boot.
+//! A port through which a guest marks a point of its boot: one byte, the number of the point.
 
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
 use crate::event::{EventSink, GuestEvent};
 
-/// The port.
+/// The port, at offset 0.
 pub struct BootTimer {
+    // Runtime glue.
     sink: Arc<dyn EventSink>,
 }
 
@@ -22,9 +23,28 @@ impl BusDevice for BootTimer {
         data.fill(0);
     }
 
-    fn write(&mut self, _: u64, data: &[u8]) {
-        if let [value] = *data {
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (0, &[value, ..]) = (offset, data) {
             self.sink.event(GuestEvent::BootTimer(value));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::test_support::Recorder;
+
+    #[test]
+    fn a_byte_is_a_mark() {
+        let events = Recorder::new();
+        let mut timer = BootTimer::new(events.clone());
+        timer.write(0, &[123]);
+        timer.write(0, &[]);
+        timer.write(1, &[5]);
+        assert_eq!(events.take(), [GuestEvent::BootTimer(123)]);
+        let mut data = [0xaa];
+        timer.read(0, &mut data);
+        assert_eq!(data, [0]);
     }
 }

@@ -1,4 +1,7 @@
 //! The devices of a PC that a microVM keeps, each as small as its guests allow.
+//!
+//! The byte-wide ones take an access of several bytes as one to each of the registers it covers, in
+//! order, as a PC's 8-bit devices see it.
 
 pub mod acpi_pm;
 pub mod boot_timer;
