@@ -1,21 +1,41 @@
 //! A 16550A UART (National Semiconductor PC16550D datasheet): the guest's serial port.
 //!
-//! The line has no speed: what the guest sends is out at once, what the host sends comes as fast as
-//! the guest reads. Nothing is lost either way. Towards the host, a bounded buffer holds the guest
-//! back by not reporting an empty transmitter. Towards the guest, bytes are delivered only while it
-//! has its receiver's interrupt on and RTS raised: a guest that has not opened the port yet, or whose
-//! buffers are full (with hardware flow control), gets them later.
+//! The line has no speed. What the guest sends has left at once, for a buffer that the worker on the
+//! I/O thread (`serial_worker`) empties; what the host sends arrives as fast as the guest reads. A
+//! guest that heeds the flags loses nothing:
+//!
+//! - Above [`OUTPUT_HIGH_WATER`] the transmitter is not empty: neither LSR nor an interrupt says so
+//!   until the worker has made room. A guest that goes on writing fills the buffer to [`OUTPUT_MAX`];
+//!   after that what it writes is dropped, and counted.
+//! - A byte is only delivered when the receiver has room for it, and while the guest listens: with the
+//!   receive interrupt enabled, which drivers do when they open the port and after they have cleared
+//!   the FIFO of what was in there; and with RTS up, if it uses RTS at all. Until then it waits at the
+//!   worker. A guest that only ever polls the receiver gets no input.
+//!
+//! The interrupt line is not gated by MCR.OUT2, as on other monitors' ports: there are guests that
+//! never set it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, byte_offsets};
 use crate::interrupt::InterruptLine;
 
-/// Registers, as offsets.
-const DATA: u64 = 0;
+/// Bytes of output from which on the transmitter is busy.
+pub const OUTPUT_HIGH_WATER: usize = 48 << 10;
+/// Bytes of output that are held at most. The distance is for what drivers write without looking
+/// again: 16 bytes each time the transmitter is empty.
+pub const OUTPUT_MAX: usize = 64 << 10;
+/// Bytes in the receiver's FIFO.
+const FIFO_SIZE: usize = 16;
+/// The worker brings more input once the FIFO has drained to this: the guest reads the rest while it
+/// is on its way.
+const REFILL_LEVEL: usize = FIFO_SIZE / 2;
+
+// Registers, as offsets; the first two are the divisor latch while LCR.DLAB is set.
+const RBR_THR: u64 = 0;
 const IER: u64 = 1;
 const IIR_FCR: u64 = 2;
 const LCR: u64 = 3;
@@ -24,21 +44,31 @@ const LSR: u64 = 5;
 const MSR: u64 = 6;
 const SCR: u64 = 7;
 
-const IER_RECEIVED: u8 = 1 << 0;
-const IER_TRANSMITTER_EMPTY: u8 = 1 << 1;
-const IER_MODEM_STATUS: u8 = 1 << 3;
+// Interrupt enable: received data, transmitter empty, line status, modem status.
+const IER_RDI: u8 = 1 << 0;
+const IER_THRI: u8 = 1 << 1;
+const IER_RLSI: u8 = 1 << 2;
+const IER_MSI: u8 = 1 << 3;
 const IER_WRITABLE: u8 = 0x0f;
 
+// Interrupt identification.
 const IIR_NONE: u8 = 0x01;
-const IIR_MODEM_STATUS: u8 = 0x00;
-const IIR_TRANSMITTER_EMPTY: u8 = 0x02;
+const IIR_LINE_STATUS: u8 = 0x06;
 const IIR_RECEIVED: u8 = 0x04;
+/// Fewer bytes than the trigger level, and no more have come for a while.
+const IIR_RECEIVE_TIMEOUT: u8 = 0x0c;
+const IIR_TRANSMITTER_EMPTY: u8 = 0x02;
+const IIR_MODEM_STATUS: u8 = 0x00;
 const IIR_FIFO_ENABLED: u8 = 0xc0;
 
+// FIFO control.
 const FCR_ENABLE: u8 = 1 << 0;
 const FCR_CLEAR_RECEIVER: u8 = 1 << 1;
+const FCR_TRIGGER_SHIFT: u8 = 6;
+/// Bytes for which the receiver interrupts, by the two topmost bits of FCR.
+const TRIGGER_LEVELS: [usize; 4] = [1, 4, 8, 14];
 
-const LCR_DIVISOR_LATCH: u8 = 1 << 7;
+const LCR_DLAB: u8 = 1 << 7;
 
 const MCR_DTR: u8 = 1 << 0;
 const MCR_RTS: u8 = 1 << 1;
@@ -48,102 +78,141 @@ const MCR_LOOP: u8 = 1 << 4;
 const MCR_WRITABLE: u8 = 0x1f;
 
 const LSR_DATA_READY: u8 = 1 << 0;
-const LSR_THR_EMPTY: u8 = 1 << 5;
-const LSR_TRANSMITTER_EMPTY: u8 = 1 << 6;
+const LSR_OVERRUN: u8 = 1 << 1;
+const LSR_THRE: u8 = 1 << 5;
+const LSR_TEMT: u8 = 1 << 6;
 
-/// The other end is always there and always ready.
+// Modem status: the lines, and below each the bit that says it has changed since the last read.
 const MSR_CTS: u8 = 1 << 4;
 const MSR_DSR: u8 = 1 << 5;
 const MSR_RI: u8 = 1 << 6;
 const MSR_DCD: u8 = 1 << 7;
+const MSR_DELTA_SHIFT: u8 = 4;
 
-/// Bytes of the receiver's FIFO.
-const FIFO_SIZE: usize = 16;
-/// Bytes that wait behind the FIFO, so that a paste does not wake the I/O thread for every 16 bytes.
-const BACKLOG_SIZE: usize = 4096;
-/// Above so many bytes of output the transmitter is not reported empty.
-const OUTPUT_HIGH_WATER: usize = 48 << 10;
-/// A guest that writes in spite of that loses what goes beyond this.
-const OUTPUT_MAX: usize = 64 << 10;
+/// 9600 baud, as firmware leaves it. Linux divides by what it finds here.
+const RESET_DIVISOR: [u8; 2] = 12u16.to_le_bytes();
+/// 8 bits, no parity, 1 stop bit.
+const RESET_LCR: u8 = 0x03;
 
-/// The UART.
+/// The UART: 8 ports.
+///
+/// Every access takes the same short time, whatever is buffered: Linux's console polls LSR and writes
+/// THR for each character, and each of those stops a vCPU.
 pub struct Serial {
     // Runtime glue.
     line: Arc<dyn InterruptLine>,
-    /// Wakes the worker: there is output, or room for input that it waits for.
-    ready: EventFd,
-    // Volatile state.
+    /// Wakes the worker.
+    wake: EventFd,
+
+    // Volatile state, as the guest sees it.
     ier: u8,
-    fifo_enabled: bool,
     lcr: u8,
     mcr: u8,
     scr: u8,
     divisor: [u8; 2],
-    fifo: VecDeque<u8>,
-    backlog: VecDeque<u8>,
-    output: VecDeque<u8>,
-    /// The transmitter-empty interrupt is due: set when the transmitter becomes empty or the
-    /// interrupt is switched on, cleared by reading IIR.
+    fifo_enabled: bool,
+    /// Bytes for which the receiver interrupts.
+    trigger: usize,
+    received: VecDeque<u8>,
+    overrun: bool,
+    /// Changes of the modem lines, as the low half of MSR.
+    modem_changes: u8,
+    /// The transmitter became empty, or the guest enabled that interrupt while it was, and the guest
+    /// has not been told.
     transmitter_interrupt: bool,
-    /// The worker has input for which there was no room.
+    line_asserted: bool,
+    /// RTS has been up: the guest means something by it when it is down.
+    uses_rts: bool,
+
+    // Volatile state, as the worker sees it.
+    output: VecDeque<u8>,
+    dropped_output: u64,
+    /// The worker waits to be woken for output.
+    worker_rests: bool,
+    /// The worker has input that there was no room for.
     input_waits: bool,
-    /// Output bytes that were lost because the guest ignored the transmitter's state.
-    overrun: u64,
 }
 
 impl Serial {
-    /// A UART after reset, which interrupts by `line` and tells its worker by `ready`.
-    pub fn new(line: Arc<dyn InterruptLine>, ready: EventFd) -> Self {
+    /// A UART after reset, which interrupts by `line`. It writes to `wake` when there is output for a
+    /// worker at rest, and when there is room for input that was refused before.
+    pub fn new(line: Arc<dyn InterruptLine>, wake: EventFd) -> Self {
         Self {
             line,
-            ready,
+            wake,
             ier: 0,
-            fifo_enabled: false,
-            lcr: 0x03,
-            mcr: MCR_OUT2,
+            lcr: RESET_LCR,
+            mcr: 0,
             scr: 0,
-            // 9600 baud, as a BIOS leaves it.
-            divisor: [0x0c, 0x00],
-            fifo: VecDeque::with_capacity(FIFO_SIZE),
-            backlog: VecDeque::new(),
-            output: VecDeque::new(),
+            divisor: RESET_DIVISOR,
+            fifo_enabled: false,
+            trigger: TRIGGER_LEVELS[0],
+            received: VecDeque::with_capacity(FIFO_SIZE),
+            overrun: false,
+            modem_changes: 0,
             transmitter_interrupt: false,
+            line_asserted: false,
+            uses_rts: false,
+            output: VecDeque::new(),
+            dropped_output: 0,
+            worker_rests: true,
             input_waits: false,
-            overrun: 0,
         }
     }
 
-    /// Moves all output to the end of `into`, at most 64 KiB.
-    pub fn take_output(&mut self, into: &mut Vec<u8>) {
-        let was_full = !self.transmitter_empty();
-        let (front, back) = self.output.as_slices();
-        into.extend_from_slice(front);
-        into.extend_from_slice(back);
-        self.output.clear();
-        if was_full {
+    /// What the guest has sent and the worker has not consumed, oldest first, at most [`OUTPUT_MAX`]
+    /// bytes in two parts.
+    pub fn output(&self) -> (&[u8], &[u8]) {
+        self.output.as_slices()
+    }
+
+    /// Removes the `count` oldest bytes of the output, which the host has taken.
+    pub fn consume_output(&mut self, count: usize) {
+        let was_busy = !self.transmitter_empty();
+        self.output.drain(..count.min(self.output.len()));
+        if was_busy && self.transmitter_empty() {
             self.transmitter_interrupt = true;
-            self.update_line();
+            self.update();
         }
     }
 
-    /// Takes as much input as there is room for, and says how much that was. If it was not all, the
+    /// The worker has nothing more to do: it is woken for the next byte of output. False, and it is
+    /// not, if there is output now.
+    pub fn rest(&mut self) -> bool {
+        self.worker_rests = self.output.is_empty();
+        self.worker_rests
+    }
+
+    /// How many bytes of output the guest lost because it ignored that the transmitter was busy.
+    pub fn dropped_output(&self) -> u64 {
+        self.dropped_output
+    }
+
+    /// How many bytes of input would be taken now.
+    pub fn input_room(&self) -> usize {
+        let listens = self.ier & IER_RDI != 0 && (self.mcr & MCR_RTS != 0 || !self.uses_rts);
+        if !listens || self.is_looped() {
+            return 0;
+        }
+        self.capacity().saturating_sub(self.received.len())
+    }
+
+    /// Takes as much input as there is room for, and says how much that was. If that was not all, the
     /// worker is woken when there is room again.
     pub fn receive(&mut self, input: &[u8]) -> usize {
-        let room = BACKLOG_SIZE - self.backlog.len();
-        let taken = input.len().min(room);
-        self.backlog.extend(&input[..taken]);
+        let taken = input.len().min(self.input_room());
+        self.received.extend(&input[..taken]);
         self.input_waits = taken < input.len();
-        self.refill();
-        self.update_line();
+        self.update();
         taken
     }
 
-    /// Bytes lost to a guest that wrote without looking whether the transmitter is empty.
-    pub fn overrun(&self) -> u64 {
-        self.overrun
+    /// Bytes that the receiver holds.
+    fn capacity(&self) -> usize {
+        if self.fifo_enabled { FIFO_SIZE } else { 1 }
     }
 
-    fn looped(&self) -> bool {
+    fn is_looped(&self) -> bool {
         self.mcr & MCR_LOOP != 0
     }
 
@@ -151,168 +220,181 @@ impl Serial {
         self.output.len() < OUTPUT_HIGH_WATER
     }
 
-    /// Moves bytes from the backlog to the FIFO, if the guest is ready for them.
-    fn refill(&mut self) {
-        let listening = self.ier & IER_RECEIVED != 0 && self.mcr & MCR_RTS != 0 && !self.looped();
-        if !listening {
-            return;
+    /// Brings the interrupt line and the worker up to date, after anything has changed.
+    fn update(&mut self) {
+        let asserted = self.interrupt() != IIR_NONE;
+        if asserted != self.line_asserted {
+            self.line_asserted = asserted;
+            self.line.set(asserted);
         }
-        let size = if self.fifo_enabled { FIFO_SIZE } else { 1 };
-        while self.fifo.len() < size {
-            let Some(byte) = self.backlog.pop_front() else {
-                break;
-            };
-            self.fifo.push_back(byte);
-        }
-        if self.input_waits && self.backlog.len() <= BACKLOG_SIZE / 2 {
+        if self.input_waits && self.received.len() <= REFILL_LEVEL && self.input_room() > 0 {
             self.input_waits = false;
             self.wake_worker();
         }
     }
 
     fn wake_worker(&self) {
-        // Fails only when the counter is full, and then the worker is being woken anyway.
-        let _ = self.ready.write(1);
+        // Fails only when the counter is at its maximum, and then the worker is being woken anyway.
+        let _ = self.wake.write(1);
     }
 
-    fn transmit(&mut self, byte: u8) {
-        if self.looped() {
-            if self.fifo.len() < FIFO_SIZE {
-                self.fifo.push_back(byte);
+    /// The most urgent interrupt that is enabled and pending, as IIR gives it (datasheet section 8.6).
+    fn interrupt(&self) -> u8 {
+        let enabled = |interrupt| self.ier & interrupt != 0;
+        if enabled(IER_RLSI) && self.overrun {
+            IIR_LINE_STATUS
+        } else if enabled(IER_RDI) && !self.received.is_empty() {
+            // There is no clock that bytes could come by: a pause is over at once.
+            if self.fifo_enabled && self.received.len() < self.trigger {
+                IIR_RECEIVE_TIMEOUT
+            } else {
+                IIR_RECEIVED
             }
-        } else if self.output.len() < OUTPUT_MAX {
-            if self.output.is_empty() {
-                self.wake_worker();
-            }
-            self.output.push_back(byte);
-        } else {
-            self.overrun += 1;
-        }
-        self.transmitter_interrupt = self.transmitter_empty();
-    }
-
-    /// The most urgent reason for an interrupt, as IIR has it.
-    fn interrupt_reason(&self) -> u8 {
-        if self.ier & IER_RECEIVED != 0 && !self.fifo.is_empty() {
-            IIR_RECEIVED
-        } else if self.ier & IER_TRANSMITTER_EMPTY != 0 && self.transmitter_interrupt {
+        } else if enabled(IER_THRI) && self.transmitter_interrupt {
             IIR_TRANSMITTER_EMPTY
-        } else if self.ier & IER_MODEM_STATUS != 0
-            && self.looped()
-            && self.modem_status() & 0x0f != 0
-        {
+        } else if enabled(IER_MSI) && self.modem_changes != 0 {
             IIR_MODEM_STATUS
         } else {
             IIR_NONE
         }
     }
 
-    fn update_line(&self) {
-        self.line.set(self.interrupt_reason() != IIR_NONE);
-    }
-
-    fn modem_status(&self) -> u8 {
-        if !self.looped() {
+    /// The modem lines, as the high half of MSR: the other end is always there and ready.
+    fn modem_lines(&self) -> u8 {
+        if !self.is_looped() {
             return MSR_CTS | MSR_DSR | MSR_DCD;
         }
-        let wire = |output: u8, input: u8| if self.mcr & output != 0 { input } else { 0 };
-        wire(MCR_RTS, MSR_CTS)
-            | wire(MCR_DTR, MSR_DSR)
-            | wire(MCR_OUT1, MSR_RI)
-            | wire(MCR_OUT2, MSR_DCD)
+        [
+            (MCR_RTS, MSR_CTS),
+            (MCR_DTR, MSR_DSR),
+            (MCR_OUT1, MSR_RI),
+            (MCR_OUT2, MSR_DCD),
+        ]
+        .into_iter()
+        .filter(|(output, _)| self.mcr & output != 0)
+        .fold(0, |lines, (_, input)| lines | input)
+    }
+
+    fn set_modem_control(&mut self, value: u8) {
+        let before = self.modem_lines();
+        self.mcr = value & MCR_WRITABLE;
+        self.uses_rts |= self.mcr & MCR_RTS != 0;
+        let after = self.modem_lines();
+        // The ring indicator's bit says that it went down, the others that their line changed.
+        let changes = (before ^ after) & !(MSR_RI & after);
+        self.modem_changes |= changes >> MSR_DELTA_SHIFT;
+    }
+
+    fn transmit(&mut self, byte: u8) {
+        if self.is_looped() {
+            if self.received.len() < self.capacity() {
+                self.received.push_back(byte);
+            } else {
+                self.overrun = true;
+            }
+        } else if self.output.len() < OUTPUT_MAX {
+            self.output.push_back(byte);
+            if std::mem::take(&mut self.worker_rests) {
+                self.wake_worker();
+            }
+        } else {
+            self.dropped_output += 1;
+        }
+        self.transmitter_interrupt = self.transmitter_empty();
+    }
+
+    fn set_fifo_control(&mut self, value: u8) {
+        let enabled = value & FCR_ENABLE != 0;
+        // The transmitter's FIFO needs no clearing: what was written has left.
+        if enabled != self.fifo_enabled || value & FCR_CLEAR_RECEIVER != 0 {
+            self.received.clear();
+        }
+        self.fifo_enabled = enabled;
+        if enabled {
+            self.trigger = TRIGGER_LEVELS[usize::from(value >> FCR_TRIGGER_SHIFT)];
+        }
+    }
+
+    fn identify_interrupt(&mut self) -> u8 {
+        let interrupt = self.interrupt();
+        if interrupt == IIR_TRANSMITTER_EMPTY {
+            self.transmitter_interrupt = false;
+        }
+        interrupt
+            | if self.fifo_enabled {
+                IIR_FIFO_ENABLED
+            } else {
+                0
+            }
+    }
+
+    fn line_status(&mut self) -> u8 {
+        let mut status = 0;
+        if !self.received.is_empty() {
+            status |= LSR_DATA_READY;
+        }
+        if std::mem::take(&mut self.overrun) {
+            status |= LSR_OVERRUN;
+        }
+        if self.transmitter_empty() {
+            status |= LSR_THRE | LSR_TEMT;
+        }
+        status
     }
 
     fn read_register(&mut self, register: u64) -> u8 {
-        let divisor_latch = self.lcr & LCR_DIVISOR_LATCH != 0;
+        let divisor_latch = self.lcr & LCR_DLAB != 0;
         match register {
-            DATA if divisor_latch => self.divisor[0],
+            RBR_THR if divisor_latch => self.divisor[0],
             IER if divisor_latch => self.divisor[1],
-            DATA => {
-                let byte = self.fifo.pop_front().unwrap_or(0);
-                self.refill();
-                self.update_line();
-                byte
-            }
+            RBR_THR => self.received.pop_front().unwrap_or(0),
             IER => self.ier,
-            IIR_FCR => {
-                let reason = self.interrupt_reason();
-                if reason == IIR_TRANSMITTER_EMPTY {
-                    self.transmitter_interrupt = false;
-                    self.update_line();
-                }
-                reason
-                    | if self.fifo_enabled {
-                        IIR_FIFO_ENABLED
-                    } else {
-                        0
-                    }
-            }
+            IIR_FCR => self.identify_interrupt(),
             LCR => self.lcr,
             MCR => self.mcr,
-            LSR => {
-                let mut status = 0;
-                if !self.fifo.is_empty() {
-                    status |= LSR_DATA_READY;
-                }
-                if self.transmitter_empty() {
-                    status |= LSR_THR_EMPTY | LSR_TRANSMITTER_EMPTY;
-                }
-                status
-            }
-            MSR => self.modem_status(),
+            LSR => self.line_status(),
+            MSR => self.modem_lines() | std::mem::take(&mut self.modem_changes),
             SCR => self.scr,
             _ => 0,
         }
     }
 
     fn write_register(&mut self, register: u64, value: u8) {
-        let divisor_latch = self.lcr & LCR_DIVISOR_LATCH != 0;
+        let divisor_latch = self.lcr & LCR_DLAB != 0;
         match register {
-            DATA if divisor_latch => self.divisor[0] = value,
+            RBR_THR if divisor_latch => self.divisor[0] = value,
             IER if divisor_latch => self.divisor[1] = value,
-            DATA => self.transmit(value),
+            RBR_THR => self.transmit(value),
             IER => {
-                let value = value & IER_WRITABLE;
-                let switched_on = value & !self.ier;
-                self.ier = value;
-                if switched_on & IER_TRANSMITTER_EMPTY != 0 {
+                let newly_enabled = value & !self.ier;
+                self.ier = value & IER_WRITABLE;
+                if newly_enabled & IER_THRI != 0 {
                     self.transmitter_interrupt = self.transmitter_empty();
                 }
-                self.refill();
             }
-            IIR_FCR => {
-                let enabled = value & FCR_ENABLE != 0;
-                if value & FCR_CLEAR_RECEIVER != 0 || enabled != self.fifo_enabled {
-                    self.fifo.clear();
-                }
-                self.fifo_enabled = enabled;
-                self.refill();
-            }
+            IIR_FCR => self.set_fifo_control(value),
             LCR => self.lcr = value,
-            MCR => {
-                self.mcr = value & MCR_WRITABLE;
-                self.refill();
-            }
+            MCR => self.set_modem_control(value),
             SCR => self.scr = value,
             // LSR and MSR are read-only.
             _ => {}
         }
-        self.update_line();
     }
 }
 
 impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let [value] = data {
-            *value = self.read_register(offset);
+        for (offset, byte) in byte_offsets(offset).zip(data) {
+            *byte = self.read_register(offset);
         }
+        self.update();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let [value] = *data {
-            self.write_register(offset, value);
+        for (offset, &byte) in byte_offsets(offset).zip(data) {
+            self.write_register(offset, byte);
         }
+        self.update();
     }
 }
 

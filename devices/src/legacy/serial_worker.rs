@@ -1,357 +1,411 @@
-//! Moves bytes between a serial port and file descriptors of the host, on the I/O thread.
+//! The host's end of the serial port: moves bytes between [`Serial`] and file descriptors, on the I/O
+//! thread.
 //!
-//! The port is never locked while a descriptor is read or written. Neither direction blocks: output
-//! that the host does not take waits here, and the port holds the guest back; input for which the
-//! guest has no room stays in the host's pipe or terminal.
-#![expect(unsafe_code, reason = "read, send and poll on descriptors of any kind")]
+//! The port is never locked while a descriptor is read or written, and nothing here blocks. Output
+//! that the host does not take stays in the port, which then holds the guest back; input that the
+//! guest does not take is held here, at most [`HELD_MAX`] bytes, and the rest stays at the host.
+//!
+//! # Waking up
+//! A guest that prints makes an exit for each character; waking this thread for each as well would
+//! cost it more than the exit. So the worker, once woken, takes what there is, and then looks again by
+//! itself every [`LINGER`] until there is nothing new: a burst costs the guest one eventfd write, and
+//! the host a write for all that came within a millisecond. Only the first byte goes out at once, such
+//! as the echo of a key.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
 
+use super::host_fd::HostFd;
 use super::serial::Serial;
 use crate::lock;
 
-/// Bytes read from the host at once.
-const READ_SIZE: usize = 4096;
-/// Bytes of output that are remembered.
+/// Bytes written to the host at once. A pipe takes that many in one piece.
+const CHUNK: usize = 4096;
+/// Chunks of output after which other subscribers of the event loop have their turn.
+const CHUNKS_PER_TURN: usize = 16;
+/// Input is read as long as fewer bytes than this wait for the guest, however little it takes: keys
+/// that are for the filter have to be seen even when the guest hangs.
+const HELD_MAX: usize = 4096;
+/// Once [`HELD_MAX`] was reached, input is read again when no more than this is left.
+const HELD_RESUME: usize = HELD_MAX / 2;
+/// Bytes of past output that are remembered.
 const TAIL_SIZE: usize = 4096;
+/// How long the worker waits for more output before it asks to be woken for it.
+const LINGER: Duration = Duration::from_millis(1);
+
+// Which descriptor an event is for.
+const WAKE: u32 = 0;
+const TIMER: u32 = 1;
+const INPUT: u32 = 2;
+const OUTPUT: u32 = 3;
 
 /// Looks at what is typed before the guest does.
 pub trait InputFilter: Send {
-    /// Appends what is for the guest to `to_guest`: at most two bytes for each one of `input`.
+    /// Appends to `to_guest` what of `input` is for the guest. Called on the I/O thread: it must not
+    /// block. Over time it must not append more than it was given.
     fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>);
 }
 
 /// Where input comes from.
+#[derive(Debug)]
 pub struct Input(OwnedFd);
 
 impl Input {
-    /// Reads from `fd`, of any kind.
+    /// Reads from `fd`: a terminal, pipe, socket, file or device.
     pub fn new(fd: OwnedFd) -> Self {
         Self(fd)
     }
 }
 
 /// Where output goes.
-pub struct Output(Sink);
-
-enum Sink {
-    /// A terminal or pipe, with a file description of our own that does not block.
-    NonBlocking(File),
-    /// Regular files never block.
-    Blocking(File),
-    Socket(OwnedFd),
-    Nowhere,
-}
+#[derive(Debug)]
+pub struct Output(Option<HostFd>);
 
 impl Output {
-    /// Writes to `fd`, of any kind. A terminal or pipe is opened anew, as O_NONBLOCK on the given one
-    /// would also change it for the shell and every other process that shares it.
+    /// Writes to `fd`: a terminal, pipe, socket, file or device. The process must ignore SIGPIPE, as
+    /// Rust programs do. Needs /proc, and permission to open terminals and pipes again: without, a
+    /// reader that is slow at the wrong moment may block the I/O thread for a while.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let file = File::from(fd);
-        let kind = file.metadata()?.file_type();
-        if kind.is_socket() {
-            return Ok(Self(Sink::Socket(file.into())));
-        }
-        if kind.is_fifo() || kind.is_char_device() {
-            let reopened = File::options()
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
-                .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            if let Ok(reopened) = reopened {
-                return Ok(Self(Sink::NonBlocking(reopened)));
-            }
-        }
-        Ok(Self(Sink::Blocking(file)))
+        Ok(Self(Some(HostFd::for_writing(fd)?)))
     }
 
     /// Throws it away.
     pub fn discard() -> Self {
-        Self(Sink::Nowhere)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            Sink::NonBlocking(file) | Sink::Blocking(file) => file.write(bytes),
-            Sink::Socket(fd) => {
-                // SAFETY: the buffer is valid for its length.
-                let sent = unsafe {
-                    libc::send(
-                        fd.as_raw_fd(),
-                        bytes.as_ptr().cast(),
-                        bytes.len(),
-                        libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                    )
-                };
-                usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-            }
-            Sink::Nowhere => Ok(bytes.len()),
-        }
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        match &self.0 {
-            Sink::NonBlocking(file) => Some(file.as_raw_fd()),
-            Sink::Socket(fd) => Some(fd.as_raw_fd()),
-            Sink::Blocking(_) | Sink::Nowhere => None,
-        }
+        Self(None)
     }
 }
 
-/// What the worker knows of its input.
+/// How the event loop watches a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum InputState {
-    /// Epoll tells when there is something.
-    Watched,
-    /// The guest has no room: not watched until it has.
-    Waiting,
-    /// Epoll cannot watch it, as it is a file: it can always be read.
-    AlwaysReadable,
-    /// It has ended, or there was none.
-    Ended,
+enum Watch {
+    Off,
+    On,
+    /// Epoll refuses it (EPERM), as it is always ready: a regular file, /dev/null.
+    Never,
 }
 
-/// The worker.
+/// Why output stopped for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// There is no more.
+    Empty,
+    /// The host takes no more.
+    Blocked,
+    /// It is someone else's turn.
+    Turn,
+}
+
+/// The worker. It belongs to one event loop.
 pub struct SerialWorker {
     // Runtime glue.
     serial: Arc<Mutex<Serial>>,
-    ready: EventFd,
-    input: Option<Input>,
-    output: Output,
+    wake: EventFd,
+    timer: TimerFd,
     filter: Box<dyn InputFilter>,
+    /// None once it has ended.
+    input: Option<HostFd>,
+    /// None when there never was one.
+    output: Option<HostFd>,
+
     // Volatile state.
-    input_state: InputState,
-    /// Input that the guest has no room for: at most twice what is read at once.
-    to_guest: Vec<u8>,
-    /// Output that the host has not taken yet.
-    to_host: Vec<u8>,
-    /// How much of `to_host` is written.
-    written: usize,
-    output_watched: bool,
-    tail: Vec<u8>,
+    input_watch: Watch,
+    /// Input for the guest that it has not taken.
+    held: Vec<u8>,
+    output_watch: Watch,
+    /// The host refuses output, and what the guest sends is thrown away.
+    output_failed: bool,
+    error: Option<io::Error>,
+    /// The timer is set.
+    lingering: bool,
+    tail: VecDeque<u8>,
 }
 
 impl SerialWorker {
-    /// A worker for `serial`, which wakes it by `ready`.
+    /// A worker for `serial`, which wakes it by `wake`.
     pub fn new(
         serial: Arc<Mutex<Serial>>,
-        ready: EventFd,
+        wake: EventFd,
         input: Option<Input>,
         output: Output,
         filter: Box<dyn InputFilter>,
     ) -> io::Result<Self> {
         Ok(Self {
             serial,
-            ready,
-            input_state: if input.is_some() {
-                InputState::Watched
-            } else {
-                InputState::Ended
-            },
-            input,
-            output,
+            wake,
+            timer: TimerFd::new()?,
             filter,
-            to_guest: Vec::new(),
-            to_host: Vec::new(),
-            written: 0,
-            output_watched: false,
-            tail: Vec::new(),
+            input: input
+                .map(|input| HostFd::for_reading(input.0))
+                .transpose()?,
+            output: output.0,
+            input_watch: Watch::Off,
+            held: Vec::new(),
+            output_watch: Watch::Off,
+            output_failed: false,
+            error: None,
+            lingering: false,
+            tail: VecDeque::new(),
         })
     }
 
-    /// The last 4 KiB of output.
+    /// The last 4 KiB of what the guest has sent, whether or not the host has taken it.
     pub fn tail(&self) -> Vec<u8> {
-        self.tail.clone()
+        let serial = lock(&self.serial);
+        let (front, back) = serial.output();
+        let sent = self.tail.len() + front.len() + back.len();
+        let all = self.tail.iter().chain(front).chain(back);
+        all.skip(sent.saturating_sub(TAIL_SIZE)).copied().collect()
     }
 
-    /// Writes all output, also what the guest writes meanwhile, until there is none or `deadline` has
-    /// passed: a reader that does not read must not keep a guest that has ended.
+    /// The first error that made the console's input or output useless, such as EPIPE; once. The guest
+    /// goes on without.
+    pub fn take_error(&mut self) -> Option<io::Error> {
+        self.error.take()
+    }
+
+    /// Writes all output, also what the guest sends meanwhile, until there is none or `deadline` has
+    /// passed: a reader that is stuck must not keep a machine that has ended. What is left then is
+    /// lost.
     pub fn flush_blocking(&mut self, deadline: Instant) {
         loop {
-            let blocked = self.write_output();
-            if !blocked {
+            let pause = self.pump_output();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if pause == Pause::Empty || left.is_zero() {
                 return;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Some(fd) = self.output.raw_fd().filter(|_| !left.is_zero()) else {
-                return;
-            };
-            let mut poll = libc::pollfd {
-                fd,
-                events: libc::POLLOUT,
-                revents: 0,
-            };
-            let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
-            // SAFETY: one valid pollfd. An interrupted or failed poll only makes the loop look again.
-            unsafe {
-                libc::poll(&raw mut poll, 1, millis);
+            if let (Pause::Blocked, Some(output)) = (pause, &self.output) {
+                output.wait_writable(left);
             }
         }
     }
 
-    /// Writes output until there is none, or the host takes no more: then true.
-    fn write_output(&mut self) -> bool {
-        loop {
-            if self.written == self.to_host.len() {
-                self.to_host.clear();
-                self.written = 0;
-                lock(&self.serial).take_output(&mut self.to_host);
-                if self.to_host.is_empty() {
-                    return false;
-                }
-                remember(&mut self.tail, &self.to_host);
+    /// Moves output to the host.
+    fn pump_output(&mut self) -> Pause {
+        let mut chunk = [0; CHUNK];
+        for _ in 0..CHUNKS_PER_TURN {
+            let len = copy_output(&lock(&self.serial), &mut chunk);
+            if len == 0 {
+                return Pause::Empty;
             }
-            match self.output.write(&self.to_host[self.written..]) {
-                Ok(count) => self.written += count,
+            match self.write(&chunk[..len]) {
+                Ok(count) => {
+                    remember(&mut self.tail, &chunk[..count]);
+                    lock(&self.serial).consume_output(count);
+                }
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return true,
+                    io::ErrorKind::WouldBlock => return Pause::Blocked,
                     io::ErrorKind::Interrupted => {}
-                    // Nobody reads any more (EPIPE) or the disk is full: the guest goes on.
-                    _ => self.output = Output::discard(),
+                    _ => {
+                        self.output_failed = true;
+                        self.error.get_or_insert(error);
+                    }
                 },
             }
         }
+        Pause::Turn
     }
 
-    /// Moves input to the guest until there is none, or the guest has no room.
-    fn read_input(&mut self) {
-        // A file is read to its end, a terminal until it would block; each round is bounded by the
-        // guest's room, as nothing is read while something waits for it.
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.output {
+            Some(output) if !self.output_failed => match output.write(bytes)? {
+                0 => Err(io::ErrorKind::WriteZero.into()),
+                count => Ok(count),
+            },
+            _ => Ok(bytes.len()),
+        }
+    }
+
+    /// Moves output, and sees to it that it goes on when it can.
+    fn serve_output(&mut self, ops: &mut EventOps) {
         loop {
-            if !self.to_guest.is_empty() {
-                let taken = lock(&self.serial).receive(&self.to_guest);
-                self.to_guest.drain(..taken);
-                if !self.to_guest.is_empty() {
-                    if self.input_state == InputState::Watched {
-                        self.input_state = InputState::Waiting;
-                    }
+            let had_output = !is_empty(&lock(&self.serial));
+            let pause = self.pump_output();
+            self.watch_output(pause == Pause::Blocked, ops);
+            match pause {
+                Pause::Blocked => return,
+                Pause::Turn => {
+                    // Fails only when the counter is at its maximum: it is readable then too.
+                    let _ = self.wake.write(1);
                     return;
                 }
+                Pause::Empty if had_output => {
+                    self.lingering = self.timer.reset(LINGER, None).is_ok();
+                    if self.lingering {
+                        return;
+                    }
+                }
+                Pause::Empty => {}
             }
-            if self.input_state == InputState::Waiting {
-                self.input_state = InputState::Watched;
-            }
-            let Some(input) = &self.input else {
+            if self.lingering || lock(&self.serial).rest() {
                 return;
-            };
-            let mut buffer = [0; READ_SIZE];
-            match read_now(&input.0, &mut buffer, self.input_state) {
-                Ok(0) => self.end_input(),
-                Ok(count) => self.filter.filter(&buffer[..count], &mut self.to_guest),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return,
-                    io::ErrorKind::Interrupted => {}
-                    // A terminal that was hung up gives EIO.
-                    _ => self.end_input(),
-                },
             }
         }
     }
 
-    fn end_input(&mut self) {
-        self.input_state = InputState::Ended;
-    }
-
-    /// Makes epoll watch what the states say.
-    fn update_watches(&mut self, ops: &mut EventOps, input_was: InputState, blocked: bool) {
-        if let (Some(input), true) = (&self.input, input_was != self.input_state) {
-            let events = Events::new(&input.0, EventSet::IN);
-            // These fail only for descriptors that are not in the state they are known to be in.
-            let _ = match (input_was, self.input_state) {
-                (InputState::Watched, _) => ops.remove(events),
-                (_, InputState::Watched) => ops.add(events),
-                _ => Ok(()),
-            };
-        }
-        if self.input_state == InputState::Ended {
-            self.input = None;
-        }
-        match self.output.raw_fd() {
-            Some(fd) if blocked != self.output_watched => {
-                let events = Events::new_raw(fd, EventSet::OUT);
-                let _ = if blocked {
-                    ops.add(events)
-                } else {
-                    ops.remove(events)
-                };
-                self.output_watched = blocked;
+    fn watch_output(&mut self, blocked: bool, ops: &mut EventOps) {
+        let Some(output) = &self.output else {
+            return;
+        };
+        let events = Events::with_data(output, OUTPUT, EventSet::OUT);
+        match (self.output_watch, blocked) {
+            (Watch::Off, true) => match ops.add(events) {
+                Ok(()) => self.output_watch = Watch::On,
+                // It blocks and cannot be waited for: there is no way to go on with it.
+                Err(error) => {
+                    self.output_failed = true;
+                    self.error.get_or_insert(io::Error::other(error));
+                }
+            },
+            (Watch::On, false) => {
+                // Fails only for a descriptor that is not watched.
+                let _ = ops.remove(events);
+                self.output_watch = Watch::Off;
             }
             _ => {}
         }
     }
-}
 
-/// Reads what is there now. The descriptor may be shared with other processes, so that it cannot be
-/// made non-blocking: poll tells first.
-fn read_now(fd: &OwnedFd, buffer: &mut [u8], state: InputState) -> io::Result<usize> {
-    if state != InputState::AlwaysReadable {
-        let mut poll = libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid pollfd, no waiting.
-        if unsafe { libc::poll(&raw mut poll, 1, 0) } == 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
+    /// Moves input to the guest, and reads more, if it is there, as far as there is room for it here.
+    fn serve_input(&mut self, mut readable: bool, ops: &mut EventOps) {
+        loop {
+            if !self.held.is_empty() {
+                let taken = lock(&self.serial).receive(&self.held);
+                self.held.drain(..taken);
+            }
+            if self.held.len() <= HELD_RESUME {
+                self.watch_input(true, ops);
+                readable |= self.input_watch == Watch::Never;
+            } else if self.held.len() >= HELD_MAX {
+                self.watch_input(false, ops);
+                return;
+            }
+            if !readable {
+                return;
+            }
+            readable = false;
+            if !self.read(ops) {
+                return;
+            }
         }
     }
-    // SAFETY: the buffer is valid for its length.
-    let count = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    usize::try_from(count).map_err(|_| io::Error::last_os_error())
-}
 
-/// Keeps the end of what was output.
-fn remember(tail: &mut Vec<u8>, output: &[u8]) {
-    if output.len() >= TAIL_SIZE {
-        tail.clear();
-        tail.extend_from_slice(&output[output.len() - TAIL_SIZE..]);
-    } else {
-        let surplus = (tail.len() + output.len()).saturating_sub(TAIL_SIZE);
-        tail.drain(..surplus);
-        tail.extend_from_slice(output);
+    /// Reads once; false if that gave nothing.
+    fn read(&mut self, ops: &mut EventOps) -> bool {
+        let Some(input) = &self.input else {
+            return false;
+        };
+        let mut buffer = [0; HELD_MAX];
+        let room = HELD_MAX.saturating_sub(self.held.len());
+        match input.read(&mut buffer[..room]) {
+            Ok(count) if count > 0 => {
+                self.filter.filter(&buffer[..count], &mut self.held);
+                return true;
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            // The end; a terminal that was hung up gives EIO.
+            _ => self.end_input(ops),
+        }
+        false
+    }
+
+    fn watch_input(&mut self, wanted: bool, ops: &mut EventOps) {
+        let Some(input) = &self.input else {
+            return;
+        };
+        let events = Events::with_data(input, INPUT, EventSet::IN);
+        match (self.input_watch, wanted) {
+            (Watch::Off, true) => match ops.add(events) {
+                Ok(()) => self.input_watch = Watch::On,
+                Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
+                    self.input_watch = Watch::Never;
+                }
+                Err(error) => {
+                    self.input = None;
+                    self.error.get_or_insert(io::Error::other(error));
+                }
+            },
+            // Without interest in any event, epoll would still report a hang-up, for ever.
+            (Watch::On, false) => {
+                // Fails only for a descriptor that is not watched.
+                let _ = ops.remove(events);
+                self.input_watch = Watch::Off;
+            }
+            _ => {}
+        }
+    }
+
+    fn end_input(&mut self, ops: &mut EventOps) {
+        // Before it is closed: other processes may keep what it refers to open, and epoll with it.
+        self.watch_input(false, ops);
+        self.input = None;
+        self.input_watch = Watch::Off;
     }
 }
 
 impl MutEventSubscriber for SerialWorker {
     fn process(&mut self, event: Events, ops: &mut EventOps) {
-        let input_was = self.input_state;
-        if event.fd() == self.ready.as_raw_fd() {
-            // Only resets the counter.
-            let _ = self.ready.read();
+        match event.data() {
+            WAKE => {
+                // Only resets the counter.
+                let _ = self.wake.read();
+                self.serve_output(ops);
+                self.serve_input(false, ops);
+            }
+            TIMER => {
+                // Also takes back the expiry.
+                let _ = self.timer.clear();
+                self.lingering = false;
+                self.serve_output(ops);
+            }
+            OUTPUT => self.serve_output(ops),
+            // An error or a hang-up is for read to find out.
+            INPUT => self.serve_input(true, ops),
+            _ => {}
         }
-        let input_turn = self.input.as_ref().is_some_and(|input| {
-            event.fd() == input.0.as_raw_fd()
-                || matches!(input_was, InputState::Waiting | InputState::AlwaysReadable)
-        });
-        if input_turn {
-            self.read_input();
-        }
-        let blocked = self.write_output();
-        self.update_watches(ops, input_was, blocked);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        // Fails only for a descriptor that is already there.
-        let _ = ops.add(Events::new(&self.ready, EventSet::IN));
-        let Some(input) = &self.input else {
-            return;
-        };
-        if ops.add(Events::new(&input.0, EventSet::IN)).is_err() {
-            // EPERM: a regular file or /dev/null.
-            self.input_state = InputState::AlwaysReadable;
-            self.read_input();
-            if self.input_state == InputState::Ended {
-                self.input = None;
-            }
+        let wake = Events::with_data(&self.wake, WAKE, EventSet::IN);
+        let timer = Events::with_data(&self.timer, TIMER, EventSet::IN);
+        if let Err(error) = ops.add(wake).and_then(|()| ops.add(timer)) {
+            self.error.get_or_insert(io::Error::other(error));
         }
+        self.serve_input(false, ops);
     }
+}
+
+fn is_empty(serial: &Serial) -> bool {
+    serial.output().0.is_empty()
+}
+
+/// Copies the oldest output to `to`, and says how much that was.
+fn copy_output(serial: &Serial, to: &mut [u8]) -> usize {
+    let (front, back) = serial.output();
+    let from_front = front.len().min(to.len());
+    let (to_front, to_back) = to.split_at_mut(from_front);
+    to_front.copy_from_slice(&front[..from_front]);
+    let from_back = back.len().min(to_back.len());
+    to_back[..from_back].copy_from_slice(&back[..from_back]);
+    from_front + from_back
+}
+
+/// Appends what was output to the tail, and forgets as much at its start.
+fn remember(tail: &mut VecDeque<u8>, output: &[u8]) {
+    let output = &output[output.len().saturating_sub(TAIL_SIZE)..];
+    let surplus = (tail.len() + output.len()).saturating_sub(TAIL_SIZE);
+    tail.drain(..surplus);
+    tail.extend(output);
 }
 
 #[cfg(test)]

@@ -1,201 +1,448 @@
-//! The worker between pipes and files, with a guest-side driver that acts like Linux's.
+//! The worker between a driver that acts like Linux's and pipes, sockets, terminals and files.
+#![expect(unsafe_code, reason = "openpty")]
 
-use std::io::Read;
-use std::os::fd::FromRawFd;
-use std::time::Duration;
+use std::fs::File;
+use std::io::{ErrorKind, PipeReader, Read, Write, pipe};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::unix::net::UnixStream;
+use std::thread::{JoinHandle, spawn};
 
 use event_manager::{EventManager, SubscriberOps};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::bus::BusDevice;
-use crate::interrupt::InterruptLine;
+use crate::legacy::serial::OUTPUT_HIGH_WATER;
+use crate::legacy::test_support::{Driver, noise};
 
-struct NoLine;
+const MIB: usize = 1 << 20;
+/// Longer than anything takes unless it hangs.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-impl InterruptLine for NoLine {
-    fn set(&self, _: bool) {}
+/// Everything is for the guest, except Ctrl-A.
+#[derive(Default)]
+struct CountCtrlA(Arc<Mutex<usize>>);
+
+impl InputFilter for CountCtrlA {
+    fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>) {
+        let keys = input.iter().filter(|&&byte| byte == 1).count();
+        *lock(&self.0) += keys;
+        to_guest.extend(input.iter().filter(|&&byte| byte != 1));
+    }
 }
 
-struct Pass;
+struct Transparent;
 
-impl InputFilter for Pass {
+impl InputFilter for Transparent {
     fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>) {
         to_guest.extend_from_slice(input);
     }
 }
 
-fn pipe() -> (OwnedFd, OwnedFd) {
-    let mut fds = [0; 2];
-    // SAFETY: an array of two, whose descriptors are new.
-    unsafe {
-        assert_eq!(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC), 0);
-        (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
+/// An event loop with a worker on it, and the guest's driver.
+struct Fixture {
+    manager: EventManager<Arc<Mutex<SerialWorker>>>,
+    worker: Arc<Mutex<SerialWorker>>,
+    serial: Arc<Mutex<Serial>>,
+    driver: Option<Driver>,
+}
+
+impl Fixture {
+    fn new(input: Option<OwnedFd>, output: Output) -> Self {
+        Self::with_filter(input, output, Box::new(Transparent))
+    }
+
+    fn with_filter(input: Option<OwnedFd>, output: Output, filter: Box<dyn InputFilter>) -> Self {
+        let (driver, serial, wake) = Driver::new();
+        let input = input.map(Input::new);
+        let worker = SerialWorker::new(serial.clone(), wake, input, output, filter).unwrap();
+        let worker = Arc::new(Mutex::new(worker));
+        let mut manager = EventManager::new().unwrap();
+        manager.add_subscriber(worker.clone());
+        Self {
+            manager,
+            worker,
+            serial,
+            driver: Some(driver),
+        }
+    }
+
+    /// Runs the guest's part on a thread of its own, like a vCPU.
+    fn guest<T: Send + 'static>(
+        &mut self,
+        part: impl FnOnce(&mut Driver) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let mut driver = self.driver.take().unwrap();
+        spawn(move || part(&mut driver))
+    }
+
+    fn serve_until(&mut self, mut done: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < TIMEOUT, "it hangs");
+            self.manager.run_with_timeout(10).unwrap();
+        }
+    }
+
+    /// Serves until nothing has happened for a while, and says how many events there were.
+    fn serve_until_quiet(&mut self) -> usize {
+        let mut events = 0;
+        loop {
+            match self.manager.run_with_timeout(50).unwrap() {
+                0 => return events,
+                count => events += count,
+            }
+            assert!(events < 10_000, "it spins");
+        }
+    }
+
+    fn join<T>(&mut self, thread: JoinHandle<T>) -> T {
+        self.serve_until(|_| thread.is_finished());
+        thread.join().unwrap()
+    }
+
+    fn worker(&self) -> std::sync::MutexGuard<'_, SerialWorker> {
+        lock(&self.worker)
     }
 }
 
-fn serial() -> (Arc<Mutex<Serial>>, EventFd) {
-    let ready = EventFd::new(EFD_NONBLOCK).unwrap();
-    let serial = Serial::new(Arc::new(NoLine), ready.try_clone().unwrap());
-    (Arc::new(Mutex::new(serial)), ready)
+fn writer(mut to: impl Write + Send + 'static, bytes: Vec<u8>) -> JoinHandle<()> {
+    spawn(move || to.write_all(&bytes).unwrap())
 }
 
-fn pattern(size: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    (0..size)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        })
-        .collect()
+fn reader(mut from: impl Read + Send + 'static, len: usize) -> JoinHandle<Vec<u8>> {
+    spawn(move || {
+        let mut bytes = vec![0; len];
+        from.read_exact(&mut bytes).unwrap();
+        bytes
+    })
 }
 
-/// One pass of a driver: reads all there is, writes what it may.
-fn drive(serial: &Mutex<Serial>, got: &mut Vec<u8>, send: &[u8], sent: &mut usize) {
-    let mut byte = [0];
-    for _ in 0..256 {
-        let mut port = lock(serial);
-        port.read(5, &mut byte);
-        let status = byte[0];
-        if status & 0x01 != 0 {
-            port.read(0, &mut byte);
-            got.push(byte[0]);
-        }
-        if status & 0x20 != 0 && *sent < send.len() {
-            port.write(0, &send[*sent..=*sent]);
-            *sent += 1;
-        }
+/// Sends `len` bytes each way at once and compares them.
+fn exchange(
+    mut fixture: Fixture,
+    host_writes: impl Write + Send + 'static,
+    host_reads: impl Read + Send + 'static,
+    len: usize,
+) {
+    let (to_guest, to_host) = (noise(len, 1), noise(len, 2));
+    let host_writer = writer(host_writes, to_guest.clone());
+    let host_reader = reader(host_reads, len);
+    let sent = to_host.clone();
+    let guest = fixture.guest(move |driver| {
+        driver.open();
+        driver.start_sending(sent);
+        driver.run_until_received(len);
+        driver.received.clone()
+    });
+    // Not assert_eq: nobody wants to see them.
+    assert!(fixture.join(guest) == to_guest);
+    assert!(fixture.join(host_reader) == to_host);
+    host_writer.join().unwrap();
+    assert!(fixture.worker().tail() == to_host[len - TAIL_SIZE..]);
+    assert_eq!(lock(&fixture.serial).dropped_output(), 0);
+}
+
+#[test]
+fn a_mebibyte_goes_both_ways_through_pipes() {
+    let (guest_reads, host_writes) = pipe().unwrap();
+    let (host_reads, guest_writes) = pipe().unwrap();
+    let output = Output::new(guest_writes.into()).unwrap();
+    let fixture = Fixture::new(Some(guest_reads.into()), output);
+    exchange(fixture, host_writes, host_reads, MIB);
+}
+
+#[test]
+fn a_socket_is_used_for_both_ways() {
+    let (guest, host) = UnixStream::pair().unwrap();
+    let output = Output::new(guest.try_clone().unwrap().into()).unwrap();
+    let fixture = Fixture::new(Some(guest.into()), output);
+    exchange(fixture, host.try_clone().unwrap(), host, MIB / 8);
+}
+
+/// A pseudoterminal in raw mode: master and terminal.
+fn terminal() -> (File, File) {
+    let (mut master, mut slave) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: the first two point to integers; the other arguments may be null.
+    let result = unsafe {
+        libc::openpty(
+            &raw mut master,
+            &raw mut slave,
+            null,
+            null.cast(),
+            null.cast(),
+        )
+    };
+    assert_eq!(result, 0);
+    // SAFETY: openpty has just opened them.
+    let (master, slave) = unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) };
+    // SAFETY: a zeroed termios is valid, and both calls get one; the descriptor is open.
+    unsafe {
+        let mut termios = std::mem::zeroed();
+        assert_eq!(libc::tcgetattr(slave.as_raw_fd(), &raw mut termios), 0);
+        libc::cfmakeraw(&raw mut termios);
+        assert_eq!(
+            libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &raw const termios),
+            0
+        );
+    }
+    (master, slave)
+}
+
+fn duplicate(fd: &impl AsFd) -> OwnedFd {
+    fd.as_fd().try_clone_to_owned().unwrap()
+}
+
+fn is_nonblocking(fd: &impl AsRawFd) -> bool {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let info = std::fs::read_to_string(path).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    flags & libc::O_NONBLOCK != 0
+}
+
+#[test]
+fn a_terminal_is_used_for_both_ways_and_stays_blocking_for_others() {
+    let (master, slave) = terminal();
+    let output = Output::new(duplicate(&slave)).unwrap();
+    let fixture = Fixture::new(Some(duplicate(&slave)), output);
+    // A terminal forgets what was typed when the last master is closed.
+    let keep = master.try_clone().unwrap();
+    exchange(fixture, master.try_clone().unwrap(), master, MIB / 16);
+    drop(keep);
+    assert!(!is_nonblocking(&slave));
+}
+
+#[test]
+fn a_description_that_cannot_be_had_again_is_polled() {
+    // The master's side is such a one.
+    let (master, slave) = terminal();
+    let output = Output::new(duplicate(&master)).unwrap();
+    let fixture = Fixture::new(Some(duplicate(&master)), output);
+    let keep = slave.try_clone().unwrap();
+    exchange(fixture, slave.try_clone().unwrap(), slave, MIB / 16);
+    drop(keep);
+    assert!(!is_nonblocking(&master));
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_the_guest_and_nothing_else() {
+    const LEN: usize = 200_000;
+    let (host_reads, guest_writes) = pipe().unwrap();
+    let keep = guest_writes.try_clone().unwrap();
+    let mut fixture = Fixture::new(None, Output::new(guest_writes.into()).unwrap());
+    let guest = fixture.guest(|driver| driver.print(&noise(LEN, 3)));
+    fixture.serve_until(|fixture| {
+        let serial = lock(&fixture.serial);
+        let (front, back) = serial.output();
+        front.len() + back.len() == OUTPUT_HIGH_WATER
+    });
+    assert!(!guest.is_finished());
+    assert!(!is_nonblocking(&keep));
+    assert_eq!(
+        fixture.serve_until_quiet(),
+        0,
+        "a host that blocks is waited for"
+    );
+
+    let host = reader(host_reads, LEN);
+    fixture.join(guest);
+    assert!(fixture.join(host) == noise(LEN, 3));
+    assert!(fixture.worker().take_error().is_none());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_reported_once_and_the_guest_goes_on() {
+    let (host_reads, guest_writes) = pipe().unwrap();
+    let mut fixture = Fixture::new(None, Output::new(guest_writes.into()).unwrap());
+    let guest = fixture.guest(|driver| driver.print(&noise(200_000, 4)));
+    fixture.serve_until(|fixture| fixture.worker().output_watch == Watch::On);
+    drop(host_reads);
+    fixture.join(guest);
+    fixture.serve_until_quiet();
+    let error = fixture.worker().take_error().unwrap();
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    assert!(fixture.worker().take_error().is_none());
+    assert_eq!(
+        fixture.worker().tail(),
+        noise(200_000, 4)[200_000 - TAIL_SIZE..]
+    );
+}
+
+#[test]
+fn a_full_disk_is_reported() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut fixture = Fixture::new(None, Output::new(full.into()).unwrap());
+    let guest = fixture.guest(|driver| driver.print(b"hello"));
+    fixture.join(guest);
+    fixture.serve_until_quiet();
+    let error = fixture.worker().take_error().unwrap();
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+}
+
+/// A file that goes away when it is closed.
+fn temporary_file(content: &[u8]) -> File {
+    let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
+    std::fs::write(file.as_path(), content).unwrap();
+    File::options()
+        .read(true)
+        .write(true)
+        .open(file.as_path())
+        .unwrap()
+}
+
+#[test]
+fn files_are_read_to_the_end_and_written_in_order() {
+    let (input, output) = (noise(100_000, 5), noise(100_000, 6));
+    let log = temporary_file(b"");
+    let mut fixture = Fixture::new(
+        Some(temporary_file(&input).into()),
+        Output::new(duplicate(&log)).unwrap(),
+    );
+    let sent = output.clone();
+    let guest = fixture.guest(move |driver| {
+        driver.open();
+        driver.start_sending(sent);
+        driver.run_until_received(100_000);
+        driver.received.clone()
+    });
+    assert!(fixture.join(guest) == input);
+    fixture.serve_until_quiet();
+    assert!(fixture.worker().input.is_none());
+    let mut written = Vec::new();
+    std::io::Seek::rewind(&mut &log).unwrap();
+    (&log).read_to_end(&mut written).unwrap();
+    assert!(written == output);
+}
+
+#[test]
+fn an_endless_file_is_read_as_the_guest_takes_it() {
+    for (path, len) in [("/dev/null", 0), ("/dev/zero", 50_000)] {
+        let input = File::open(path).unwrap();
+        let mut fixture = Fixture::new(Some(input.into()), Output::discard());
+        assert_eq!(fixture.serve_until_quiet(), 0);
+        let guest = fixture.guest(move |driver| {
+            driver.open();
+            driver.run_until_received(len);
+            driver.received.len()
+        });
+        assert!(fixture.join(guest) >= len);
+        assert!(fixture.worker().held.len() <= HELD_MAX);
     }
 }
 
 #[test]
-fn a_megabyte_goes_both_ways_unharmed() {
-    const SIZE: usize = 1 << 20;
-    let (serial, ready) = serial();
-    let (input, mut host_writes) = pipe();
-    let (host_reads, output) = pipe();
-    let worker = SerialWorker::new(
-        serial.clone(),
-        ready,
-        Some(Input::new(input)),
-        Output::new(output).unwrap(),
-        Box::new(Pass),
-    )
-    .unwrap();
-    let (to_guest, to_host) = (pattern(SIZE), pattern(SIZE + 1));
-
-    let writer = std::thread::spawn({
-        let to_guest = to_guest.clone();
-        move || {
-            let mut file = File::from(std::mem::replace(&mut host_writes, pipe().1));
-            file.write_all(&to_guest).unwrap();
-        }
+fn input_waits_for_the_guest_to_open_its_port() {
+    const LEN: usize = 100_000;
+    let (guest_reads, host_writes) = pipe().unwrap();
+    let mut fixture = Fixture::new(Some(guest_reads.into()), Output::discard());
+    let host = writer(host_writes, noise(LEN, 7));
+    fixture.serve_until(|fixture| fixture.worker().held.len() == HELD_MAX);
+    assert_eq!(
+        fixture.serve_until_quiet(),
+        0,
+        "not watched while there is no room"
+    );
+    assert!(!host.is_finished());
+    let guest = fixture.guest(|driver| {
+        driver.open();
+        driver.run_until_received(LEN);
+        driver.received.clone()
     });
-    let reader = std::thread::spawn(move || {
-        let mut received = vec![0; SIZE + 1];
-        File::from(host_reads).read_exact(&mut received).unwrap();
+    assert!(fixture.join(guest) == noise(LEN, 7));
+    host.join().unwrap();
+}
+
+#[test]
+fn the_filter_sees_keys_while_the_guest_hangs() {
+    let (guest_reads, mut host_writes) = pipe().unwrap();
+    let keys = Arc::new(Mutex::new(0));
+    let filter = Box::new(CountCtrlA(keys.clone()));
+    let mut fixture = Fixture::with_filter(Some(guest_reads.into()), Output::discard(), filter);
+    for _ in 0..100 {
+        host_writes.write_all(b"help me\r\x01").unwrap();
+        fixture.serve_until_quiet();
+    }
+    assert_eq!(*lock(&keys), 100);
+    assert_eq!(fixture.worker().held.len(), 800);
+}
+
+#[test]
+fn the_end_of_input_is_the_end_of_watching_it() {
+    let (guest_reads, mut host_writes) = pipe().unwrap();
+    let mut fixture = Fixture::new(Some(guest_reads.into()), Output::discard());
+    host_writes.write_all(b"last words").unwrap();
+    drop(host_writes);
+    fixture.serve_until(|fixture| fixture.worker().input.is_none());
+    assert_eq!(fixture.serve_until_quiet(), 0);
+    let guest = fixture.guest(|driver| {
+        driver.open();
+        driver.run_until_received(10);
+        driver.received.clone()
+    });
+    assert_eq!(fixture.join(guest), b"last words");
+}
+
+#[test]
+fn a_hang_up_of_the_terminal_is_the_end_of_input() {
+    let (master, slave) = terminal();
+    let output = Output::new(duplicate(&slave)).unwrap();
+    let mut fixture = Fixture::new(Some(duplicate(&slave)), output);
+    drop(master);
+    fixture.serve_until(|fixture| fixture.worker().input.is_none());
+    assert_eq!(fixture.serve_until_quiet(), 0);
+    let guest = fixture.guest(|driver| driver.print(&noise(100_000, 8)));
+    fixture.join(guest);
+}
+
+fn print_and_flush(driver: &mut Driver, worker: &mut SerialWorker, timeout: Duration) -> Duration {
+    driver.print(&noise(40_000, 9));
+    let start = Instant::now();
+    worker.flush_blocking(start + timeout);
+    start.elapsed()
+}
+
+#[test]
+fn a_flush_waits_for_a_slow_reader_but_not_for_a_stuck_one() {
+    let (mut host_reads, guest_writes) = pipe().unwrap();
+    let (mut driver, serial, wake) = Driver::new();
+    let output = Output::new(guest_writes.into()).unwrap();
+    let filter = Box::new(Transparent);
+    let mut worker = SerialWorker::new(serial.clone(), wake, None, output, filter).unwrap();
+    // The pipe takes 64 KiB.
+    print_and_flush(&mut driver, &mut worker, TIMEOUT);
+    assert!(is_empty(&lock(&serial)));
+    let timeout = Duration::from_millis(100);
+    assert!(print_and_flush(&mut driver, &mut worker, timeout) >= timeout);
+    assert!(!is_empty(&lock(&serial)));
+    assert_eq!(worker.tail(), noise(40_000, 9)[40_000 - TAIL_SIZE..]);
+
+    let slow = spawn(move || {
+        let mut received = vec![0; 80_000];
+        for chunk in received.chunks_mut(8192) {
+            std::thread::sleep(Duration::from_millis(5));
+            PipeReader::read_exact(&mut host_reads, chunk).unwrap();
+        }
         received
     });
-    let guest = std::thread::spawn({
-        let to_host = to_host.clone();
-        move || {
-            {
-                let mut port = lock(&serial);
-                port.write(2, &[0x01]);
-                port.write(4, &[0x0b]);
-                port.write(1, &[0x03]);
-            }
-            let (mut got, mut sent) = (Vec::new(), 0);
-            while got.len() < SIZE || sent < to_host.len() {
-                drive(&serial, &mut got, &to_host, &mut sent);
-                std::thread::yield_now();
-            }
-            got
+    worker.flush_blocking(Instant::now() + TIMEOUT);
+    assert!(slow.join().unwrap() == [noise(40_000, 9), noise(40_000, 9)].concat());
+}
+
+#[test]
+fn a_flush_ends_even_while_the_guest_goes_on() {
+    let mut fixture = Fixture::new(None, Output::discard());
+    let stop = Arc::new(Mutex::new(false));
+    let stopped = stop.clone();
+    let guest = fixture.guest(move |driver| {
+        while !*lock(&stopped) {
+            driver.print(&[b'x'; 100]);
         }
     });
-    let mut manager = EventManager::new().unwrap();
-    let id = manager.add_subscriber(worker);
-    while !guest.is_finished() || !reader.is_finished() {
-        manager.run_with_timeout(10).unwrap();
-    }
-    writer.join().unwrap();
-    assert!(guest.join().unwrap() == to_guest);
-    assert!(reader.join().unwrap() == to_host);
-    let worker = manager.remove_subscriber(id).unwrap();
-    assert_eq!(worker.tail(), &to_host[to_host.len() - TAIL_SIZE..]);
-}
-
-#[test]
-fn a_reader_that_does_not_read_delays_the_end_only_up_to_the_deadline() {
-    let (serial, ready) = serial();
-    let (_host_reads, output) = pipe();
-    for _ in 0..60_000 {
-        lock(&serial).write(0, b"x");
-    }
-    let mut worker = SerialWorker::new(
-        serial.clone(),
-        ready,
-        None,
-        Output::new(output).unwrap(),
-        Box::new(Pass),
-    )
-    .unwrap();
-    worker.flush_blocking(Instant::now() + Duration::from_secs(5));
-    for _ in 0..60_000 {
-        lock(&serial).write(0, b"x");
-    }
-    worker.flush_blocking(Instant::now() + Duration::from_millis(20));
-    assert!(worker.written < worker.to_host.len());
-}
-
-#[test]
-fn a_reader_that_went_away_does_not_stop_the_guest() {
-    let (serial, ready) = serial();
-    let (host_reads, output) = pipe();
-    drop(host_reads);
-    let mut worker = SerialWorker::new(
-        serial.clone(),
-        ready,
-        None,
-        Output::new(output).unwrap(),
-        Box::new(Pass),
-    )
-    .unwrap();
-    for _ in 0..200_000 {
-        lock(&serial).write(0, b"x");
-        worker.write_output();
-    }
-    assert_eq!(lock(&serial).overrun(), 0);
-}
-
-#[test]
-fn a_file_is_read_to_its_end_as_the_guest_makes_room() {
-    let (serial, ready) = serial();
-    let path = std::env::temp_dir().join(format!("mote-serial-{}", std::process::id()));
-    let content = pattern(30_000);
-    std::fs::write(&path, &content).unwrap();
-    let input = File::open(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    let worker = SerialWorker::new(
-        serial.clone(),
-        ready,
-        Some(Input::new(input.into())),
-        Output::discard(),
-        Box::new(Pass),
-    )
-    .unwrap();
-    let mut manager = EventManager::new().unwrap();
-    manager.add_subscriber(worker);
-    {
-        let mut port = lock(&serial);
-        port.write(2, &[0x01]);
-        port.write(4, &[0x0b]);
-        port.write(1, &[0x01]);
-    }
-    let (mut got, mut sent) = (Vec::new(), 0);
-    while got.len() < content.len() {
-        drive(&serial, &mut got, &[], &mut sent);
-        manager.run_with_timeout(0).unwrap();
-    }
-    assert_eq!(got, content);
+    let start = Instant::now();
+    fixture
+        .worker()
+        .flush_blocking(start + Duration::from_millis(50));
+    assert!(start.elapsed() < TIMEOUT);
+    *lock(&stop) = true;
+    fixture.join(guest);
 }
