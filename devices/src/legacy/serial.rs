@@ -306,9 +306,11 @@ impl Serial {
     fn set_fifo_control(&mut self, value: u8) {
         let enabled = value & FCR_ENABLE != 0;
         // The transmitter's FIFO needs no clearing: what was written has left.
-        if enabled != self.fifo_enabled || value & FCR_CLEAR_RECEIVER != 0 {
+        if value & FCR_CLEAR_RECEIVER != 0 {
             self.received.clear();
         }
+        // The datasheet has a change of mode clear the receiver too. Linux enables the receive
+        // interrupt first and then the FIFO: a byte that came in between would be lost.
         self.fifo_enabled = enabled;
         if enabled {
             self.trigger = TRIGGER_LEVELS[usize::from(value >> FCR_TRIGGER_SHIFT)];

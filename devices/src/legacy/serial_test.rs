@@ -259,16 +259,31 @@ fn the_receiver_interrupts_by_its_trigger_level() {
 
 #[test]
 fn without_fifo_there_is_room_for_one_byte() {
-    let mut port = Fixture::opened();
-    port.serial.receive(b"lost");
-    port.write(IIR_FCR, 0);
-    assert_eq!(port.read(LSR) & LSR_DATA_READY, 0, "switching it clears it");
+    let mut port = Fixture::new();
+    port.write(IER, IER_RDI);
     assert_eq!(port.serial.receive(b"ab"), 1);
     assert_eq!(port.read(IIR_FCR), IIR_RECEIVED);
     assert_eq!(port.read(RBR_THR), b'a');
     assert_eq!(port.wakes(), 1);
     assert_eq!(port.serial.receive(b"b"), 1);
     port.write(IIR_FCR, FCR_CLEAR_RECEIVER);
+    assert!(!port.line.is_asserted());
+    assert_eq!(port.serial.input_room(), 1);
+}
+
+#[test]
+fn a_change_of_fifo_mode_loses_nothing() {
+    let mut port = Fixture::new();
+    port.write(IER, IER_RDI);
+    port.serial.receive(b"a");
+    port.write(IIR_FCR, FCR_ENABLE);
+    assert_eq!(port.serial.receive(b"bc"), 2);
+    port.write(IIR_FCR, 0);
+    assert_eq!(port.serial.input_room(), 0);
+    for byte in b"abc" {
+        assert!(port.line.is_asserted());
+        assert_eq!(port.read(RBR_THR), *byte);
+    }
     assert!(!port.line.is_asserted());
 }
 

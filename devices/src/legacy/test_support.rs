@@ -63,7 +63,7 @@ impl Driver {
         (driver, serial, wake)
     }
 
-    /// serial8250_do_startup(), set_termios()
+    /// serial8250_do_startup(), then serial8250_do_set_termios() with its order of IER and FCR.
     pub(super) fn open(&mut self) {
         self.write(2, 0x01);
         self.write(2, 0x07);
