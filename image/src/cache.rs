@@ -307,6 +307,11 @@ impl Write for Draft {
     }
 }
 
+/// Writes a hash so that it can be part of a file name.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn index_path(area: &Path, key: &str) -> PathBuf {
     area.join("index").join(key)
 }

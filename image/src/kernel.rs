@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::cache::{Cache, CachedFile, Identity};
+use crate::cache::{Cache, CachedFile, Identity, hex};
 use crate::elf;
 use bzimage::BzImage;
 
@@ -355,10 +355,6 @@ fn read_all(file: &File, size: u64) -> io::Result<Vec<u8>> {
 
 fn slice<'a>(bytes: &'a [u8], range: &std::ops::Range<u64>) -> Option<&'a [u8]> {
     bytes.get(range.start.try_into().ok()?..range.end.try_into().ok()?)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
