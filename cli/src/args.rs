@@ -10,7 +10,7 @@ use crate::quantity::{parse_duration, parse_size};
 /// A KVM microVM monitor: real virtual machines that start like containers.
 #[derive(Debug, Parser)]
 #[command(name = "mote", version, about, disable_help_subcommand = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -18,7 +18,7 @@ pub struct Cli {
 
 /// Subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Boot a guest in the foreground, its console on the terminal
     Run(Box<RunArgs>),
     /// Check whether this host can run Linux guests, and what it lacks
@@ -27,7 +27,7 @@ pub enum Command {
 
 /// `mote doctor`.
 #[derive(Debug, clap::Args)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Print JSON for scripts
     #[arg(long)]
     pub json: bool,
@@ -46,7 +46,7 @@ EXIT STATUS
 KEYS (when standard input is a terminal)
   Ctrl-A x  quit        Ctrl-A p  press the power button
   Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A")]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// Kernel: an ELF vmlinux or a bzImage [default: the tuned kernel of resources/kernel/build.sh,
     /// else the packaged one of resources/kernel/packaged.sh]
     #[arg(long, value_name = "FILE")]
@@ -107,7 +107,7 @@ pub struct RunArgs {
 
 /// `--console`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ConsoleKind {
+pub(crate) enum ConsoleKind {
     /// Serial port ttyS0 on standard input and output
     Serial,
     /// None
@@ -116,7 +116,7 @@ pub enum ConsoleKind {
 
 /// `--boot`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Boot {
+pub(crate) enum Boot {
     /// Linux 64-bit boot protocol
     Linux,
     /// PVH, for ELF kernels that have the entry
@@ -125,6 +125,12 @@ pub enum Boot {
 
 fn parse_id(text: &str) -> Result<String, String> {
     let valid = (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if valid { Ok(text.into()) } else { Err("an id is 1 to 64 of A-Z a-z 0-9 -".into()) }
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if valid {
+        Ok(text.into())
+    } else {
+        Err("an id is 1 to 64 of A-Z a-z 0-9 -".into())
+    }
 }

@@ -12,7 +12,7 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// Why a configuration file cannot be used.
 #[derive(Debug, Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// It cannot be read.
     #[error("Cannot read the configuration file {}", path.display())]
     Read {
@@ -50,7 +50,7 @@ pub enum Error {
 /// The document. Sections that mote does not know are errors, not silence.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct ConfigFile {
+pub(crate) struct ConfigFile {
     /// What is booted.
     pub boot_source: Option<BootSource>,
     /// The machine.
@@ -61,7 +61,7 @@ pub struct ConfigFile {
 /// `boot-source`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BootSource {
+pub(crate) struct BootSource {
     /// Kernel file; a relative path is relative to the working directory.
     pub kernel_image_path: PathBuf,
     /// Initial RAM disk.
@@ -73,7 +73,7 @@ pub struct BootSource {
 /// `machine-config`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MachineConfig {
+pub(crate) struct MachineConfig {
     /// Number of vCPUs.
     pub vcpu_count: Option<u32>,
     /// Memory in MiB.
@@ -91,7 +91,7 @@ pub struct MachineConfig {
 }
 
 /// Reads and checks a configuration file.
-pub fn read(path: &Path) -> Result<ConfigFile, Error> {
+pub(crate) fn read(path: &Path) -> Result<ConfigFile, Error> {
     let path = path.to_path_buf();
     let metadata = match fs::metadata(&path) {
         Ok(metadata) => metadata,
@@ -133,7 +133,10 @@ mod tests {
                 "machine-config": {"vcpu_count": 2, "mem_size_mib": 256, "smt": false}}"#,
         )
         .unwrap();
-        assert_eq!(file.boot_source.unwrap().kernel_image_path, Path::new("vmlinux"));
+        assert_eq!(
+            file.boot_source.unwrap().kernel_image_path,
+            Path::new("vmlinux")
+        );
         assert_eq!(file.machine_config.vcpu_count, Some(2));
         assert_eq!(file.machine_config.mem_size_mib, Some(256));
 

@@ -10,11 +10,18 @@ use crate::keys::{Keys, Targets, Transparent};
 use crate::terminal::{RawTerminal, is_foreground_terminal, is_terminal};
 
 /// The console, and the terminal that is in raw mode as long as it is kept.
-pub fn open(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
+pub(crate) fn open(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
     let interactive = is_foreground_terminal();
-    let terminal = if interactive { Some(RawTerminal::enter()?) } else { None };
-    let filter: Box<dyn InputFilter> =
-        if interactive { Box::new(Keys::new(targets)) } else { Box::new(Transparent) };
+    let terminal = if interactive {
+        Some(RawTerminal::enter()?)
+    } else {
+        None
+    };
+    let filter: Box<dyn InputFilter> = if interactive {
+        Box::new(Keys::new(targets))
+    } else {
+        Box::new(Transparent)
+    };
     // In the background of a terminal, reading it would stop the process. A closed standard input
     // cannot be duplicated: there is nothing to read then.
     let input = if is_terminal() && !interactive {
@@ -26,5 +33,12 @@ pub fn open(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
         Ok(fd) => Output::new(fd)?,
         Err(_) => Output::discard(),
     };
-    Ok((Console { input, output, filter }, terminal))
+    Ok((
+        Console {
+            input,
+            output,
+            filter,
+        },
+        terminal,
+    ))
 }

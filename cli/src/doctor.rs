@@ -27,13 +27,23 @@ struct Report<'a> {
 }
 
 /// Looks at the host and prints one line a finding.
-pub fn doctor(args: &DoctorArgs) -> Status {
+pub(crate) fn doctor(args: &DoctorArgs) -> Status {
     let findings = host::examine(Path::new(vmm::DEFAULT_DEVICE));
-    let can_boot = findings.iter().all(|finding| finding.severity != Severity::Fatal);
-    let text = if args.json { json(&findings, can_boot) } else { table(&findings, can_boot) };
+    let can_boot = findings
+        .iter()
+        .all(|finding| finding.severity != Severity::Fatal);
+    let text = if args.json {
+        json(&findings, can_boot)
+    } else {
+        table(&findings, can_boot)
+    };
     // A reader that went away has seen enough.
     let _ = io::stdout().write_all(text.as_bytes());
-    if can_boot { Status::Success } else { Status::MoteError }
+    if can_boot {
+        Status::Success
+    } else {
+        Status::MoteError
+    }
 }
 
 fn severity(finding: &Finding) -> &'static str {
@@ -45,10 +55,19 @@ fn severity(finding: &Finding) -> &'static str {
 }
 
 fn table(findings: &[Finding], can_boot: bool) -> String {
-    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let width = findings
+        .iter()
+        .map(|finding| finding.check.len())
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
     for finding in findings {
-        text += &format!("{:7}  {:width$}  {}", severity(finding), finding.check, finding.found);
+        text += &format!(
+            "{:7}  {:width$}  {}",
+            severity(finding),
+            finding.check,
+            finding.found
+        );
         if let Some(advice) = finding.advice {
             text += &format!(" ({advice})");
         }
@@ -72,7 +91,10 @@ fn json(findings: &[Finding], can_boot_linux: bool) -> String {
             advice: finding.advice,
         })
         .collect();
-    let report = Report { can_boot_linux, findings };
+    let report = Report {
+        can_boot_linux,
+        findings,
+    };
     // Strings and a boolean: nothing in it can fail to serialize.
     serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
 }

@@ -16,7 +16,7 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// Why there is nothing to boot.
 #[derive(Debug, Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// No kernel was named, and none is cached.
     #[error(
         "There is no guest kernel yet: run resources/kernel/packaged.sh (Debian's kernel, in \
@@ -42,7 +42,7 @@ pub enum Error {
 
 /// What a guest boots.
 #[derive(Debug)]
-pub struct Guest {
+pub(crate) struct Guest {
     /// The kernel as it is loaded.
     pub kernel: image::kernel::Kernel,
     /// Initial RAM disk, and where it came from.
@@ -52,7 +52,7 @@ pub struct Guest {
 }
 
 /// Chooses and opens all of it.
-pub fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> {
+pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> {
     let cache = Cache::from_env();
     let source = file.boot_source.as_ref();
     let named = args
@@ -82,7 +82,11 @@ pub fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> {
             Some((initramfs.file, initramfs.path))
         }
     };
-    Ok(Guest { kernel, initrd, cmdline: cmdline(args, file) })
+    Ok(Guest {
+        kernel,
+        initrd,
+        cmdline: cmdline(args, file),
+    })
 }
 
 /// The tuned kernel where it is cached, else the packaged one with its modules.
@@ -94,28 +98,36 @@ fn default_kernel(cache: &Cache) -> Option<(PathBuf, Option<PathBuf>)> {
     }
     let packaged = kernels.join("packaged");
     let vmlinuz = packaged.join("vmlinuz");
-    vmlinuz.exists().then(|| (vmlinuz, Some(packaged.join("modules"))))
+    vmlinuz
+        .exists()
+        .then(|| (vmlinuz, Some(packaged.join("modules"))))
 }
 
 fn open_initrd(path: &Path) -> Result<File, Error> {
-    let wrong = |source| Error::Initrd { path: path.to_path_buf(), source };
+    let wrong = |source| Error::Initrd {
+        path: path.to_path_buf(),
+        source,
+    };
     let file = File::open(path).map_err(wrong)?;
     let metadata = file.metadata().map_err(wrong)?;
     if metadata.is_dir() {
         return Err(wrong(io::ErrorKind::IsADirectory.into()));
     }
     if metadata.len() == 0 {
-        return Err(wrong(io::Error::new(io::ErrorKind::InvalidData, "it is empty")));
+        return Err(wrong(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is empty",
+        )));
     }
     Ok(file)
 }
 
 /// `--cmdline` or the file's `boot_args` as they are; otherwise mote's own words.
 fn cmdline(args: &RunArgs, file: &ConfigFile) -> String {
-    let whole = args
-        .cmdline
+    let whole = args.cmdline.as_ref().or(file
+        .boot_source
         .as_ref()
-        .or(file.boot_source.as_ref().and_then(|source| source.boot_args.as_ref()));
+        .and_then(|source| source.boot_args.as_ref()));
     let mut cmdline = match whole {
         Some(whole) => whole.clone(),
         None => default_cmdline(args),

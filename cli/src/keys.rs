@@ -51,36 +51,40 @@ impl Decoder {
 }
 
 /// The filter of an interactive console.
-pub struct Keys {
+pub(crate) struct Keys {
     decoder: Decoder,
     targets: std::sync::Arc<std::sync::OnceLock<(Stopper, PowerButton)>>,
 }
 
 /// Set once the machine exists: the console is a part of it, so it comes first.
-pub type Targets = std::sync::Arc<std::sync::OnceLock<(Stopper, PowerButton)>>;
+pub(crate) type Targets = std::sync::Arc<std::sync::OnceLock<(Stopper, PowerButton)>>;
 
 impl Keys {
     /// A filter that acts on `targets`.
-    pub fn new(targets: Targets) -> Self {
-        Self { decoder: Decoder::default(), targets }
+    pub(crate) fn new(targets: Targets) -> Self {
+        Self {
+            decoder: Decoder::default(),
+            targets,
+        }
     }
 }
 
 impl InputFilter for Keys {
     fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>) {
         let targets = self.targets.get();
-        self.decoder.decode(input, to_guest, |action| match (action, targets) {
-            (Action::Help, _) => say(&HELP),
-            (Action::Quit, Some((stopper, _))) => stopper.stop(StopRequest::Quit),
-            (Action::PowerButton, Some((_, button))) => button.press(),
-            // Nothing is read before the event loop runs, and the machine exists then.
-            (_, None) => {}
-        });
+        self.decoder
+            .decode(input, to_guest, |action| match (action, targets) {
+                (Action::Help, _) => say(&HELP),
+                (Action::Quit, Some((stopper, _))) => stopper.stop(StopRequest::Quit),
+                (Action::PowerButton, Some((_, button))) => button.press(),
+                // Nothing is read before the event loop runs, and the machine exists then.
+                (_, None) => {}
+            });
     }
 }
 
 /// Input that does not come from a keyboard goes to the guest as it is.
-pub struct Transparent;
+pub(crate) struct Transparent;
 
 impl InputFilter for Transparent {
     fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>) {
@@ -105,7 +109,10 @@ mod tests {
     fn keys_are_found_across_reads_and_everything_else_passes() {
         assert_eq!(decode(&[b"ls\r"]), (b"ls\r".to_vec(), vec![]));
         assert_eq!(decode(&[b"a\x01xb"]), (b"ab".to_vec(), vec![Action::Quit]));
-        assert_eq!(decode(&[b"a\x01", b"h"]), (b"a".to_vec(), vec![Action::Help]));
+        assert_eq!(
+            decode(&[b"a\x01", b"h"]),
+            (b"a".to_vec(), vec![Action::Help])
+        );
         assert_eq!(decode(&[b"\x01p"]), (vec![], vec![Action::PowerButton]));
         assert_eq!(decode(&[b"\x01\x01x"]), (b"\x01x".to_vec(), vec![]));
         assert_eq!(decode(&[b"\x01k"]), (b"\x01k".to_vec(), vec![]));

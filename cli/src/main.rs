@@ -57,5 +57,9 @@ fn fail(error: &dyn std::error::Error) -> Status {
 fn report_usage(error: &clap::Error) -> Status {
     // Nowhere left to report a failing stdout to.
     let _ = error.print();
-    if error.use_stderr() { Status::MoteError } else { Status::Success }
+    if error.use_stderr() {
+        Status::MoteError
+    } else {
+        Status::Success
+    }
 }

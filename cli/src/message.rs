@@ -8,14 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static RAW: AtomicBool = AtomicBool::new(false);
 
 /// Tells whether the terminal is in raw mode now.
-pub fn set_raw(raw: bool) {
+pub(crate) fn set_raw(raw: bool) {
     RAW.store(raw, Ordering::Relaxed);
 }
 
 /// Says one or more lines.
-pub fn say(text: &dyn Display) {
+pub(crate) fn say(text: &dyn Display) {
     let text = format!("mote: {text}");
-    let end = if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" };
+    let end = if RAW.load(Ordering::Relaxed) {
+        "\r\n"
+    } else {
+        "\n"
+    };
     let mut lines = String::new();
     for line in text.lines() {
         lines.push_str(line);

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 /// Bytes: a number, with an optional fraction, and a suffix k, m, g or t (powers of 1024), each
 /// with an optional b or ib, in either case. Without a suffix it is bytes.
-pub fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no size: write 512m, 1.5g or a number of bytes");
     let lower = text.trim().to_ascii_lowercase();
     let (number, suffix) = split_number(&lower).ok_or_else(wrong)?;
-    let unit = suffix.strip_suffix("ib").or_else(|| suffix.strip_suffix('b')).unwrap_or(suffix);
+    let unit = suffix
+        .strip_suffix("ib")
+        .or_else(|| suffix.strip_suffix('b'))
+        .unwrap_or(suffix);
     let shift = match unit {
         "" if suffix != "ib" => 0,
         "k" => 10,
@@ -21,14 +24,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// A duration: numbers with the units ms, s, m and h in a row, or one number of seconds.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no duration: write 90, 1m30s, 500ms or 1.5h");
     let mut rest = text.trim();
     let mut nanos = 0u64;
     let mut first = true;
     while first || !rest.is_empty() {
         let (number, tail) = split_number(rest).ok_or_else(wrong)?;
-        let unit_end = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
+        let unit_end = tail
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit_end);
         let unit_nanos = match unit {
             "ms" => 1_000_000,
@@ -38,8 +43,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             "" if first && tail.is_empty() => 1_000_000_000,
             _ => return Err(wrong()),
         };
-        let part = scale(number, unit_nanos).ok_or_else(|| format!("'{text}' is too long a time"))?;
-        nanos = nanos.checked_add(part).ok_or_else(|| format!("'{text}' is too long a time"))?;
+        let part =
+            scale(number, unit_nanos).ok_or_else(|| format!("'{text}' is too long a time"))?;
+        nanos = nanos
+            .checked_add(part)
+            .ok_or_else(|| format!("'{text}' is too long a time"))?;
         rest = tail;
         first = false;
     }
@@ -51,7 +59,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// Splits digits, with at most one point among them, from what follows.
 fn split_number(text: &str) -> Option<(&str, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     let valid = number.bytes().any(|byte| byte.is_ascii_digit())
         && number.bytes().filter(|byte| *byte == b'.').count() <= 1;
@@ -61,7 +71,11 @@ fn split_number(text: &str) -> Option<(&str, &str)> {
 /// `number * unit`, exact for whole numbers and rounded down for fractions.
 fn scale(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let whole = if whole.is_empty() {
+        0
+    } else {
+        whole.parse::<u64>().ok()?
+    };
     let mut total = u128::from(whole) * u128::from(unit);
     let mut divisor = 1u128;
     // Digits beyond these are below a byte or a nanosecond.
@@ -94,7 +108,17 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "m", "1x", "-1", "1..5g", "1 2", "1ib", "99999999999999999999", "20000000t"] {
+        for text in [
+            "",
+            "m",
+            "1x",
+            "-1",
+            "1..5g",
+            "1 2",
+            "1ib",
+            "99999999999999999999",
+            "20000000t",
+        ] {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }
@@ -108,9 +132,23 @@ mod tests {
             ("1m30s", 90_000),
             ("1h", 3_600_000),
         ] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
-        for text in ["", "s", "0", "0s", "1d", "1m30", "-5s", "1e3", "99999999999h"] {
+        for text in [
+            "",
+            "s",
+            "0",
+            "0s",
+            "1d",
+            "1m30",
+            "-5s",
+            "1e3",
+            "99999999999h",
+        ] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

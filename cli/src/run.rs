@@ -12,12 +12,12 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::args::{Boot, ConsoleKind, RunArgs};
 use crate::config_file::{self, ConfigFile};
+use crate::console;
 use crate::guest::{self, Guest};
 use crate::keys::Targets;
 use crate::message::say;
 use crate::signals::SignalWatch;
 use crate::status::Status;
-use crate::console;
 
 const DEFAULT_CPUS: u32 = 1;
 const DEFAULT_MEMORY: u64 = 128 << 20;
@@ -28,7 +28,7 @@ const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 
 /// Why a guest could not be run.
 #[derive(Debug, Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// `--config-file`.
     #[error(transparent)]
     ConfigFile(#[from] config_file::Error),
@@ -60,7 +60,7 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
 }
 
 /// Boots a guest and stays with it until it ends.
-pub fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
+pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
     let file = match &args.config_file {
         Some(path) => config_file::read(path)?,
         None => ConfigFile::default(),
@@ -70,7 +70,12 @@ pub fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
     if args.verbose > 0 {
         describe(&config, &guest);
     }
-    let symbols = guest.kernel.file.try_clone().ok().filter(|_| args.verbose > 0);
+    let symbols = guest
+        .kernel
+        .file
+        .try_clone()
+        .ok()
+        .filter(|_| args.verbose > 0);
     let payload = Payload::Kernel {
         kernel: guest.kernel.file,
         initrd: guest.initrd.map(|(file, _)| file),
@@ -84,7 +89,8 @@ pub fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
     let targets = Targets::default();
     let (console, terminal) = match args.console {
         ConsoleKind::Serial => {
-            let (console, terminal) = console::open(targets.clone()).map_err(host("the console"))?;
+            let (console, terminal) =
+                console::open(targets.clone()).map_err(host("the console"))?;
             (Some(console), terminal)
         }
         ConsoleKind::Off => (None, None),
@@ -101,17 +107,27 @@ pub fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
     vm.start();
     let reason = vm.run(|mark| report_mark(&mark, started))?;
     drop(terminal);
-    Ok(report_end(&reason, &vm.console_tail(), args, symbols.as_ref()))
+    Ok(report_end(
+        &reason,
+        &vm.console_tail(),
+        args,
+        symbols.as_ref(),
+    ))
 }
 
 fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
-    let cpus = args.cpus.or(file.machine_config.vcpu_count).unwrap_or(DEFAULT_CPUS);
+    let cpus = args
+        .cpus
+        .or(file.machine_config.vcpu_count)
+        .unwrap_or(DEFAULT_CPUS);
     let memory = args
         .memory
-        .or(file.machine_config.mem_size_mib.map(|mib| mib.saturating_mul(1 << 20)))
+        .or(file
+            .machine_config
+            .mem_size_mib
+            .map(|mib| mib.saturating_mul(1 << 20)))
         .unwrap_or(DEFAULT_MEMORY);
     Ok(Config::new(cpus, memory)?
-        .with_serial(args.console == ConsoleKind::Serial)
         .with_boot_timer(args.boot_timer)
         .with_virtio_slots(VIRTIO_SLOTS)?)
 }
@@ -125,7 +141,11 @@ fn describe(config: &Config, guest: &Guest) {
         say(&format!("initrd {}", path.display()));
     }
     say(&format!("command line {}", guest.cmdline));
-    say(&format!("{} CPUs, {} bytes of memory", config.cpus(), config.memory()));
+    say(&format!(
+        "{} CPUs, {} bytes of memory",
+        config.cpus(),
+        config.memory()
+    ));
 }
 
 fn report_mark(mark: &BootMark, started: Instant) {
@@ -148,15 +168,24 @@ fn report_end(
     args: &RunArgs,
     symbols: Option<&std::fs::File>,
 ) -> Status {
-    let guest = args.id.as_deref().map_or_else(|| "the guest".into(), |id| format!("guest {id}"));
-    let panicked = || console_tail.windows(PANIC_MESSAGE.len()).any(|text| text == PANIC_MESSAGE);
+    let guest = args
+        .id
+        .as_deref()
+        .map_or_else(|| "the guest".into(), |id| format!("guest {id}"));
+    let panicked = || {
+        console_tail
+            .windows(PANIC_MESSAGE.len())
+            .any(|text| text == PANIC_MESSAGE)
+    };
     match reason {
         StopReason::Panicked => {
             say(&format!("{guest} crashed: kernel panic"));
             Status::GuestCrashed
         }
         StopReason::PowerOff | StopReason::Reset if panicked() => {
-            say(&format!("{guest} crashed: kernel panic, see the console output above"));
+            say(&format!(
+                "{guest} crashed: kernel panic, see the console output above"
+            ));
             Status::GuestCrashed
         }
         StopReason::PowerOff | StopReason::Reset => Status::Success,
@@ -169,12 +198,16 @@ fn report_end(
             Status::GuestCrashed
         }
         StopReason::RunFailed { cpu, error } => {
-            say(&format!("KVM_RUN failed for vCPU {cpu} of {guest}: {error}"));
+            say(&format!(
+                "KVM_RUN failed for vCPU {cpu} of {guest}: {error}"
+            ));
             Status::MoteError
         }
         StopReason::Requested(StopRequest::Quit) => Status::Success,
         StopReason::Requested(StopRequest::Timeout) => {
-            say(&format!("{guest} was stopped: it did not end within --timeout"));
+            say(&format!(
+                "{guest} was stopped: it did not end within --timeout"
+            ));
             Status::Timeout
         }
         StopReason::Requested(StopRequest::Signal(number)) => {
@@ -194,8 +227,10 @@ fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::Fil
             None => say(&"  RIP is near no symbol of the kernel image"),
         }
     }
-    say(&"what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
-          has executed something that KVM does not know (run with -v for the kernel symbol at RIP)");
+    say(
+        &"what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
+          has executed something that KVM does not know (run with -v for the kernel symbol at RIP)",
+    );
 }
 
 /// Stops the machine when its time is up.

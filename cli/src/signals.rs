@@ -18,14 +18,14 @@ static WAKE: AtomicI32 = AtomicI32::new(-1);
 static FIRST: AtomicI32 = AtomicI32::new(0);
 
 /// Stops the machine when such a signal arrives.
-pub struct SignalWatch {
+pub(crate) struct SignalWatch {
     wake: EventFd,
     stopper: Stopper,
 }
 
 impl SignalWatch {
     /// Catches the signals from now on.
-    pub fn new(stopper: Stopper) -> io::Result<Self> {
+    pub(crate) fn new(stopper: Stopper) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         WAKE.store(wake.as_raw_fd(), Ordering::SeqCst);
         for signal in ENDING {

@@ -2,7 +2,7 @@
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub(crate) enum Status {
     /// The guest powered off or restarted.
     Success,
     /// `--timeout` passed.
@@ -28,6 +28,6 @@ impl Status {
 }
 
 /// Ends the process.
-pub fn exit(status: Status) -> ! {
+pub(crate) fn exit(status: Status) -> ! {
     std::process::exit(status.code())
 }

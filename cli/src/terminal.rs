@@ -11,8 +11,13 @@ use crate::message;
 
 const STDIN: RawFd = 0;
 /// Signals of a bug in mote: the terminal is restored before they end the process as they always do.
-const FATAL: [libc::c_int; 5] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+const FATAL: [libc::c_int; 5] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+];
 
 /// What the terminal was before.
 static BEFORE: OnceLock<libc::termios> = OnceLock::new();
@@ -20,11 +25,11 @@ static RAW: AtomicBool = AtomicBool::new(false);
 
 /// Puts standard input into raw mode while it lives.
 #[derive(Debug)]
-pub struct RawTerminal(());
+pub(crate) struct RawTerminal(());
 
 impl RawTerminal {
     /// Fails when standard input is not a terminal.
-    pub fn enter() -> io::Result<Self> {
+    pub(crate) fn enter() -> io::Result<Self> {
         let mut before = MaybeUninit::uninit();
         // SAFETY: tcgetattr fills the structure or fails.
         if unsafe { libc::tcgetattr(STDIN, before.as_mut_ptr()) } != 0 {
@@ -57,13 +62,13 @@ impl Drop for RawTerminal {
 
 /// Whether standard input is a terminal of which this process has the foreground. In the background a
 /// read would stop the process.
-pub fn is_foreground_terminal() -> bool {
+pub(crate) fn is_foreground_terminal() -> bool {
     // SAFETY: these take plain numbers.
     unsafe { libc::isatty(STDIN) == 1 && libc::tcgetpgrp(STDIN) == libc::getpgrp() }
 }
 
 /// Whether standard input is a terminal.
-pub fn is_terminal() -> bool {
+pub(crate) fn is_terminal() -> bool {
     // SAFETY: takes a plain number.
     unsafe { libc::isatty(STDIN) == 1 }
 }

@@ -140,9 +140,7 @@ impl Identity {
     pub(crate) fn is_settled(&self) -> bool {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .is_ok_and(|now| {
-                now.as_nanos() as i128 - self.ctime > SETTLED_AFTER.as_nanos() as i128
-            })
+            .is_ok_and(|now| now.as_nanos() as i128 - self.ctime > SETTLED_AFTER.as_nanos() as i128)
     }
 }
 

@@ -162,7 +162,8 @@ fn check_header(bytes: &[u8]) -> Result<&FileHeader64<LE>, Error> {
     }
     let count = header.e_phnum.get(LE);
     if count == 0 || count > MAX_PROGRAM_HEADERS {
-        let what = format!("it has {count} program headers (1 to {MAX_PROGRAM_HEADERS} make sense)");
+        let what =
+            format!("it has {count} program headers (1 to {MAX_PROGRAM_HEADERS} make sense)");
         return Err(Error::Corrupt { what });
     }
     Ok(header)

@@ -177,7 +177,17 @@ fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::default();
     archive.put(|archive| {
         for directory in [
-            "bin", "dev", "etc", "lib", "lib/modules", MODULES, "proc", "root", "run", "sys", "tmp",
+            "bin",
+            "dev",
+            "etc",
+            "lib",
+            "lib/modules",
+            MODULES,
+            "proc",
+            "root",
+            "run",
+            "sys",
+            "tmp",
             "usr",
         ] {
             archive.directory(directory)?;
@@ -244,7 +254,10 @@ impl Archive {
     fn entry(&mut self, entry: newc::Builder, contents: &[u8]) -> io::Result<()> {
         self.entries += 1;
         let size = u32::try_from(contents.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let mut writer = entry.ino(self.entries).nlink(1).write(&mut self.bytes, size);
+        let mut writer = entry
+            .ino(self.entries)
+            .nlink(1)
+            .write(&mut self.bytes, size);
         writer.write_all(contents)?;
         writer.finish()?;
         Ok(())

@@ -22,9 +22,9 @@ use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::{Input, InputFilter, Output, SerialWorker};
 use devices::legacy::virtio_slots::VirtioSlots;
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -79,9 +79,6 @@ pub enum Error {
     /// The event loop.
     #[error("Cannot make the event loop")]
     EventLoop(#[source] event_manager::Error),
-    /// The console's file descriptors.
-    #[error("Cannot use the console's input or output")]
-    Console(#[source] io::Error),
 }
 
 /// Where the serial port leads to.
@@ -115,29 +112,47 @@ pub(crate) fn build(
     kvm::split_irqchip(&vm)?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, &vm, &events)?;
+    let machine = Machine::new(config, console, &vm, &events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
-    let vcpus = create_vcpus(config, &kvm, &vm, &cpuid)?;
+    let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
-    let entry = load(config, payload, image, &memory)?;
+    let entry = load(config, payload, image, &memory, machine.console.is_some())?;
     regs::write_tables(&memory, entry.mode)?;
     if let Some(boot_vcpu) = vcpus.first() {
         regs::set_up(boot_vcpu, &entry)?;
     }
 
-    let mut event_manager = EventManager::new().map_err(Error::EventLoop)?;
-    event_manager.add_subscriber(Box::new(Wake(Arc::clone(&events))) as Box<_>);
-    let serial = attach_console(&machine, console)?;
-    if let Some(worker) = &serial {
+    let mut event_manager: EventManager<Box<dyn MutEventSubscriber>> =
+        EventManager::new().map_err(Error::EventLoop)?;
+    event_manager.add_subscriber(Box::new(Wake(Arc::clone(&events))));
+    if let Some(worker) = &machine.console {
         event_manager.add_subscriber(Box::new(Arc::clone(worker)));
     }
-    let vcpus = spawn(vcpus, machine.buses, &events, &memory)?;
-    Ok(Vm { vcpus, event_manager, serial, power_button: machine.power_button, events, vm, memory })
+    let Machine {
+        buses,
+        console,
+        power_button,
+    } = machine;
+    let vcpus = spawn(vcpus, buses, &events, &memory)?;
+    Ok(Vm {
+        vcpus,
+        event_manager,
+        console,
+        power_button,
+        events,
+        memory,
+    })
 }
 
 /// Everything that can be known to be wrong before the host is asked for anything.
 fn check_payload(payload: &Payload, ram: u64) -> Result<Option<(KernelImage, u64)>, Error> {
-    let Payload::Kernel { kernel, initrd, cmdline, protocol } = payload else {
+    let Payload::Kernel {
+        kernel,
+        initrd,
+        cmdline,
+        protocol,
+    } = payload
+    else {
         return Ok(None);
     };
     boot::check_cmdline(cmdline)?;
@@ -154,44 +169,58 @@ fn check_payload(payload: &Payload, ram: u64) -> Result<Option<(KernelImage, u64
 }
 
 fn initrd_size(file: &File) -> Result<u64, Error> {
-    let metadata = file
-        .metadata()
-        .map_err(|source| memory::Error::Read { what: "initrd", source })?;
+    let metadata = file.metadata().map_err(|source| memory::Error::Read {
+        what: "initrd",
+        source,
+    })?;
     Ok(metadata.len())
 }
 
 /// The buses with all devices on them.
 struct Machine {
     buses: Arc<Buses>,
-    serial: Option<(Arc<Mutex<Serial>>, EventFd)>,
+    console: Option<SharedSerialWorker>,
     power_button: PowerButton,
 }
 
 impl Machine {
-    fn new(config: &Config, vm: &Arc<VmFd>, events: &Arc<Events>) -> Result<Self, Error> {
+    fn new(
+        config: &Config,
+        console: Option<Console>,
+        vm: &Arc<VmFd>,
+        events: &Arc<Events>,
+    ) -> Result<Self, Error> {
         let msi: Arc<dyn MsiSink> = Arc::new(MsiInjector::new(Arc::clone(vm)));
         let ioapic = Arc::new(Mutex::new(IoApic::new(msi)));
         let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
         let mut io = Bus::new();
-        let mut serial = None;
-        if config.serial() {
-            let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
-            let port = Serial::new(line(layout::SERIAL_GSI), ready.try_clone().map_err(host("an eventfd"))?);
-            let port = Arc::new(Mutex::new(port));
-            io.insert(layout::SERIAL_PORT.into(), layout::SERIAL_SIZE.into(), port.clone())?;
-            serial = Some((port, ready));
-        }
+        let console = match console {
+            Some(console) => Some(add_serial_port(&mut io, console, line(layout::SERIAL_GSI))?),
+            None => None,
+        };
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
         io.insert(layout::GED_PORT.into(), 4, ged.clone())?;
         let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(sink())));
         io.insert(layout::ACPI_SLEEP_CONTROL_PORT.into(), 3, acpi_pm)?;
         let i8042 = Arc::new(Mutex::new(I8042::new(sink())));
         io.insert(layout::I8042_DATA_PORT.into(), 5, i8042)?;
-        io.insert(layout::PVPANIC_PORT.into(), 1, Arc::new(Mutex::new(PvPanic::new(sink()))))?;
-        io.insert(layout::PIC_PRIMARY_PORT.into(), 2, Arc::new(Mutex::new(Pic::default())))?;
-        io.insert(layout::PIC_SECONDARY_PORT.into(), 2, Arc::new(Mutex::new(Pic::default())))?;
+        io.insert(
+            layout::PVPANIC_PORT.into(),
+            1,
+            Arc::new(Mutex::new(PvPanic::new(sink()))),
+        )?;
+        io.insert(
+            layout::PIC_PRIMARY_PORT.into(),
+            2,
+            Arc::new(Mutex::new(Pic::default())),
+        )?;
+        io.insert(
+            layout::PIC_SECONDARY_PORT.into(),
+            2,
+            Arc::new(Mutex::new(Pic::default())),
+        )?;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
             io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
@@ -201,23 +230,44 @@ impl Machine {
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
         if config.virtio_slots() > 0 {
             let size = u64::from(config.virtio_slots()) * layout::VIRTIO_MMIO_SIZE;
-            mmio.insert(layout::VIRTIO_MMIO_START, size, Arc::new(Mutex::new(VirtioSlots)))?;
+            mmio.insert(
+                layout::VIRTIO_MMIO_START,
+                size,
+                Arc::new(Mutex::new(VirtioSlots)),
+            )?;
         }
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
-            serial,
+            console,
             power_button: PowerButton(ged),
         })
     }
 }
 
-fn create_vcpus(
-    config: &Config,
-    kvm: &Kvm,
-    vm: &VmFd,
-    supported: &CpuId,
-) -> Result<Vec<VcpuFd>, Error> {
-    let _ = kvm;
+fn add_serial_port(
+    io: &mut Bus,
+    console: Console,
+    line: Arc<Pin>,
+) -> Result<SharedSerialWorker, Error> {
+    let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
+    let port = Serial::new(line, ready.try_clone().map_err(host("an eventfd"))?);
+    let port = Arc::new(Mutex::new(port));
+    io.insert(
+        layout::SERIAL_PORT.into(),
+        layout::SERIAL_SIZE.into(),
+        port.clone(),
+    )?;
+    let Console {
+        input,
+        output,
+        filter,
+    } = console;
+    let worker = SerialWorker::new(port, ready, input, output, filter)
+        .map_err(host("the console's worker"))?;
+    Ok(Arc::new(Mutex::new(worker)))
+}
+
+fn create_vcpus(config: &Config, vm: &VmFd, supported: &CpuId) -> Result<Vec<VcpuFd>, Error> {
     let mut vcpus = Vec::with_capacity(config.cpus() as usize);
     let mut template = None;
     for index in 0..config.cpus() {
@@ -228,8 +278,11 @@ fn create_vcpus(
             Some(template) => template,
             empty => empty.insert(cpuid::Template::new(
                 supported,
-                &cpuid::Settings { cpus: config.cpus(), tsc_khz: vcpu.get_tsc_khz().ok() },
-            )?),
+                &cpuid::Settings {
+                    cpus: config.cpus(),
+                    tsc_khz: vcpu.get_tsc_khz().ok(),
+                },
+            )),
         };
         vcpu.set_cpuid2(&template.for_vcpu(index)?)
             .map_err(kvm::refused("KVM_SET_CPUID2"))?;
@@ -246,14 +299,27 @@ fn load(
     payload: Payload,
     image: Option<(KernelImage, u64)>,
     memory: &GuestMemoryMmap,
+    serial: bool,
 ) -> Result<Entry, Error> {
-    let (Payload::Kernel { kernel, initrd, cmdline, .. }, Some((image, initrd_size))) = (&payload, image)
+    let (
+        Payload::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+            ..
+        },
+        Some((image, initrd_size)),
+    ) = (&payload, image)
     else {
         let Payload::Code { bytes, gpa, mode } = payload else {
             unreachable!("check_payload gives an image for every kernel");
         };
         memory::load_code(memory, &bytes, gpa)?;
-        return Ok(Entry { mode, instruction: gpa, boot_info: 0 });
+        return Ok(Entry {
+            mode,
+            instruction: gpa,
+            boot_info: 0,
+        });
     };
     memory::load_kernel(memory, kernel, &image.segments)?;
     let initrd = match initrd {
@@ -266,7 +332,9 @@ fn load(
     };
     mptable::write(memory, config.cpus())?;
     // A guest that is told not to use ACPI finds its devices on the command line.
-    let acpi_off = cmdline.split_ascii_whitespace().any(|word| word == "acpi=off");
+    let acpi_off = cmdline
+        .split_ascii_whitespace()
+        .any(|word| word == "acpi=off");
     let mut cmdline = cmdline.clone();
     let rsdp = if acpi_off {
         for slot in 0..config.virtio_slots() {
@@ -277,7 +345,7 @@ fn load(
         let tables = acpi::Config {
             cpus: config.cpus(),
             virtio_slots: config.virtio_slots(),
-            serial: config.serial(),
+            serial,
         };
         Some(acpi::write_tables(memory, &tables)?)
     };
@@ -293,21 +361,11 @@ fn load(
         Protocol::Linux64 => CpuMode::Long,
         Protocol::Pvh => CpuMode::Protected,
     };
-    Ok(Entry { mode, instruction: image.entry, boot_info: boot_info.0 })
-}
-
-fn attach_console(
-    machine: &Machine,
-    console: Option<Console>,
-) -> Result<Option<SharedSerialWorker>, Error> {
-    let (Some((serial, ready)), Some(console)) = (&machine.serial, console) else {
-        return Ok(None);
-    };
-    let ready = ready.try_clone().map_err(host("an eventfd"))?;
-    let worker =
-        SerialWorker::new(Arc::clone(serial), ready, console.input, console.output, console.filter)
-            .map_err(Error::Console)?;
-    Ok(Some(Arc::new(Mutex::new(worker))))
+    Ok(Entry {
+        mode,
+        instruction: image.entry,
+        boot_info: boot_info.0,
+    })
 }
 
 fn spawn(

@@ -81,13 +81,12 @@ pub struct Config {
     kvm_device: PathBuf,
     cpus: u32,
     memory: u64,
-    serial: bool,
     boot_timer: bool,
     virtio_slots: u32,
 }
 
 impl Config {
-    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, a serial port and nothing else.
+    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, and no virtio-mmio slots.
     pub fn new(cpus: u32, memory: u64) -> Result<Self, Error> {
         if cpus == 0 || cpus > MAX_CPUS {
             return Err(Error::Cpus { cpus });
@@ -102,7 +101,6 @@ impl Config {
             kvm_device: DEFAULT_DEVICE.into(),
             cpus,
             memory,
-            serial: true,
             boot_timer: false,
             virtio_slots: 0,
         })
@@ -111,12 +109,6 @@ impl Config {
     /// Uses another KVM device than `/dev/kvm`.
     pub fn with_kvm_device(mut self, path: impl Into<PathBuf>) -> Self {
         self.kvm_device = path.into();
-        self
-    }
-
-    /// With or without the serial port COM1.
-    pub fn with_serial(mut self, serial: bool) -> Self {
-        self.serial = serial;
         self
     }
 
@@ -149,11 +141,6 @@ impl Config {
     /// Bytes of RAM.
     pub fn memory(&self) -> u64 {
         self.memory
-    }
-
-    /// Whether there is a serial port.
-    pub fn serial(&self) -> bool {
-        self.serial
     }
 
     /// Whether the boot timer's port exists.

@@ -58,7 +58,10 @@ impl fmt::Display for CrashCause {
                 write!(f, "KVM internal error {suberror} ({name})")
             }
             Self::FailedEntry { hardware_reason } => {
-                write!(f, "the CPU refused to enter the guest (hardware reason {hardware_reason:#x})")
+                write!(
+                    f,
+                    "the CPU refused to enter the guest (hardware reason {hardware_reason:#x})"
+                )
             }
             Self::UnexpectedExit { reason } => write!(f, "unexpected KVM exit {reason}"),
         }
@@ -80,7 +83,13 @@ impl CrashReport {
             (true, Some(regs), Some(sregs)) => read_instruction(vcpu, memory, regs, sregs),
             _ => reported,
         };
-        Box::new(Self { cpu, cause, regs, sregs, instruction })
+        Box::new(Self {
+            cpu,
+            cause,
+            regs,
+            sregs,
+            instruction,
+        })
     }
 }
 
@@ -120,14 +129,38 @@ impl fmt::Display for CrashReport {
         }
         writeln!(f)?;
         if let Some(r) = &self.regs {
-            writeln!(f, "  RAX {:016x}  RBX {:016x}  RCX {:016x}  RDX {:016x}", r.rax, r.rbx, r.rcx, r.rdx)?;
-            writeln!(f, "  RSI {:016x}  RDI {:016x}  RBP {:016x}  RSP {:016x}", r.rsi, r.rdi, r.rbp, r.rsp)?;
-            writeln!(f, "  R8  {:016x}  R9  {:016x}  R10 {:016x}  R11 {:016x}", r.r8, r.r9, r.r10, r.r11)?;
-            writeln!(f, "  R12 {:016x}  R13 {:016x}  R14 {:016x}  R15 {:016x}", r.r12, r.r13, r.r14, r.r15)?;
+            writeln!(
+                f,
+                "  RAX {:016x}  RBX {:016x}  RCX {:016x}  RDX {:016x}",
+                r.rax, r.rbx, r.rcx, r.rdx
+            )?;
+            writeln!(
+                f,
+                "  RSI {:016x}  RDI {:016x}  RBP {:016x}  RSP {:016x}",
+                r.rsi, r.rdi, r.rbp, r.rsp
+            )?;
+            writeln!(
+                f,
+                "  R8  {:016x}  R9  {:016x}  R10 {:016x}  R11 {:016x}",
+                r.r8, r.r9, r.r10, r.r11
+            )?;
+            writeln!(
+                f,
+                "  R12 {:016x}  R13 {:016x}  R14 {:016x}  R15 {:016x}",
+                r.r12, r.r13, r.r14, r.r15
+            )?;
         }
         if let Some(s) = &self.sregs {
-            writeln!(f, "  CR0 {:016x}  CR2 {:016x}  CR3 {:016x}  CR4 {:016x}", s.cr0, s.cr2, s.cr3, s.cr4)?;
-            writeln!(f, "  EFER {:015x}  CS {:04x} base {:x}", s.efer, s.cs.selector, s.cs.base)?;
+            writeln!(
+                f,
+                "  CR0 {:016x}  CR2 {:016x}  CR3 {:016x}  CR4 {:016x}",
+                s.cr0, s.cr2, s.cr3, s.cr4
+            )?;
+            writeln!(
+                f,
+                "  EFER {:015x}  CS {:04x} base {:x}",
+                s.efer, s.cs.selector, s.cs.base
+            )?;
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ pub enum StopReason {
 
 /// A point of its boot that the guest marked, and when.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
+pub(crate) struct Mark {
     /// The byte it wrote.
     pub value: u8,
     /// When KVM handed it over.

@@ -1,13 +1,16 @@
 //! What the host offers: the findings behind `mote doctor`.
 //!
 //! Everything here only looks; nothing is left behind.
-#![expect(unsafe_code, reason = "asks the kernel for features by raw system calls")]
+#![expect(
+    unsafe_code,
+    reason = "asks the kernel for features by raw system calls"
+)]
 
 use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arch::regs::CpuMode;
 use kvm_ioctls::{Cap, Kvm};
@@ -43,7 +46,12 @@ pub struct Finding {
 
 impl Finding {
     fn good(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, severity: Severity::Good, found: found.into(), advice: None }
+        Self {
+            check,
+            severity: Severity::Good,
+            found: found.into(),
+            advice: None,
+        }
     }
 
     fn bad(
@@ -52,7 +60,12 @@ impl Finding {
         found: impl Into<String>,
         advice: &'static str,
     ) -> Self {
-        Self { check, severity, found: found.into(), advice: Some(advice) }
+        Self {
+            check,
+            severity,
+            found: found.into(),
+            advice: Some(advice),
+        }
     }
 
     fn optional(check: &'static str, present: bool, advice: &'static str) -> Self {
@@ -65,8 +78,7 @@ impl Finding {
 }
 
 /// What mote can use beyond what it needs.
-const USEFUL: [(Cap, &str); 6] = [
-    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
+const USEFUL: [(Cap, &str); 5] = [
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
     (Cap::Xsave, "KVM_CAP_XSAVE"),
@@ -88,10 +100,17 @@ pub fn examine(kvm_device: &Path) -> Vec<Finding> {
         Ok(kvm) => {
             findings.push(Finding::good(
                 "kvm",
-                format!("{} is there, API version {}", kvm_device.display(), kvm::API_VERSION),
+                format!(
+                    "{} is there, API version {}",
+                    kvm_device.display(),
+                    kvm::API_VERSION
+                ),
             ));
             findings.extend(capabilities(&kvm));
-            if findings.iter().all(|finding| finding.severity != Severity::Fatal) {
+            if findings
+                .iter()
+                .all(|finding| finding.severity != Severity::Fatal)
+            {
                 findings.push(self_test(kvm_device));
             }
         }
@@ -134,14 +153,26 @@ fn capabilities(kvm: &Kvm) -> Vec<Finding> {
             if kvm.check_extension(cap) {
                 Finding::good(name, "present")
             } else {
-                Finding::bad(name, Severity::Fatal, "missing", "a newer host kernel has it (4.14 or later)")
+                Finding::bad(
+                    name,
+                    Severity::Fatal,
+                    "missing",
+                    "a newer host kernel has it (4.14 or later)",
+                )
             }
         })
         .collect();
     findings.extend(USEFUL.into_iter().map(|(cap, name)| {
-        Finding::optional(name, kvm.check_extension(cap), "mote goes on without it; a newer host kernel has it")
+        Finding::optional(
+            name,
+            kvm.check_extension(cap),
+            "mote goes on without it; a newer host kernel has it",
+        )
     }));
-    findings.push(Finding::good("vcpus", format!("up to {} a guest", kvm.get_max_vcpus())));
+    findings.push(Finding::good(
+        "vcpus",
+        format!("up to {} a guest", kvm.get_max_vcpus()),
+    ));
     findings
 }
 
@@ -161,8 +192,15 @@ fn self_test(kvm_device: &Path) -> Finding {
         Err(why) => return fatal(why),
     };
     let speed = f64::from(iterations) / elapsed.as_secs_f64();
-    let found = format!("kernel-mode code runs at {:.1} million loop iterations a second", speed / 1e6);
-    if speed < MIN_LOOP_SPEED { fatal(found) } else { Finding::good(CHECK, found) }
+    let found = format!(
+        "kernel-mode code runs at {:.1} million loop iterations a second",
+        speed / 1e6
+    );
+    if speed < MIN_LOOP_SPEED {
+        fatal(found)
+    } else {
+        Finding::good(CHECK, found)
+    }
 }
 
 /// Time between the guest's two boot marks, and the iterations in between.
@@ -183,9 +221,12 @@ fn measure_loop(kvm_device: &Path) -> Result<(Duration, u32), String> {
     let config = Config::new(1, MIN_MEMORY)
         .map_err(|error| error.to_string())?
         .with_kvm_device(kvm_device)
-        .with_serial(false)
         .with_boot_timer(true);
-    let payload = Payload::Code { bytes: code, gpa: 0x10_0000, mode: CpuMode::Long };
+    let payload = Payload::Code {
+        bytes: code,
+        gpa: 0x10_0000,
+        mode: CpuMode::Long,
+    };
     let mut vm = Vm::build(&config, payload, None).map_err(|error| with_causes(&error))?;
     let stopper = vm.stopper();
     let deadline = std::thread::spawn({
@@ -206,24 +247,36 @@ fn measure_loop(kvm_device: &Path) -> Result<(Duration, u32), String> {
     deadline.thread().unpark();
     let _ = deadline.join();
     match (reason, marks.as_slice()) {
-        (Ok(StopReason::Requested(StopRequest::Quit)), [start, end, _]) => {
-            Ok((end.duration_since(*start).max(Duration::from_nanos(1)), WARM_UP))
-        }
-        (Ok(StopReason::Crashed(report)), _) => {
-            Err(format!("a guest of a few instructions crashed: {}", report.cause))
-        }
-        (Ok(reason), _) => Err(format!("a guest of a few instructions did not finish: {reason:?}")),
+        (Ok(StopReason::Requested(StopRequest::Quit)), [start, end, _]) => Ok((
+            end.duration_since(*start).max(Duration::from_nanos(1)),
+            WARM_UP,
+        )),
+        (Ok(StopReason::Crashed(report)), _) => Err(format!(
+            "a guest of a few instructions crashed: {}",
+            report.cause
+        )),
+        (Ok(reason), _) => Err(format!(
+            "a guest of a few instructions did not finish: {reason:?}"
+        )),
         (Err(error), _) => Err(with_causes(&error)),
     }
 }
 
 fn huge_pages() -> Finding {
     const CHECK: &str = "huge-pages";
-    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
-    let chosen = enabled.split(['[', ']']).nth(1).unwrap_or("missing").to_owned();
+    let enabled =
+        fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let chosen = enabled
+        .split(['[', ']'])
+        .nth(1)
+        .unwrap_or("missing")
+        .to_owned();
     let reserved = fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap_or_default();
     let reserved = reserved.trim();
-    let found = format!("transparent: {chosen}, reserved: {}", if reserved.is_empty() { "0" } else { reserved });
+    let found = format!(
+        "transparent: {chosen}, reserved: {}",
+        if reserved.is_empty() { "0" } else { reserved }
+    );
     if matches!(chosen.as_str(), "always" | "madvise") {
         Finding::good(CHECK, found)
     } else {
@@ -241,8 +294,17 @@ fn cgroups() -> Finding {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         Finding::good(CHECK, "version 2")
     } else {
-        let found = if Path::new("/sys/fs/cgroup/memory").exists() { "version 1" } else { "not mounted" };
-        Finding::bad(CHECK, Severity::Warning, found, "limits on guests need cgroup version 2")
+        let found = if Path::new("/sys/fs/cgroup/memory").exists() {
+            "version 1"
+        } else {
+            "not mounted"
+        };
+        Finding::bad(
+            CHECK,
+            Severity::Warning,
+            found,
+            "limits on guests need cgroup version 2",
+        )
     }
 }
 
@@ -260,7 +322,12 @@ fn probe(result: libc::c_long) -> io::Result<()> {
 fn probed(check: &'static str, result: io::Result<()>, advice: &'static str) -> Finding {
     match result {
         Ok(()) => Finding::good(check, "present"),
-        Err(error) => Finding::bad(check, Severity::Warning, format!("not usable: {error}"), advice),
+        Err(error) => Finding::bad(
+            check,
+            Severity::Warning,
+            format!("not usable: {error}"),
+            advice,
+        ),
     }
 }
 
@@ -271,16 +338,23 @@ fn userfaultfd() -> Finding {
     let result = probe(unsafe {
         libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | UFFD_USER_MODE_ONLY)
     });
-    probed("userfaultfd", result, "a kernel with CONFIG_USERFAULTFD has it; lazy restore uses it")
+    probed(
+        "userfaultfd",
+        result,
+        "a kernel with CONFIG_USERFAULTFD has it; lazy restore uses it",
+    )
 }
 
 fn io_uring() -> Finding {
     // Large enough for struct io_uring_params, which the call fills.
     let mut params = [0u64; 15];
     // SAFETY: the buffer is 120 bytes, the size of struct io_uring_params, and outlives the call.
-    let result =
-        probe(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) });
-    probed("io_uring", result, "sysctl kernel.io_uring_disabled=0; block devices are slower without it")
+    let result = probe(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) });
+    probed(
+        "io_uring",
+        result,
+        "sysctl kernel.io_uring_disabled=0; block devices are slower without it",
+    )
 }
 
 fn landlock() -> Finding {

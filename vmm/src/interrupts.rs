@@ -23,7 +23,11 @@ pub(crate) struct MsiInjector {
 
 impl MsiInjector {
     pub(crate) fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, level_routes: Mutex::default(), undelivered: AtomicU64::new(0) }
+        Self {
+            vm,
+            level_routes: Mutex::default(),
+            undelivered: AtomicU64::new(0),
+        }
     }
 }
 
@@ -35,7 +39,12 @@ fn halves(address: u64) -> (u32, u32) {
 impl MsiSink for MsiInjector {
     fn signal(&self, message: MsiMessage) {
         let (address_lo, address_hi) = halves(message.address);
-        let msi = kvm_msi { address_lo, address_hi, data: message.data, ..Default::default() };
+        let msi = kvm_msi {
+            address_lo,
+            address_hi,
+            data: message.data,
+            ..Default::default()
+        };
         // 0: blocked by the guest, below 0: no such destination. Neither is the host's business.
         if self.vm.signal_msi(msi).is_err() {
             self.undelivered.fetch_add(1, Ordering::Relaxed);
@@ -43,7 +52,10 @@ impl MsiSink for MsiInjector {
     }
 
     fn route(&self, pin: u32, message: Option<MsiMessage>) {
-        let mut routes = self.level_routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self
+            .level_routes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let changed = match message {
             Some(message) => routes.insert(pin, message) != Some(message),
             None => routes.remove(&pin).is_some(),
@@ -55,8 +67,11 @@ impl MsiSink for MsiInjector {
             .iter()
             .map(|(&gsi, message)| {
                 let (address_lo, address_hi) = halves(message.address);
-                let mut entry =
-                    kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+                let mut entry = kvm_irq_routing_entry {
+                    gsi,
+                    type_: KVM_IRQ_ROUTING_MSI,
+                    ..Default::default()
+                };
                 entry.u.msi = kvm_irq_routing_msi {
                     address_lo,
                     address_hi,

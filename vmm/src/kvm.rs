@@ -24,7 +24,7 @@ pub const DEFAULT_DEVICE: &str = "/dev/kvm";
 pub(crate) const API_VERSION: i32 = 12;
 
 /// What mote cannot do without.
-pub(crate) const REQUIRED: [(Cap, &str); 7] = [
+pub(crate) const REQUIRED: [(Cap, &str); 8] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
@@ -32,6 +32,7 @@ pub(crate) const REQUIRED: [(Cap, &str); 7] = [
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
 ];
 
 /// Why KVM could not be used.
@@ -76,7 +77,9 @@ pub enum Error {
         version: i32,
     },
     /// A capability is missing.
-    #[error("This host's KVM lacks {name}, which mote needs: a newer kernel has it (4.14 or later)")]
+    #[error(
+        "This host's KVM lacks {name}, which mote needs: a newer kernel has it (4.14 or later)"
+    )]
     Capability {
         /// Its name.
         name: &'static str,
@@ -115,14 +118,23 @@ pub(crate) fn open(path: &Path) -> Result<Kvm, Error> {
         .map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::Missing { path: path.into() },
             io::ErrorKind::PermissionDenied => Error::Permission { path: path.into() },
-            _ => Error::Open { path: path.into(), source },
+            _ => Error::Open {
+                path: path.into(),
+                source,
+            },
         })?;
-    #[expect(unsafe_code, reason = "kvm-ioctls takes a raw descriptor when the path is not fixed")]
+    #[expect(
+        unsafe_code,
+        reason = "kvm-ioctls takes a raw descriptor when the path is not fixed"
+    )]
     // SAFETY: the descriptor was just opened and nothing else owns it.
     let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
-        version => Err(Error::Version { path: path.into(), version }),
+        version => Err(Error::Version {
+            path: path.into(),
+            version,
+        }),
     }
 }
 

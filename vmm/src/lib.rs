@@ -25,7 +25,7 @@ mod vm;
 
 pub use builder::{Console, Error as BuildError};
 pub use crash::CrashReport;
-pub use events::{Stopper, StopReason, StopRequest};
+pub use events::{StopReason, StopRequest, Stopper};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
 pub use vm::{BootMark, Error, PowerButton, Vm};

@@ -104,9 +104,15 @@ pub(crate) fn allocate(size: u64) -> Result<GuestMemoryMmap, Error> {
 /// All the memory the host has, in bytes.
 fn host_memory() -> u64 {
     // SAFETY: sysconf only reads.
-    let (pages, page_size) =
-        unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    u64::try_from(pages).unwrap_or(u64::MAX).saturating_mul(u64::try_from(page_size).unwrap_or(0))
+    let (pages, page_size) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
+    u64::try_from(pages)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(u64::try_from(page_size).unwrap_or(0))
 }
 
 /// Puts a kernel's segments into guest memory.
@@ -132,7 +138,12 @@ pub(crate) fn load_initrd(
     gpa: u64,
     size: u64,
 ) -> Result<(), Error> {
-    let segment = Segment { file_offset: 0, file_size: size, gpa, memory_size: size };
+    let segment = Segment {
+        file_offset: 0,
+        file_size: size,
+        gpa,
+        memory_size: size,
+    };
     load(memory, file, &segment, false, "initrd")
 }
 
@@ -143,13 +154,23 @@ fn load(
     copy_first_page: bool,
     what: &'static str,
 ) -> Result<(), Error> {
-    let Segment { file_offset, file_size, gpa, .. } = *segment;
-    let not_ram = || Error::NotRam { gpa, bytes: segment.memory_size };
+    let Segment {
+        file_offset,
+        file_size,
+        gpa,
+        ..
+    } = *segment;
+    let not_ram = || Error::NotRam {
+        gpa,
+        bytes: segment.memory_size,
+    };
     if file_size == 0 {
         return Ok(());
     }
     let bytes = usize::try_from(file_size).map_err(|_| not_ram())?;
-    let slice = memory.get_slice(GuestAddress(gpa), bytes).map_err(|_| not_ram())?;
+    let slice = memory
+        .get_slice(GuestAddress(gpa), bytes)
+        .map_err(|_| not_ram())?;
     // Only whole pages of the file are mapped: what follows the segment in its last page is none
     // of the guest's business, so that page is copied.
     let whole_pages = file_size / PAGE_SIZE * PAGE_SIZE;
@@ -175,8 +196,10 @@ fn map(
     what: &'static str,
 ) -> Result<(), Error> {
     debug_assert!(length <= slice.len());
-    let offset = libc::off_t::try_from(file_offset)
-        .map_err(|source| Error::Map { what, source: io::Error::other(source) })?;
+    let offset = libc::off_t::try_from(file_offset).map_err(|source| Error::Map {
+        what,
+        source: io::Error::other(source),
+    })?;
     // SAFETY: the range lies in one region of guest memory, which is a mapping of our own that stays
     // until the region is dropped and is only ever accessed as volatile memory; MAP_FIXED replaces
     // whole pages of it, as address, offset and length are multiples of the page size.
@@ -191,7 +214,10 @@ fn map(
         )
     };
     if address == libc::MAP_FAILED {
-        return Err(Error::Map { what, source: io::Error::last_os_error() });
+        return Err(Error::Map {
+            what,
+            source: io::Error::last_os_error(),
+        });
     }
     Ok(())
 }
@@ -207,12 +233,18 @@ fn copy(
     file.seek(SeekFrom::Start(file_offset))
         .map_err(|source| Error::Read { what, source })?;
     file.read_exact_volatile(&mut slice.clone())
-        .map_err(|source| Error::Copy { what, source: source.into() })
+        .map_err(|source| Error::Copy {
+            what,
+            source: source.into(),
+        })
 }
 
 /// Puts a few instructions into guest memory.
 pub(crate) fn load_code(memory: &GuestMemoryMmap, code: &[u8], gpa: u64) -> Result<(), Error> {
     memory
         .write_slice(code, GuestAddress(gpa))
-        .map_err(|_| Error::NotRam { gpa, bytes: code.len() as u64 })
+        .map_err(|_| Error::NotRam {
+            gpa,
+            bytes: code.len() as u64,
+        })
 }

@@ -45,7 +45,10 @@ pub struct PowerButton(pub(crate) Arc<Mutex<Ged>>);
 impl PowerButton {
     /// Presses it: a guest with ACPI shuts itself down.
     pub fn press(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .press_power_button();
     }
 }
 
@@ -58,10 +61,9 @@ pub(crate) type SharedSerialWorker = Arc<Mutex<SerialWorker>>;
 pub struct Vm {
     pub(crate) vcpus: Vec<VcpuHandle>,
     pub(crate) event_manager: EventManager<Box<dyn MutEventSubscriber>>,
-    pub(crate) serial: Option<SharedSerialWorker>,
+    pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) power_button: PowerButton,
     pub(crate) events: Arc<Events>,
-    pub(crate) vm: Arc<kvm_ioctls::VmFd>,
     pub(crate) memory: GuestMemoryMmap,
 }
 
@@ -124,8 +126,8 @@ impl Vm {
                 Err(error) => return Err(Error::EventLoop(error)),
             }
         };
-        if let Some(serial) = &self.serial {
-            serial
+        if let Some(console) = &self.console {
+            console
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .flush_blocking(Instant::now() + CONSOLE_FLUSH_TIMEOUT);
@@ -135,8 +137,11 @@ impl Vm {
 
     /// The last few KiB that the guest wrote to its serial port.
     pub fn console_tail(&self) -> Vec<u8> {
-        self.serial.as_ref().map_or_else(Vec::new, |serial| {
-            serial.lock().unwrap_or_else(PoisonError::into_inner).tail()
+        self.console.as_ref().map_or_else(Vec::new, |console| {
+            console
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .tail()
         })
     }
 }

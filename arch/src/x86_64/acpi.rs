@@ -8,7 +8,9 @@ use acpi_tables::aml::{
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -74,7 +76,10 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &Config) -> Result<GuestAd
     if config.cpus > u32::from(u8::MAX) {
         return Err(Error::TooManyCpus { cpus: config.cpus });
     }
-    let mut writer = Writer { memory, next: ACPI_START + Rsdp::len() as u64 };
+    let mut writer = Writer {
+        memory,
+        next: ACPI_START + Rsdp::len() as u64,
+    };
     let dsdt = writer.put(&dsdt(config))?;
     let fadt = writer.put(&bytes(&fadt(dsdt)))?;
     let madt = writer.put(&bytes(&madt(config)))?;
@@ -117,7 +122,13 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn port(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        port.into(),
+    )
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
@@ -138,12 +149,19 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "addresses below 4 GiB, ids below 256")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "addresses below 4 GiB, ids below 256"
+)]
 fn madt(config: &Config) -> MADT {
     let lapic = LocalInterruptController::Address(LAPIC_START as u32);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, lapic);
     for cpu in 0..config.cpus {
-        madt.add_structure(ProcessorLocalApic::new(cpu as u8, cpu as u8, EnabledStatus::Enabled));
+        madt.add_structure(ProcessorLocalApic::new(
+            cpu as u8,
+            cpu as u8,
+            EnabledStatus::Enabled,
+        ));
     }
     madt.add_structure(IoApic::new(0, IOAPIC_START as u32, 0));
     madt
@@ -167,7 +185,14 @@ fn dsdt(config: &Config) -> Vec<u8> {
     power_button(&mut devices);
     code.extend(Scope::raw("\\_SB_".into(), devices));
 
-    let mut table = Sdt::new(*b"DSDT", SDT_HEADER_SIZE, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(
+        *b"DSDT",
+        SDT_HEADER_SIZE,
+        DSDT_REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
     table.append_slice(&code);
     table.as_slice().to_vec()
 }
@@ -175,7 +200,10 @@ fn dsdt(config: &Config) -> Vec<u8> {
 fn processor(cpu: u32, sink: &mut Vec<u8>) {
     Device::new(
         Path::new(&format!("C{cpu:03X}")),
-        vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &cpu)],
+        vec![
+            &Name::new("_HID".into(), &"ACPI0007"),
+            &Name::new("_UID".into(), &cpu),
+        ],
     )
     .to_aml_bytes(sink);
 }
@@ -242,7 +270,10 @@ fn pvpanic(sink: &mut Vec<u8>) {
 fn power_button(sink: &mut Vec<u8>) {
     Device::new(
         "PWRB".into(),
-        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &ZERO)],
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
+            &Name::new("_UID".into(), &ZERO),
+        ],
     )
     .to_aml_bytes(sink);
     Device::new(
@@ -293,7 +324,11 @@ mod tests {
 
     fn table(memory: &GuestMemoryMmap, gpa: u64) -> Vec<u8> {
         let length = read(memory, gpa + 4, 4);
-        let bytes = read(memory, gpa, u32::from_le_bytes(length.try_into().unwrap()) as usize);
+        let bytes = read(
+            memory,
+            gpa,
+            u32::from_le_bytes(length.try_into().unwrap()) as usize,
+        );
         assert_eq!(sum(&bytes), 0, "checksum of {:?}", &bytes[..4]);
         bytes
     }
@@ -306,7 +341,11 @@ mod tests {
     fn a_guest_finds_every_table_with_its_checksum_right() {
         for (cpus, virtio_slots, serial) in [(1, 0, false), (3, 4, true), (64, 19, true)] {
             let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-            let config = Config { cpus, virtio_slots, serial };
+            let config = Config {
+                cpus,
+                virtio_slots,
+                serial,
+            };
             let rsdp = write_tables(&memory, &config).unwrap();
             let rsdp = read(&memory, rsdp.0, 36);
             assert_eq!(&rsdp[..8], b"RSD PTR ");

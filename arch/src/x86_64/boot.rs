@@ -2,9 +2,7 @@
 //! structures of its boot protocol (Linux Documentation/arch/x86/boot.rst, or Xen's PVH start info).
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::loader::start_info::{
-    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
-};
+use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use thiserror::Error;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -116,7 +114,10 @@ pub fn place_initrd(kernel: &KernelImage, size: u64, ram_size: u64) -> Result<u6
 pub fn check_kernel_fits(kernel: &KernelImage, ram_size: u64) -> Result<(), Error> {
     let ram_end = low_ram_end(ram_size);
     if kernel.end > ram_end {
-        return Err(Error::KernelTooLarge { end: kernel.end, ram_end });
+        return Err(Error::KernelTooLarge {
+            end: kernel.end,
+            ram_end,
+        });
     }
     Ok(())
 }
@@ -124,9 +125,14 @@ pub fn check_kernel_fits(kernel: &KernelImage, ram_size: u64) -> Result<(), Erro
 /// Checks a command line as [`write`] will take it.
 pub fn check_cmdline(cmdline: &str) -> Result<(), Error> {
     if cmdline.len() >= CMDLINE_MAX_SIZE {
-        return Err(Error::CmdlineTooLong { size: cmdline.len() });
+        return Err(Error::CmdlineTooLong {
+            size: cmdline.len(),
+        });
     }
-    match cmdline.bytes().position(|byte| byte < b' ' && byte != b'\t') {
+    match cmdline
+        .bytes()
+        .position(|byte| byte < b' ' && byte != b'\t')
+    {
         Some(position) => Err(Error::CmdlineInvalid { position }),
         None => Ok(()),
     }
@@ -161,12 +167,7 @@ pub fn write(memory: &GuestMemoryMmap, info: &BootInfo<'_>) -> Result<GuestAddre
     }
 }
 
-fn put(
-    memory: &GuestMemoryMmap,
-    what: &'static str,
-    bytes: &[u8],
-    gpa: u64,
-) -> Result<(), Error> {
+fn put(memory: &GuestMemoryMmap, what: &'static str, bytes: &[u8], gpa: u64) -> Result<(), Error> {
     memory
         .write_slice(bytes, GuestAddress(gpa))
         .map_err(|source| Error::Write { what, source })
@@ -195,7 +196,10 @@ fn write_zero_page(memory: &GuestMemoryMmap, info: &BootInfo<'_>) -> Result<Gues
         params.hdr.loadflags = LOADED_HIGH;
     }
     params.hdr.type_of_loader = LOADER_UNDEFINED;
-    #[expect(clippy::cast_possible_truncation, reason = "the layout's address is below 4 GiB")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the layout's address is below 4 GiB"
+    )]
     {
         params.hdr.cmd_line_ptr = CMDLINE_START as u32;
     }
@@ -215,7 +219,11 @@ fn write_zero_page(memory: &GuestMemoryMmap, info: &BootInfo<'_>) -> Result<Gues
         params.acpi_rsdp_addr = rsdp.0;
     }
     for (slot, (addr, size)) in params.e820_table.iter_mut().zip(usable_ram(info.ram_size)) {
-        *slot = boot_e820_entry { addr, size, r#type: E820_RAM };
+        *slot = boot_e820_entry {
+            addr,
+            size,
+            r#type: E820_RAM,
+        };
         params.e820_entries += 1;
     }
     put(memory, "the zero page", params.as_slice(), ZERO_PAGE_START)?;
@@ -232,19 +240,38 @@ fn write_pvh_info(memory: &GuestMemoryMmap, info: &BootInfo<'_>) -> Result<Guest
         ..Default::default()
     };
     if let Some((paddr, size)) = info.initrd {
-        let module = hvm_modlist_entry { paddr, size, ..Default::default() };
-        put(memory, "the PVH module list", module.as_slice(), PVH_MODLIST_START)?;
+        let module = hvm_modlist_entry {
+            paddr,
+            size,
+            ..Default::default()
+        };
+        put(
+            memory,
+            "the PVH module list",
+            module.as_slice(),
+            PVH_MODLIST_START,
+        )?;
         start_info.nr_modules = 1;
         start_info.modlist_paddr = PVH_MODLIST_START;
     }
     let mut gpa = PVH_MEMMAP_START;
     for (addr, size) in usable_ram(info.ram_size) {
-        let entry = hvm_memmap_table_entry { addr, size, type_: E820_RAM, reserved: 0 };
+        let entry = hvm_memmap_table_entry {
+            addr,
+            size,
+            type_: E820_RAM,
+            reserved: 0,
+        };
         put(memory, "the PVH memory map", entry.as_slice(), gpa)?;
         gpa += size_of::<hvm_memmap_table_entry>() as u64;
         start_info.memmap_entries += 1;
     }
-    put(memory, "the PVH start info", start_info.as_slice(), PVH_INFO_START)?;
+    put(
+        memory,
+        "the PVH start info",
+        start_info.as_slice(),
+        PVH_INFO_START,
+    )?;
     Ok(GuestAddress(PVH_INFO_START))
 }
 
@@ -260,7 +287,10 @@ pub fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), Error> {
     set(0, pdpt | TABLE_FLAGS);
     set(PAGE_SIZE as usize, directory | TABLE_FLAGS);
     for index in 0..ENTRIES {
-        set(2 * PAGE_SIZE as usize + index * 8, (index as u64) << 21 | LARGE_PAGE_FLAGS);
+        set(
+            2 * PAGE_SIZE as usize + index * 8,
+            (index as u64) << 21 | LARGE_PAGE_FLAGS,
+        );
     }
     put(memory, "the page tables", &tables, PAGE_TABLES_START)
 }

@@ -95,12 +95,17 @@ impl Template {
                 ..Default::default()
             });
         }
-        Self { entries, cpus: settings.cpus }
+        Self {
+            entries,
+            cpus: settings.cpus,
+        }
     }
 
     /// The CPUID of vCPU `index`.
     pub fn for_vcpu(&self, index: u32) -> Result<CpuId, Error> {
-        let too_many = |_| Error::TooManyEntries { entries: self.entries.len() };
+        let too_many = |_| Error::TooManyEntries {
+            entries: self.entries.len(),
+        };
         let mut cpuid = CpuId::from_entries(&self.entries).map_err(too_many)?;
         for entry in cpuid.as_mut_slice() {
             match entry.function {
@@ -230,7 +235,10 @@ fn topology(function: u32, cpus: u32) -> [kvm_cpuid_entry2; 3] {
 }
 
 fn amd_topology() -> [kvm_cpuid_entry2; 1] {
-    [kvm_cpuid_entry2 { function: LEAF_AMD_TOPOLOGY, ..Default::default() }]
+    [kvm_cpuid_entry2 {
+        function: LEAF_AMD_TOPOLOGY,
+        ..Default::default()
+    }]
 }
 
 #[cfg(test)]
@@ -248,18 +256,60 @@ mod tests {
     /// A supported CPUID with everything in it that mote changes.
     fn supported(vendor: &[u8; 12]) -> CpuId {
         let word = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
-        let plain = |function| kvm_cpuid_entry2 { function, ..Default::default() };
+        let plain = |function| kvm_cpuid_entry2 {
+            function,
+            ..Default::default()
+        };
         let entries = [
-            kvm_cpuid_entry2 { eax: 0x1f, ebx: word(0), edx: word(4), ecx: word(8), ..plain(0) },
-            kvm_cpuid_entry2 { ebx: 0x0708_0900, ecx: !0 & !ECX1_HYPERVISOR, edx: !0, ..plain(1) },
-            kvm_cpuid_entry2 { eax: 0xfc00_0163, flags: 1, index: 3, ..plain(LEAF_CACHES) },
-            kvm_cpuid_entry2 { eax: 0xffff_ffff, ..plain(LEAF_PERFORMANCE) },
-            kvm_cpuid_entry2 { eax: 1, edx: 77, ..plain(LEAF_TOPOLOGY) },
-            kvm_cpuid_entry2 { eax: 0x4000_0001, ..plain(LEAF_HYPERVISOR) },
-            kvm_cpuid_entry2 { ecx: !0, ..plain(LEAF_EXT_FEATURES) },
-            kvm_cpuid_entry2 { ecx: !0, ..plain(LEAF_EXT_SIZES) },
-            kvm_cpuid_entry2 { eax: 1, ..plain(LEAF_SVM) },
-            kvm_cpuid_entry2 { eax: 99, ebx: 0xffff, ..plain(LEAF_AMD_TOPOLOGY) },
+            kvm_cpuid_entry2 {
+                eax: 0x1f,
+                ebx: word(0),
+                edx: word(4),
+                ecx: word(8),
+                ..plain(0)
+            },
+            kvm_cpuid_entry2 {
+                ebx: 0x0708_0900,
+                ecx: !0 & !ECX1_HYPERVISOR,
+                edx: !0,
+                ..plain(1)
+            },
+            kvm_cpuid_entry2 {
+                eax: 0xfc00_0163,
+                flags: 1,
+                index: 3,
+                ..plain(LEAF_CACHES)
+            },
+            kvm_cpuid_entry2 {
+                eax: 0xffff_ffff,
+                ..plain(LEAF_PERFORMANCE)
+            },
+            kvm_cpuid_entry2 {
+                eax: 1,
+                edx: 77,
+                ..plain(LEAF_TOPOLOGY)
+            },
+            kvm_cpuid_entry2 {
+                eax: 0x4000_0001,
+                ..plain(LEAF_HYPERVISOR)
+            },
+            kvm_cpuid_entry2 {
+                ecx: !0,
+                ..plain(LEAF_EXT_FEATURES)
+            },
+            kvm_cpuid_entry2 {
+                ecx: !0,
+                ..plain(LEAF_EXT_SIZES)
+            },
+            kvm_cpuid_entry2 {
+                eax: 1,
+                ..plain(LEAF_SVM)
+            },
+            kvm_cpuid_entry2 {
+                eax: 99,
+                ebx: 0xffff,
+                ..plain(LEAF_AMD_TOPOLOGY)
+            },
         ];
         CpuId::from_entries(&entries).unwrap()
     }
@@ -268,7 +318,10 @@ mod tests {
     fn every_count_of_cpus_is_one_package_of_single_thread_cores() {
         for vendor in [b"AuthenticAMD", b"GenuineIntel"] {
             for cpus in 1..=64 {
-                let settings = Settings { cpus, tsc_khz: Some(2_400_000) };
+                let settings = Settings {
+                    cpus,
+                    tsc_khz: Some(2_400_000),
+                };
                 let template = Template::new(&supported(vendor), &settings);
                 for index in 0..cpus {
                     let cpuid = template.for_vcpu(index).unwrap();
@@ -279,7 +332,10 @@ mod tests {
                     let cores = leaf(&cpuid, LEAF_TOPOLOGY, 1);
                     assert_eq!((cores.ebx, cores.edx), (cpus, index));
                     assert!(index >> cores.eax == 0, "all in one package");
-                    assert!(cpus == 1 || (cpus - 1) >> (cores.eax - 1) == 1, "no wider than needed");
+                    assert!(
+                        cpus == 1 || (cpus - 1) >> (cores.eax - 1) == 1,
+                        "no wider than needed"
+                    );
                     assert_eq!(leaf(&cpuid, LEAF_TOPOLOGY, 0).eax, 0, "one thread a core");
                     assert_eq!(leaf(&cpuid, LEAF_TOPOLOGY, 2).ecx >> 8, 0);
                 }
@@ -289,21 +345,41 @@ mod tests {
 
     #[test]
     fn what_mote_cannot_give_is_not_shown() {
-        let settings = Settings { cpus: 3, tsc_khz: Some(2_400_000) };
-        let cpuid = Template::new(&supported(b"AuthenticAMD"), &settings).for_vcpu(2).unwrap();
+        let settings = Settings {
+            cpus: 3,
+            tsc_khz: Some(2_400_000),
+        };
+        let cpuid = Template::new(&supported(b"AuthenticAMD"), &settings)
+            .for_vcpu(2)
+            .unwrap();
         let ecx = leaf(&cpuid, 1, 0).ecx;
         assert_eq!(ecx & (ECX1_MONITOR | ECX1_VMX), 0);
         assert_ne!(ecx & ECX1_HYPERVISOR, 0);
         assert_eq!(leaf(&cpuid, LEAF_EXT_FEATURES, 0).ecx & EXT_ECX_SVM, 0);
         assert_eq!(leaf(&cpuid, LEAF_PERFORMANCE, 0).eax, 0);
-        assert!(cpuid.as_slice().iter().all(|entry| entry.function != LEAF_SVM));
+        assert!(
+            cpuid
+                .as_slice()
+                .iter()
+                .all(|entry| entry.function != LEAF_SVM)
+        );
         assert_eq!(leaf(&cpuid, LEAF_EXT_SIZES, 0).ecx & 0xf0ff, 2 << 12 | 2);
         assert_eq!(leaf(&cpuid, LEAF_AMD_TOPOLOGY, 0).eax, 2);
-        assert_eq!(leaf(&cpuid, LEAF_HYPERVISOR, 0).eax, LEAF_HYPERVISOR_FREQUENCIES);
+        assert_eq!(
+            leaf(&cpuid, LEAF_HYPERVISOR, 0).eax,
+            LEAF_HYPERVISOR_FREQUENCIES
+        );
         let frequencies = leaf(&cpuid, LEAF_HYPERVISOR_FREQUENCIES, 0);
-        assert_eq!((frequencies.eax, frequencies.ebx), (2_400_000, APIC_BUS_KHZ));
+        assert_eq!(
+            (frequencies.eax, frequencies.ebx),
+            (2_400_000, APIC_BUS_KHZ)
+        );
         let cache = leaf(&cpuid, LEAF_CACHES, 3).eax;
-        assert_eq!((cache >> 14) & 0xfff, 3, "the last level is shared by all ids of the package");
+        assert_eq!(
+            (cache >> 14) & 0xfff,
+            3,
+            "the last level is shared by all ids of the package"
+        );
         assert_eq!(cache >> 26, 3);
     }
 }

@@ -175,17 +175,29 @@ fn parse_elf(
         return wrong(format!("class {} is not 64-bit", header.e_ident.class));
     }
     if header.e_ident.data != elf::ELFDATA2LSB {
-        return wrong(format!("byte order {} is not little-endian", header.e_ident.data));
+        return wrong(format!(
+            "byte order {} is not little-endian",
+            header.e_ident.data
+        ));
     }
     if header.e_machine.get(LE) != elf::EM_X86_64 {
-        return wrong(format!("machine {} is not x86-64 (62)", header.e_machine.get(LE)));
+        return wrong(format!(
+            "machine {} is not x86-64 (62)",
+            header.e_machine.get(LE)
+        ));
     }
     if !matches!(header.e_type.get(LE), elf::ET_EXEC | elf::ET_DYN) {
-        return wrong(format!("type {} is not an executable", header.e_type.get(LE)));
+        return wrong(format!(
+            "type {} is not an executable",
+            header.e_type.get(LE)
+        ));
     }
     let entry_size = size_of::<elf::ProgramHeader64<LittleEndian>>();
     if usize::from(header.e_phentsize.get(LE)) != entry_size {
-        return Err(corrupt(format!("e_phentsize is {}", header.e_phentsize.get(LE))));
+        return Err(corrupt(format!(
+            "e_phentsize is {}",
+            header.e_phentsize.get(LE)
+        )));
     }
     let count = header.e_phnum.get(LE);
     if count == 0 || count > MAX_PROGRAM_HEADERS {
@@ -246,9 +258,17 @@ fn parse_elf(
         .iter()
         .any(|segment| (segment.gpa..segment.gpa + segment.file_size).contains(&entry))
     {
-        return Err(corrupt(format!("the entry point {entry:#x} is in no loaded segment")));
+        return Err(corrupt(format!(
+            "the entry point {entry:#x} is in no loaded segment"
+        )));
     }
-    Ok(KernelImage { segments, entry, protocol, setup_header: None, end })
+    Ok(KernelImage {
+        segments,
+        entry,
+        protocol,
+        setup_header: None,
+        end,
+    })
 }
 
 fn range_within(start: u64, size: u64, limit: u64) -> bool {
@@ -273,14 +293,18 @@ fn check_segment(segment: &Segment, file_size: u64) -> Result<(), Error> {
 
 fn check_place(start: u64, size: u64) -> Result<(), Error> {
     if start < HIMEM_START || !range_within(start, size, KERNEL_END_MAX) {
-        return Err(Error::OutOfRange { start, end: start.saturating_add(size) });
+        return Err(Error::OutOfRange {
+            start,
+            end: start.saturating_add(size),
+        });
     }
     Ok(())
 }
 
 /// Looks for the note that carries the PVH entry point (`XEN_ELFNOTE_PHYS32_ENTRY`, name "Xen").
 fn find_pvh_entry(file: &File, file_size: u64, notes: &Segment) -> Result<Option<u64>, Error> {
-    if notes.file_size > MAX_NOTES_SIZE || !range_within(notes.file_offset, notes.file_size, file_size)
+    if notes.file_size > MAX_NOTES_SIZE
+        || !range_within(notes.file_offset, notes.file_size, file_size)
     {
         return Err(corrupt(format!(
             "a note segment of {} bytes at offset {:#x}",
@@ -294,7 +318,12 @@ fn find_pvh_entry(file: &File, file_size: u64, notes: &Segment) -> Result<Option
     let mut rest = bytes.as_slice();
     while let Some((header, tail)) = rest.split_first_chunk::<12>() {
         let word = |index: usize| {
-            u32::from_le_bytes([header[index], header[index + 1], header[index + 2], header[index + 3]])
+            u32::from_le_bytes([
+                header[index],
+                header[index + 1],
+                header[index + 2],
+                header[index + 3],
+            ])
         };
         let (name_size, description_size) = (word(0) as usize, word(4) as usize);
         let Some((name, tail)) = tail.split_at_checked(name_size.next_multiple_of(4)) else {
@@ -311,7 +340,9 @@ fn find_pvh_entry(file: &File, file_size: u64, notes: &Segment) -> Result<Option
                 _ => Err(corrupt(format!("a PVH note of {description_size} bytes"))),
             };
         }
-        rest = tail.get(description_size.next_multiple_of(4)..).unwrap_or_default();
+        rest = tail
+            .get(description_size.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Ok(None)
 }
@@ -332,11 +363,17 @@ fn parse_bzimage(file: &File, file_size: u64, protocol: Protocol) -> Result<Kern
     let version = header.version;
     if version < MIN_BOOT_PROTOCOL {
         return Err(Error::WrongBzImage {
-            what: format!("boot protocol {}.{:02} is older than 2.10", version >> 8, version & 0xff),
+            what: format!(
+                "boot protocol {}.{:02} is older than 2.10",
+                version >> 8,
+                version & 0xff
+            ),
         });
     }
     if header.xloadflags & XLF_KERNEL_64 == 0 {
-        return Err(Error::WrongBzImage { what: "it has no 64-bit entry point".into() });
+        return Err(Error::WrongBzImage {
+            what: "it has no 64-bit entry point".into(),
+        });
     }
     if protocol == Protocol::Pvh {
         return Err(Error::NoPvhEntry);
@@ -363,7 +400,12 @@ fn parse_bzimage(file: &File, file_size: u64, protocol: Protocol) -> Result<Kern
     let memory_size = size.max(u64::from(header.init_size));
     check_place(gpa, memory_size)?;
     Ok(KernelImage {
-        segments: vec![Segment { file_offset, file_size: size, gpa, memory_size }],
+        segments: vec![Segment {
+            file_offset,
+            file_size: size,
+            gpa,
+            memory_size,
+        }],
         entry: gpa + BZIMAGE_ENTRY_OFFSET,
         protocol,
         setup_header: Some(header),

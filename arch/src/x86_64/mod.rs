@@ -1,11 +1,11 @@
 //! x86-64.
 
-pub mod layout;
-pub mod boot;
-pub mod kernel;
-pub mod regs;
-pub mod symbols;
 pub mod acpi;
+pub mod boot;
+pub mod cpuid;
+pub mod kernel;
+pub mod layout;
 pub mod mptable;
 pub mod msr;
-pub mod cpuid;
+pub mod regs;
+pub mod symbols;

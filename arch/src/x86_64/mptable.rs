@@ -61,7 +61,11 @@ pub fn write(memory: &GuestMemoryMmap, cpus: u32) -> Result<(), Error> {
     let table = table(cpus);
     let available = MP_POINTER - MPTABLE_START;
     if table.len() as u64 > available || cpus > u32::from(u8::MAX) - 1 {
-        return Err(Error::TooManyCpus { cpus, size: table.len(), available });
+        return Err(Error::TooManyCpus {
+            cpus,
+            size: table.len(),
+            available,
+        });
     }
     memory
         .write_slice(&table, GuestAddress(MPTABLE_START))
@@ -76,7 +80,10 @@ fn seal(table: &mut [u8], checksum_at: usize) {
     table[checksum_at] = sum.wrapping_neg();
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "addresses below 4 GiB, ids below 255")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "addresses below 4 GiB, ids below 255"
+)]
 fn table(cpus: u32) -> Vec<u8> {
     let ioapic_id = cpus as u8;
     let mut table = Vec::with_capacity(HEADER_SIZE + cpus as usize * PROCESSOR_SIZE + 300);
@@ -85,7 +92,12 @@ fn table(cpus: u32) -> Vec<u8> {
 
     for cpu in 0..cpus {
         let boot = if cpu == 0 { CPU_BOOT } else { 0 };
-        table.extend([ENTRY_PROCESSOR, cpu as u8, LAPIC_VERSION, CPU_ENABLED | boot]);
+        table.extend([
+            ENTRY_PROCESSOR,
+            cpu as u8,
+            LAPIC_VERSION,
+            CPU_ENABLED | boot,
+        ]);
         table.extend(CPU_SIGNATURE.to_le_bytes());
         table.extend(CPU_FEATURES.to_le_bytes());
         table.extend([0; 8]);
@@ -147,14 +159,20 @@ mod tests {
             let memory = memory();
             write(&memory, cpus).unwrap();
             let mut pointer = [0; 16];
-            memory.read_slice(&mut pointer, GuestAddress(MP_POINTER)).unwrap();
+            memory
+                .read_slice(&mut pointer, GuestAddress(MP_POINTER))
+                .unwrap();
             assert_eq!(&pointer[..4], b"_MP_");
             assert_eq!(pointer.iter().fold(0u8, |a, b| a.wrapping_add(*b)), 0);
             let gpa = u32::from_le_bytes(pointer[4..8].try_into().unwrap());
             let mut length = [0; 2];
-            memory.read_slice(&mut length, GuestAddress(u64::from(gpa) + 4)).unwrap();
+            memory
+                .read_slice(&mut length, GuestAddress(u64::from(gpa) + 4))
+                .unwrap();
             let mut table = vec![0; usize::from(u16::from_le_bytes(length))];
-            memory.read_slice(&mut table, GuestAddress(gpa.into())).unwrap();
+            memory
+                .read_slice(&mut table, GuestAddress(gpa.into()))
+                .unwrap();
             assert_eq!(&table[..4], b"PCMP");
             assert_eq!(table.iter().fold(0u8, |a, b| a.wrapping_add(*b)), 0);
 
@@ -173,6 +191,9 @@ mod tests {
 
     #[test]
     fn too_many_cpus_are_refused() {
-        assert!(matches!(write(&memory(), 255), Err(Error::TooManyCpus { .. })));
+        assert!(matches!(
+            write(&memory(), 255),
+            Err(Error::TooManyCpus { .. })
+        ));
     }
 }

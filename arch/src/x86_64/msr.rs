@@ -15,7 +15,11 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// Sets them for one vCPU.
 pub fn set_up(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     let entries = [
         entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
         entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),

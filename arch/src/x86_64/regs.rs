@@ -104,12 +104,15 @@ fn gdt(mode: CpuMode) -> [u64; 5] {
 
 /// Sets the boot vCPU's registers.
 pub fn set_up(vcpu: &VcpuFd, entry: &Entry) -> Result<(), Error> {
-    let mut sregs = vcpu
-        .get_sregs()
-        .map_err(|source| Error::Kvm { what: "special registers (read)", source })?;
+    let mut sregs = vcpu.get_sregs().map_err(|source| Error::Kvm {
+        what: "special registers (read)",
+        source,
+    })?;
     special_registers(&mut sregs, entry.mode);
-    vcpu.set_sregs(&sregs)
-        .map_err(|source| Error::Kvm { what: "special registers", source })?;
+    vcpu.set_sregs(&sregs).map_err(|source| Error::Kvm {
+        what: "special registers",
+        source,
+    })?;
     let regs = kvm_regs {
         rflags: RFLAGS,
         rip: entry.instruction,
@@ -117,8 +120,10 @@ pub fn set_up(vcpu: &VcpuFd, entry: &Entry) -> Result<(), Error> {
         rbx: entry.boot_info,
         ..Default::default()
     };
-    vcpu.set_regs(&regs)
-        .map_err(|source| Error::Kvm { what: "general registers", source })
+    vcpu.set_regs(&regs).map_err(|source| Error::Kvm {
+        what: "general registers",
+        source,
+    })
 }
 
 fn special_registers(sregs: &mut kvm_sregs, mode: CpuMode) {
@@ -130,14 +135,28 @@ fn special_registers(sregs: &mut kvm_sregs, mode: CpuMode) {
     let gdt = gdt(mode);
     let segment = |slot: u16| segment(gdt[usize::from(slot)], slot);
     sregs.cs = segment(CODE_SLOT);
-    for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+    for register in [
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+        &mut sregs.ss,
+    ] {
         *register = segment(DATA_SLOT);
     }
     sregs.tr = segment(TSS_SLOT);
     #[expect(clippy::cast_possible_truncation, reason = "40 bytes")]
     let limit = size_of_val(&GDT) as u16 - 1;
-    sregs.gdt = kvm_dtable { base: GDT_START, limit, ..Default::default() };
-    sregs.idt = kvm_dtable { base: IDT_START, limit: 0, ..Default::default() };
+    sregs.gdt = kvm_dtable {
+        base: GDT_START,
+        limit,
+        ..Default::default()
+    };
+    sregs.idt = kvm_dtable {
+        base: IDT_START,
+        limit: 0,
+        ..Default::default()
+    };
     sregs.cr0 = CR0_PE | CR0_ET;
     if mode == CpuMode::Long {
         sregs.cr3 = PAGE_TABLES_START;
@@ -153,7 +172,11 @@ fn segment(descriptor: u64, slot: u16) -> kvm_segment {
     let byte = |shift: u32, count: u32| u8::try_from(bits(shift, count)).unwrap_or_default();
     let limit = bits(0, 16) | bits(48, 4) << 16;
     let granularity = byte(55, 1);
-    let limit = if granularity == 1 { limit << 12 | 0xfff } else { limit };
+    let limit = if granularity == 1 {
+        limit << 12 | 0xfff
+    } else {
+        limit
+    };
     kvm_segment {
         base: bits(16, 24) | bits(56, 8) << 24,
         limit: u32::try_from(limit).unwrap_or(u32::MAX),
@@ -179,14 +202,23 @@ const DELIVERY_NMI: u32 = 0x400;
 
 /// Wires a local APIC's pins as a BIOS leaves them and the MP table says: LINT0 to the PIC, LINT1 to NMI.
 pub fn set_up_lapic(vcpu: &VcpuFd) -> Result<(), Error> {
-    let mut lapic = vcpu
-        .get_lapic()
-        .map_err(|source| Error::Kvm { what: "local APIC (read)", source })?;
-    for (offset, mode) in [(APIC_LVT_LINT0, DELIVERY_EXTINT), (APIC_LVT_LINT1, DELIVERY_NMI)] {
-        for (register, byte) in lapic.regs[offset..offset + 4].iter_mut().zip(mode.to_le_bytes()) {
+    let mut lapic = vcpu.get_lapic().map_err(|source| Error::Kvm {
+        what: "local APIC (read)",
+        source,
+    })?;
+    for (offset, mode) in [
+        (APIC_LVT_LINT0, DELIVERY_EXTINT),
+        (APIC_LVT_LINT1, DELIVERY_NMI),
+    ] {
+        for (register, byte) in lapic.regs[offset..offset + 4]
+            .iter_mut()
+            .zip(mode.to_le_bytes())
+        {
             *register = byte as std::os::raw::c_char;
         }
     }
-    vcpu.set_lapic(&lapic)
-        .map_err(|source| Error::Kvm { what: "local APIC", source })
+    vcpu.set_lapic(&lapic).map_err(|source| Error::Kvm {
+        what: "local APIC",
+        source,
+    })
 }

@@ -13,7 +13,12 @@ pub fn nearest(kernel: &File, address: u64) -> Option<(String, u64)> {
     FileHeader64::<LittleEndian>::parse(&cache).ok()?;
     let elf = ElfFile::<FileHeader64<LittleEndian>, _>::parse(&cache).ok()?;
     elf.symbols()
-        .filter(|symbol| matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown))
+        .filter(|symbol| {
+            matches!(
+                symbol.kind(),
+                SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown
+            )
+        })
         .filter(|symbol| symbol.address() <= address && symbol.address() != 0)
         .max_by_key(ObjectSymbol::address)
         .and_then(|symbol| Some((symbol.name().ok()?.to_owned(), address - symbol.address())))

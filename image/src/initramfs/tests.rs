@@ -75,7 +75,8 @@ fn the_default_initramfs_is_made_once() {
 fn without_a_static_busybox_the_package_is_named() {
     let directory = TempDir::new().unwrap();
     let cache = Cache::new(None);
-    let missing = default_initramfs(&cache, None, &directory.as_path().join("busybox")).unwrap_err();
+    let missing =
+        default_initramfs(&cache, None, &directory.as_path().join("busybox")).unwrap_err();
     assert!(matches!(missing, Error::NoBusybox { .. }));
     assert!(missing.to_string().contains("busybox-static"));
 
@@ -106,7 +107,14 @@ fn decode_and_run(arguments: &[&str]) -> Vec<u8> {
 #[test]
 fn a_command_arrives_with_exactly_its_arguments() {
     let awkward = [
-        "", "two words", "it's", r#"a "quoted" \n word"#, "$HOME `id` $(id)", "a%41b", "ÿ漢\t", "*",
+        "",
+        "two words",
+        "it's",
+        r#"a "quoted" \n word"#,
+        "$HOME `id` $(id)",
+        "a%41b",
+        "ÿ漢\t",
+        "*",
         "line\nbreak",
     ];
     let mut arguments = vec!["printf", "[%s]"];

@@ -92,8 +92,7 @@ pub(super) fn parse(head: &[u8], size: u64) -> Result<BzImage, Error> {
         });
     };
     let u16_at = |offset: usize| u16::from_le_bytes([head[offset], head[offset + 1]]);
-    let u32_at =
-        |offset: usize| u32::from(u16_at(offset)) | u32::from(u16_at(offset + 2)) << 16;
+    let u32_at = |offset: usize| u32::from(u16_at(offset)) | u32::from(u16_at(offset + 2)) << 16;
 
     let protocol = u16_at(VERSION);
     if protocol < MIN_PROTOCOL {

@@ -242,10 +242,7 @@ impl Window<'_> {
     }
 
     fn copy(&mut self, distance: usize, length: usize) -> Result<(), Error> {
-        let start = self
-            .position
-            .checked_sub(distance)
-            .ok_or(Error::Distance)?;
+        let start = self.position.checked_sub(distance).ok_or(Error::Distance)?;
         if length > self.out.len() - self.position {
             return Err(Error::Overrun);
         }
@@ -253,8 +250,7 @@ impl Window<'_> {
         let end = self.position + length;
         while self.position < end {
             let count = (self.position - start).min(end - self.position);
-            self.out
-                .copy_within(start..start + count, self.position);
+            self.out.copy_within(start..start + count, self.position);
             self.position += count;
         }
         Ok(())

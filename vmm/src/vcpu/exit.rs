@@ -78,14 +78,21 @@ impl Vcpu {
                 return self.crash(CrashCause::UnexpectedExit { reason }, Vec::new());
             }
         }
-        if self.events.is_stopping() { Next::Interrupted } else { Next::Continue }
+        if self.events.is_stopping() {
+            Next::Interrupted
+        } else {
+            Next::Continue
+        }
     }
 
     fn on_run_error(&mut self, error: kvm_ioctls::Error) -> Next {
         match error.errno() {
             // EAGAIN: an application processor that was woken without a start-up IPI.
             libc::EINTR | libc::EAGAIN => self.interrupted(),
-            _ => Next::Stop(StopReason::RunFailed { cpu: self.index, error }),
+            _ => Next::Stop(StopReason::RunFailed {
+                cpu: self.index,
+                error,
+            }),
         }
     }
 

@@ -10,7 +10,10 @@
 //! K1 before K2 and V3 before V4: a kick is never lost. If K2 falls between V3 and V4, the next
 //! KVM_RUN returns at once and V1 finds nothing new: harmless. Without K2 a signal that arrives
 //! between V1 and V2 would be swallowed by the handler and the vCPU would stay in the guest.
-#![expect(unsafe_code, reason = "shares one byte of the kvm_run page with another thread")]
+#![expect(
+    unsafe_code,
+    reason = "shares one byte of the kvm_run page with another thread"
+)]
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -46,7 +49,10 @@ impl Kick {
         let immediate_exit: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
         // SAFETY: pthread_self has no conditions.
         let thread = unsafe { libc::pthread_self() };
-        *self.lock() = Some(Target { immediate_exit: immediate_exit.cast(), thread });
+        *self.lock() = Some(Target {
+            immediate_exit: immediate_exit.cast(),
+            thread,
+        });
     }
 
     pub(crate) fn disarm(&self) {

@@ -94,7 +94,10 @@ impl Vcpu {
                 let shared = Arc::clone(&shared);
                 move || self.thread_main(&shared)
             })?;
-        Ok(VcpuHandle { shared, thread: Some(thread) })
+        Ok(VcpuHandle {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     fn thread_main(mut self, shared: &Shared) {
