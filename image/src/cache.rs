@@ -227,6 +227,10 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.temporary);
+        // The directory, too, if nothing else is in it: it was made for this file.
+        if let Some(parent) = self.temporary.parent() {
+            let _ = fs::remove_dir(parent);
+        }
     }
 }
 
