@@ -24,6 +24,8 @@ pub(super) const MAX_KERNEL_SIZE: u32 = 512 << 20;
 const MAX_WINDOW_SIZE: u32 = 128 << 20;
 /// What the LZMA decoders count beside the window when held to a limit, in KiB: probabilities.
 const LZMA_OVERHEAD_KIB: u32 = 4 << 10;
+/// How a legacy LZ4 frame begins.
+const LZ4_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// `lz4 -l` compresses this many bytes at a time.
 const LZ4_BLOCK_SIZE: usize = 8 << 20;
 /// How much is unpacked before it is written.
@@ -105,7 +107,7 @@ impl Format {
         (&[0x5d, 0, 0], Self::Lzma),
         (b"\xfd7zXZ\0", Self::Xz),
         (&lzo::MAGIC, Self::Lzo),
-        (&[0x02, 0x21, 0x4c, 0x18], Self::Lz4),
+        (&LZ4_MAGIC, Self::Lz4),
         (&[0x28, 0xb5, 0x2f, 0xfd], Self::Zstd),
     ];
     /// As many bytes as the longest of them has.
@@ -167,7 +169,7 @@ pub(super) fn decompress(payload: &[u8], out: &mut impl Write) -> Result<u32, Er
         }
         Format::Xz => out.copy(XzReader::new_mem_limit(data, false, lzma_limit))?,
         Format::Lzo => out.unpack_lzo(data)?,
-        Format::Lz4 => out.unpack_lz4(&data[4..])?,
+        Format::Lz4 => out.unpack_lz4(data)?,
         Format::Zstd => out.unpack_zstd(data)?,
     }
     out.finish()
@@ -249,7 +251,11 @@ impl<W: Write> Output<'_, W> {
     }
 
     /// The legacy frame: blocks, each behind its compressed size, without an end mark.
-    fn unpack_lz4(&mut self, mut data: &[u8]) -> Result<(), Error> {
+    fn unpack_lz4(&mut self, data: &[u8]) -> Result<(), Error> {
+        // What was detected may have been the size behind the data.
+        let Some((_magic, mut data)) = data.split_at_checked(LZ4_MAGIC.len()) else {
+            return Err(self.corrupt(io::Error::from(io::ErrorKind::UnexpectedEof)));
+        };
         let mut unpacked = vec![0; LZ4_BLOCK_SIZE];
         while let Some((&size, rest)) = data.split_first_chunk() {
             let block = usize::try_from(u32::from_le_bytes(size))
