@@ -114,6 +114,8 @@ pub struct Serial {
     /// Bytes for which the receiver interrupts.
     trigger: usize,
     received: VecDeque<u8>,
+    /// What was in the receiver when it was cleared, at most its capacity: comes before new input.
+    returned: VecDeque<u8>,
     overrun: bool,
     /// Changes of the modem lines, as the low half of MSR.
     modem_changes: u8,
@@ -148,6 +150,7 @@ impl Serial {
             fifo_enabled: false,
             trigger: TRIGGER_LEVELS[0],
             received: VecDeque::with_capacity(FIFO_SIZE),
+            returned: VecDeque::new(),
             overrun: false,
             modem_changes: 0,
             transmitter_interrupt: false,
@@ -190,11 +193,15 @@ impl Serial {
 
     /// How many bytes of input would be taken now.
     pub fn input_room(&self) -> usize {
-        let listens = self.ier & IER_RDI != 0 && (self.mcr & MCR_RTS != 0 || !self.uses_rts);
-        if !listens || self.is_looped() {
+        if !self.listens() || !self.returned.is_empty() {
             return 0;
         }
         self.capacity().saturating_sub(self.received.len())
+    }
+
+    fn listens(&self) -> bool {
+        let ready = self.mcr & MCR_RTS != 0 || !self.uses_rts;
+        self.ier & IER_RDI != 0 && ready && !self.is_looped()
     }
 
     /// Takes as much input as there is room for, and says how much that was. If that was not all, the
@@ -222,6 +229,11 @@ impl Serial {
 
     /// Brings the interrupt line and the worker up to date, after anything has changed.
     fn update(&mut self) {
+        if !self.returned.is_empty() && self.listens() {
+            let room = self.capacity().saturating_sub(self.received.len());
+            let count = room.min(self.returned.len());
+            self.received.extend(self.returned.drain(..count));
+        }
         let asserted = self.interrupt() != IIR_NONE;
         if asserted != self.line_asserted {
             self.line_asserted = asserted;
@@ -303,11 +315,22 @@ impl Serial {
         self.transmitter_interrupt = self.transmitter_empty();
     }
 
+    /// What came over the line comes again, once the guest listens: drivers that probe for a UART
+    /// enable every interrupt to see whether they can, and then clear what that let in.
+    fn clear_receiver(&mut self) {
+        if self.is_looped() {
+            self.received.clear();
+        } else {
+            self.received.append(&mut self.returned);
+            std::mem::swap(&mut self.received, &mut self.returned);
+        }
+    }
+
     fn set_fifo_control(&mut self, value: u8) {
         let enabled = value & FCR_ENABLE != 0;
         // The transmitter's FIFO needs no clearing: what was written has left.
         if value & FCR_CLEAR_RECEIVER != 0 {
-            self.received.clear();
+            self.clear_receiver();
         }
         // The datasheet has a change of mode clear the receiver too. Linux enables the receive
         // interrupt first and then the FIFO: a byte that came in between would be lost.

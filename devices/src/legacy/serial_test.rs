@@ -266,9 +266,31 @@ fn without_fifo_there_is_room_for_one_byte() {
     assert_eq!(port.read(RBR_THR), b'a');
     assert_eq!(port.wakes(), 1);
     assert_eq!(port.serial.receive(b"b"), 1);
-    port.write(IIR_FCR, FCR_CLEAR_RECEIVER);
-    assert!(!port.line.is_asserted());
+    assert_eq!(port.read(RBR_THR), b'b');
     assert_eq!(port.serial.input_room(), 1);
+}
+
+#[test]
+fn a_probe_that_clears_the_receiver_loses_nothing() {
+    let mut port = Fixture::new();
+    port.write(IER, IER_WRITABLE);
+    assert_eq!(port.serial.receive(b"a"), 1);
+    port.write(IER, 0);
+    port.write(IIR_FCR, FCR_ENABLE);
+    port.write(IIR_FCR, FCR_ENABLE | FCR_CLEAR_RECEIVER);
+    port.write(IIR_FCR, 0);
+    assert_eq!(port.read(LSR) & LSR_DATA_READY, 0);
+    assert_eq!(port.read(RBR_THR), 0);
+
+    port.write(IER, IER_RDI);
+    port.write(IIR_FCR, FCR_ENABLE);
+    assert_eq!(port.serial.receive(b"bc"), 2);
+    port.write(IIR_FCR, FCR_ENABLE | FCR_CLEAR_RECEIVER);
+    port.serial.receive(b"d");
+    for byte in b"abcd" {
+        assert_eq!(port.read(RBR_THR), *byte);
+    }
+    assert_eq!(port.read(LSR) & LSR_DATA_READY, 0);
 }
 
 #[test]

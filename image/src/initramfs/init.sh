@@ -27,26 +27,34 @@ drain() {
     stty onlcr </dev/console 2>/dev/null
 }
 
+# Without ACPI there is no power to switch off.
+end() {
+    drain
+    [ -d /sys/firmware/acpi ] && poweroff -f
+    reboot -f
+}
+
 # What busybox's poweroff and reboot send to the first process, as to busybox's init (USR1, USR2,
 # TERM) or to systemd (37 to 39).
-trap 'drain; poweroff -f' USR1 USR2 37 38
+trap end USR1 USR2 37 38
 trap 'drain; reboot -f' TERM 39
 
 # The driver asks for a pause when it cannot keep up: nothing typed or pasted gets lost.
 stty crtscts </dev/console 2>/dev/null
 
 cd /root
-# In the background, as a shell handles no signal while it has something in the foreground.
+# What leads the session waits until all output has left: the terminal forgets it when it ends.
+session='trap : INT QUIT; "$@"; status=$?; stty onlcr 2>/dev/null; exit $status'
+set -- sh
 if [ "${command+set}" ]; then
     line=$(printf '%b' "$(echo "$command" | sed 's/%/\\x/g')")
-    setsid cttyhack sh -c "$line" &
-else
-    setsid cttyhack sh &
+    set -- sh -c "$line"
 fi
+# In the background, as a shell handles no signal while it has something in the foreground.
+setsid cttyhack sh -c "$session" session "$@" &
 wait $!
 status=$?
 if [ "${command+set}" ] && [ "$status" != 0 ]; then
     echo "mote: command exited with status $status"
 fi
-drain
-poweroff -f
+end

@@ -143,7 +143,7 @@ fn a_name_must_lead_to_a_file() {
 fn a_file_that_may_not_be_read_is_an_error() {
     let place = Place::new();
     let path = place.write("vmlinux", &vmlinux(5000, 1));
-    fs::set_permissions(&path, PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
     if File::open(&path).is_ok() {
         return; // to root, nothing is forbidden
     }
