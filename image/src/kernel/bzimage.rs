@@ -139,3 +139,6 @@ pub(super) fn parse(head: &[u8], size: u64) -> Result<BzImage, Error> {
         unpacks_itself: xloadflags.is_some(),
     })
 }
+
+#[cfg(test)]
+mod tests;

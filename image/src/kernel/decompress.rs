@@ -272,3 +272,6 @@ impl<W: Write> Output<'_, W> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

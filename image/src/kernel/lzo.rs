@@ -256,3 +256,6 @@ impl Window<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
