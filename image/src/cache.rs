@@ -28,8 +28,6 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Ends the names of files that are being written.
 const TEMPORARY_SUFFIX: &str = ".tmp";
-/// A file that is being written and is older than this was left by a process that was killed.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 /// How long a file must have been left alone before its change time identifies its contents. Local
 /// file systems stamp changes with a clock of at most 10 ms: two writes closer than that can
 /// leave the same stamp.
@@ -251,6 +249,9 @@ impl Draft {
             .write(true)
             .create_new(true)
             .open(&temporary)?;
+        // Shows others that somebody is writing it. Where files cannot be locked, nothing that
+        // was abandoned is recognized, either.
+        let _ = file.try_lock();
         let place = Some(Place {
             temporary,
             area,
@@ -337,7 +338,7 @@ fn create_parent(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Removes what killed processes left beside `path`.
+/// Removes what killed processes left beside `path`: the kernel took their locks away.
 fn remove_abandoned(path: &Path) {
     let Some(entries) = path.parent().and_then(|parent| fs::read_dir(parent).ok()) else {
         return;
@@ -347,10 +348,9 @@ fn remove_abandoned(path: &Path) {
             .file_name()
             .to_string_lossy()
             .ends_with(TEMPORARY_SUFFIX)
-            && entry
-                .metadata()
-                .and_then(|metadata| metadata.modified())
-                .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ABANDONED_AFTER));
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        // One that is not locked yet may be hit, too: its writer goes on without a name.
         if abandoned {
             let _ = fs::remove_file(entry.path());
         }

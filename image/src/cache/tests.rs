@@ -50,7 +50,7 @@ fn list(path: &Path) -> Vec<String> {
 }
 
 fn make_old(path: &Path) {
-    let time = SystemTime::now() - 2 * ABANDONED_AFTER;
+    let time = SystemTime::now() - Duration::from_secs(3600);
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.set_modified(time).unwrap();
 }
@@ -327,15 +327,28 @@ fn abandoned_files_are_removed() {
     let cache = cache_in(&dir);
     let parent = cache.root().unwrap().join(AREA).join("a");
     fs::create_dir_all(&parent).unwrap();
-    for (name, old) in [("b.1-1.tmp", true), ("b.2-1.tmp", false), ("kept", true)] {
-        let path = parent.join(name);
-        fs::write(&path, b"").unwrap();
-        if old {
-            make_old(&path);
-        }
+    for name in ["b.1-1.tmp", "c.2-1.tmp", "kept"] {
+        fs::write(parent.join(name), b"").unwrap();
     }
+    // What is still being written is not.
+    let draft = draft_of(&cache, "a/d", b"contents");
+    assert_eq!(list(&parent).len(), 2);
     draft_of(&cache, "a/b", b"").finish(&[]);
-    assert_eq!(list(&parent), ["b", "b.2-1.tmp", "kept"]);
+    draft.finish(&[]);
+    assert_eq!(list(&parent), ["b", "d", "kept"]);
+}
+
+#[test]
+fn a_draft_whose_file_was_taken_for_abandoned_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let cache = cache_in(&dir);
+    let draft = draft_of(&cache, "a/b", b"contents");
+    draft.file().unlock().unwrap();
+    draft_of(&cache, "a/b", b"others").finish(&["key"]);
+    let made = draft.finish(&["key"]);
+    assert!(is_in_memory(&made));
+    assert_eq!(fs::read(&made.path).unwrap(), b"contents");
+    assert_eq!(read(&cache.find(AREA, "key").unwrap()), b"others");
 }
 
 #[test]
@@ -354,7 +367,7 @@ fn only_a_file_left_alone_for_a_while_is_settled() {
     assert!(at(0).is_settled());
     // As good as now, and a clock that was set back since.
     assert!(!at(nanoseconds(now + SETTLED_AFTER)).is_settled());
-    assert!(!at(nanoseconds(now + ABANDONED_AFTER)).is_settled());
+    assert!(!at(nanoseconds(now + Duration::from_secs(3600))).is_settled());
     assert!(!at(i64::MAX.into()).is_settled());
 }
 
