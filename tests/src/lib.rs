@@ -1,0 +1,11 @@
+//! What the cases share: tiny guests, the `mote` binary as a process, terminals.
+//!
+//! A case is a function in `tests/cases`; it fails by panicking. Nothing here asserts how long
+//! something takes: deadlines only end what hangs.
+
+pub mod tiny;
+
+use std::time::Duration;
+
+/// After so long a case takes it that something hangs. Emulated hosts are slow.
+pub const DEADLINE: Duration = Duration::from_secs(90);
