@@ -2,11 +2,15 @@
 //!
 //! A case whose needs the host does not meet is listed as ignored, with the reason in its kind.
 
+mod boot;
+mod console;
+mod end;
 mod tiny;
 
 use std::sync::{PoisonError, RwLock};
 
 use libtest_mimic::{Arguments, Trial};
+use tests::monitor::can_boot_linux;
 
 /// Cases that look at this whole process: nothing else may run meanwhile.
 const ALONE: [&str; 1] = ["machines_leave_nothing_behind"];
@@ -16,17 +20,36 @@ type Case = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let without_kvm = tests::tiny::kvm().is_none();
+    let no_kvm = tests::tiny::kvm()
+        .is_none()
+        .then(|| "no /dev/kvm".to_owned());
+    let no_linux = can_boot_linux().err();
     let mut trials = Vec::new();
-    for &(name, case) in tiny::CASES {
-        trials.push(trial(
-            "tiny",
-            name,
-            case,
-            without_kvm.then_some("no /dev/kvm"),
-        ));
+    for (group, cases, skipped) in [
+        ("tiny", tiny::CASES, &no_kvm),
+        ("boot", boot::CASES, &no_linux),
+        ("end", end::CASES, &no_linux),
+        ("console", console::CASES, &no_linux),
+    ] {
+        for &(name, case) in cases {
+            trials.push(trial(group, name, case, skipped.as_deref()));
+        }
+    }
+    if let Some((index, count)) = shard() {
+        let mut number = 0;
+        trials.retain(|_| {
+            number += 1;
+            number % count == index % count
+        });
     }
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// `TEST_SHARD=2/3` runs every third case, from the second on: for machines side by side.
+fn shard() -> Option<(usize, usize)> {
+    let shard = std::env::var("TEST_SHARD").ok()?;
+    let (index, count) = shard.split_once('/').expect("TEST_SHARD is INDEX/COUNT");
+    Some((index.parse().unwrap(), count.parse().unwrap()))
 }
 
 fn trial(group: &str, name: &str, case: fn(), skipped: Option<&str>) -> Trial {

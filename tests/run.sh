@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Runs all tests, and installs what they need first. Usage: tests/run.sh [FILTER]
+#
+# FILTER picks end-to-end cases whose names contain it (such as boot:: or console::a_shell) and
+# leaves the unit tests out. Guests run directly where `mote doctor` says that Linux can boot, else
+# in the emulated host. TEST_JOBS sets how many emulated hosts run side by side (default: CPUs).
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+filter=${1:-}
+jobs=${TEST_JOBS:-$(nproc)}
+log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
+
+say() { echo "tests/run.sh: $*"; }
+
+# --- What is needed -----------------------------------------------------------------------------
+missing=()
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+need cc gcc
+need git git
+[ -x /bin/busybox ] && /bin/busybox --list | grep -qx insmod || missing+=(busybox-static)
+if [ ${#missing[@]} -gt 0 ]; then
+    say "installing ${missing[*]}"
+    as_root=""
+    [ "$(id -u)" = 0 ] || as_root=sudo
+    $as_root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
+command -v cargo >/dev/null || { say "there is no Rust toolchain: install one (https://rustup.rs)"; exit 1; }
+
+kernels=${XDG_CACHE_HOME:-$HOME/.cache}/mote/kernel
+say "kernels"
+resources/kernel/packaged.sh >"$log/packaged" || { cat "$log/packaged"; exit 1; }
+resources/kernel/build.sh --bzimages >"$log/build" || { tail -n 50 "$log/build"; exit 1; }
+
+# --- Build --------------------------------------------------------------------------------------
+say "build"
+cargo build --quiet --release
+target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+mote=$target/x86_64-unknown-linux-gnu/release/mote
+cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+
+# --- Tests --------------------------------------------------------------------------------------
+failed=0
+# Runs one suite, with its output on the terminal and in the log.
+suite() {
+    local name=$1
+    shift
+    "$@" 2>&1 | tee "$log/suite-$name" || failed=1
+}
+
+# Runs the Linux cases in an emulated host: every N-th of them, from the I-th on.
+in_emulated_host() {
+    local tuned packaged
+    tuned=$(readlink -f "$kernels/tuned")
+    packaged=$(readlink -f "$kernels/packaged")
+    tests/emulated-host/run --memory 12G --timeout 2400 \
+        --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" \
+        --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
+        --file "$tuned:/root/.cache/mote/kernel/tuned" \
+        --file "$packaged:/root/.cache/mote/kernel/packaged" \
+        -- cases --test-threads 1 ${filter:+"$filter"}
+}
+
+if [ -z "$filter" ]; then
+    say "unit tests"
+    suite unit cargo test --quiet --workspace --exclude tests
+fi
+if "$mote" doctor >"$log/doctor"; then
+    say "end-to-end tests"
+    suite cases env "MOTE=$mote" "$cases" ${filter:+"$filter"}
+else
+    say "this host cannot boot Linux guests: $(grep -m1 ^fatal "$log/doctor" || tail -n 1 "$log/doctor")"
+    say "end-to-end tests without Linux, here"
+    suite here env "MOTE=$mote" "$cases" ${filter:+"$filter"} --skip boot:: --skip end:: --skip console::
+    say "end-to-end tests, in $jobs emulated host(s)"
+    for job in $(seq "$jobs"); do
+        suite "emulated-$job" in_emulated_host "$job" "$jobs" &
+        pids[job]=$!
+    done
+    for job in $(seq "$jobs"); do
+        wait "${pids[job]}" || failed=1
+    done
+fi
+
+# --- The count ----------------------------------------------------------------------------------
+results=$(cat "$log"/suite-*)
+count() { grep '^test result:' <<<"$results" | sed -n "s/.* \([0-9]*\) $1.*/\1/p" | paste -sd+ | bc; }
+passed=$(count passed) broken=$(count failed) skipped=$(count ignored)
+# A suite that was cut off has no result.
+suites=$(ls "$log"/suite-* | wc -l) ended=$(grep -l '^test result:' "$log"/suite-* | wc -l)
+[ "$suites" = "$ended" ] || failed=1
+reasons=$(grep -o '^test \[[^]]*\].*ignored$' <<<"$results" | sed 's/^test \[\([^]]*\)\].*/\1/' | sort -u | paste -sd, || true)
+say "${passed:-0} passed, ${broken:-0} failed, ${skipped:-0} skipped${reasons:+ ($reasons)}"
+[ "$failed" = 0 ] && [ "${broken:-0}" = 0 ]
