@@ -1,8 +1,7 @@
 //! Linux guests: which kernels there are, initial RAM disks made for a case, commands run inside.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use cpio::newc::{self, ModeFileType};
@@ -59,37 +58,32 @@ fn is_kernel_message(line: &str) -> bool {
 pub fn initrd(directory: &Path, init: &str) -> PathBuf {
     let path = directory.join("initrd.cpio");
     let busybox = fs::read("/bin/busybox").unwrap();
-    let mut archive = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .unwrap();
-    let mut add = |builder: newc::Builder, contents: &[u8]| {
-        let mut writer = builder.write(&mut archive, contents.len().try_into().unwrap());
-        writer.write_all(contents).unwrap();
-        writer.finish().unwrap();
-    };
-    let entry = |name, mode, kind| newc::Builder::new(name).mode(mode).set_mode_file_type(kind);
-    for (inode, directory) in (1..).zip(["bin", "dev", "proc", "sys"]) {
-        add(
-            entry(directory, 0o755, ModeFileType::Directory).ino(inode),
-            &[],
-        );
-    }
-    let console = entry("dev/console", 0o600, ModeFileType::Char)
-        .rdev_major(5)
-        .rdev_minor(1);
-    add(console.ino(10), &[]);
-    add(
-        entry("bin/busybox", 0o755, ModeFileType::Regular).ino(11),
-        &busybox,
-    );
     let script = format!("#!/bin/busybox sh\n{init}\n");
-    add(
-        entry("init", 0o755, ModeFileType::Regular).ino(12),
-        script.as_bytes(),
-    );
-    newc::trailer(&mut archive).unwrap();
+    let mut archive = Vec::new();
+    for directory in ["bin", "dev", "proc", "sys"] {
+        add(&mut archive, entry(directory, 0o755, ModeFileType::Directory), &[]);
+    }
+    let console = entry("dev/console", 0o600, ModeFileType::Char);
+    add(&mut archive, console.rdev_major(5).rdev_minor(1), &[]);
+    add(&mut archive, entry("bin/busybox", 0o755, ModeFileType::Regular), &busybox);
+    add(&mut archive, entry("init", 0o755, ModeFileType::Regular), script.as_bytes());
+    fs::write(&path, newc::trailer(archive).unwrap()).unwrap();
     path
+}
+
+/// An initial RAM disk of this one program.
+pub fn initrd_of_program(init: &[u8]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    add(&mut archive, entry("init", 0o755, ModeFileType::Regular), init);
+    newc::trailer(archive).unwrap()
+}
+
+fn entry(name: &str, mode: u32, kind: ModeFileType) -> newc::Builder {
+    newc::Builder::new(name).mode(mode).set_mode_file_type(kind)
+}
+
+fn add(archive: &mut Vec<u8>, entry: newc::Builder, contents: &[u8]) {
+    let mut writer = entry.write(archive, contents.len().try_into().unwrap());
+    writer.write_all(contents).unwrap();
+    writer.finish().unwrap();
 }

@@ -3,6 +3,7 @@
 //! A case is a function in `tests/cases`; it fails by panicking. Nothing here asserts how long
 //! something takes: deadlines only end what hangs.
 
+pub mod executable;
 pub mod guest;
 pub mod monitor;
 pub mod terminal;

@@ -1,6 +1,7 @@
 //! The `mote` binary as a process.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -29,7 +30,6 @@ pub fn path() -> PathBuf {
 }
 
 /// How a process ended.
-#[derive(Debug)]
 pub struct Ended {
     /// Exit status, or 128 and the signal that ended it, as a shell has it.
     pub status: i32,
@@ -37,6 +37,14 @@ pub struct Ended {
     pub stdout: Vec<u8>,
     /// All of standard error.
     pub stderr: String,
+}
+
+impl fmt::Debug for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, stderr, .. } = self;
+        let text = self.text();
+        write!(f, "status {status}\n--- stdout ---\n{text}\n--- stderr ---\n{stderr}\n---")
+    }
 }
 
 impl Ended {

@@ -39,9 +39,6 @@ end() {
 trap end USR1 USR2 37 38
 trap 'drain; reboot -f' TERM 39
 
-# The power button is the only input device: its first event is a press.
-[ -e /dev/input/event0 ] && { dd bs=24 count=1 </dev/input/event0 >/dev/null 2>&1 && kill -USR2 1; } &
-
 # The driver asks for a pause when it cannot keep up: nothing typed or pasted gets lost.
 stty crtscts </dev/console 2>/dev/null
 
