@@ -36,7 +36,13 @@ fn main() {
 
 fn execute(cli: Cli, started: Instant) -> Status {
     match cli.command {
-        Command::Run(args) => run::run(&args, started).unwrap_or_else(|error| fail(&error)),
+        Command::Run(args) => match run::run(&args, started) {
+            Ok((status, remains)) => {
+                remains.leave_to_reaper();
+                status
+            }
+            Err(error) => fail(&error),
+        },
         Command::Doctor(args) => doctor::doctor(&args),
     }
 }

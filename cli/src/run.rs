@@ -7,7 +7,7 @@ use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
 use vmm::config::{Config, Payload};
-use vmm::{BootMark, CrashReport, StopReason, StopRequest, Stopper, Vm};
+use vmm::{BootMark, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::args::{Boot, ConsoleKind, RunArgs};
@@ -59,8 +59,8 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
 
-/// Boots a guest and stays with it until it ends.
-pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
+/// Boots a guest and stays with it until it ends. What is left of it then is the caller's to free.
+pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains), Error> {
     let file = match &args.config_file {
         Some(path) => config_file::read(path)?,
         None => ConfigFile::default(),
@@ -107,12 +107,8 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<Status, Error> {
     vm.start();
     let reason = vm.run(|mark| report_mark(&mark, started))?;
     drop(terminal);
-    Ok(report_end(
-        &reason,
-        &vm.console_tail(),
-        args,
-        symbols.as_ref(),
-    ))
+    let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
+    Ok((status, vm.take_down()))
 }
 
 fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {

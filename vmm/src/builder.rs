@@ -140,6 +140,7 @@ pub(crate) fn build(
         console,
         power_button,
         events,
+        vm,
         memory,
     })
 }

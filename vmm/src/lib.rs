@@ -20,6 +20,7 @@ pub mod host;
 mod interrupts;
 mod kvm;
 mod memory;
+mod teardown;
 mod vcpu;
 mod vm;
 
@@ -28,4 +29,5 @@ pub use crash::CrashReport;
 pub use events::{StopReason, StopRequest, Stopper};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
+pub use teardown::Remains;
 pub use vm::{BootMark, Error, PowerButton, Vm};

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use devices::legacy::ged::Ged;
 use devices::legacy::serial_worker::SerialWorker;
 use event_manager::{EventManager, EventOps, EventSet, MutEventSubscriber, SubscriberOps};
+use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use crate::builder::{self, Console};
 use crate::config::{Config, Payload};
 use crate::events::{Events, StopReason, Stopper};
+use crate::teardown::Remains;
 use crate::vcpu::VcpuHandle;
 
 /// How long a reader of the console may keep a stopped machine from ending.
@@ -64,6 +66,7 @@ pub struct Vm {
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) power_button: PowerButton,
     pub(crate) events: Arc<Events>,
+    pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: GuestMemoryMmap,
 }
 
@@ -133,6 +136,11 @@ impl Vm {
                 .flush_blocking(Instant::now() + CONSOLE_FLUSH_TIMEOUT);
         }
         Ok(reason)
+    }
+
+    /// Stops the vCPUs and closes all that the devices held, but not the VM itself: the slow part.
+    pub fn take_down(self) -> Remains {
+        Remains::new(self.vm, self.memory)
     }
 
     /// The last few KiB that the guest wrote to its serial port.
