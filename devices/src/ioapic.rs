@@ -15,8 +15,8 @@ use crate::bus::{BusDevice, put_register};
 use crate::interrupt::{InterruptLine, MsiMessage, MsiSink};
 use crate::lock;
 
-/// Number of inputs.
-pub const PINS: u32 = 24;
+/// The most inputs that one can have.
+pub const MAX_PINS: u32 = 24;
 const VERSION: u32 = 0x20;
 
 // Register windows, as offsets.
@@ -133,7 +133,7 @@ pub struct IoApic {
     // Volatile state.
     id: u32,
     selected: u8,
-    redirections: [Redirection; PINS as usize],
+    redirections: Vec<Redirection>,
     /// Asserted inputs, one bit each.
     lines: u32,
     /// Inputs with a rising edge that no message was sent for. One that comes while its input is
@@ -141,20 +141,25 @@ pub struct IoApic {
     /// ignored, which loses the interrupt of a device that was quicker than its driver.
     edges: u32,
     /// What the sink was last told to route.
-    routed: [Option<MsiMessage>; PINS as usize],
+    routed: Vec<Option<MsiMessage>>,
 }
 
 impl IoApic {
-    /// A controller after reset, every input masked.
-    pub fn new(sink: Arc<dyn MsiSink>) -> Self {
+    /// A controller with so many inputs after reset, all masked. Every input costs its guest some ten
+    /// exits at boot, when Linux clears it.
+    ///
+    /// # Panics
+    /// Unless `pins` is from 1 to [`MAX_PINS`]: a mistake in the layout.
+    pub fn new(sink: Arc<dyn MsiSink>, pins: u32) -> Self {
+        assert!((1..=MAX_PINS).contains(&pins), "an IOAPIC of {pins} inputs");
         Self {
             sink,
             id: 0,
             selected: 0,
-            redirections: [Redirection::RESET; PINS as usize],
+            redirections: vec![Redirection::RESET; pins as usize],
             lines: 0,
             edges: 0,
-            routed: [None; PINS as usize],
+            routed: vec![None; pins as usize],
         }
     }
 
@@ -217,15 +222,20 @@ impl IoApic {
         };
         if self.routed[pin] != route {
             self.routed[pin] = route;
-            #[expect(clippy::cast_possible_truncation, reason = "below PINS")]
+            #[expect(clippy::cast_possible_truncation, reason = "below MAX_PINS")]
             self.sink.route(pin as u32, route);
         }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "at most MAX_PINS")]
+    fn pins(&self) -> u32 {
+        self.redirections.len() as u32
     }
 
     fn read_register(&self) -> u32 {
         match self.selected {
             REG_ID | REG_ARBITRATION => self.id,
-            REG_VERSION => VERSION | (PINS - 1) << 16,
+            REG_VERSION => VERSION | (self.pins() - 1) << 16,
             register => self.redirection_of(register).map_or(0, |(pin, high)| {
                 let halves = self.redirections[pin].halves();
                 if high { halves.1 } else { halves.0 }
@@ -286,9 +296,9 @@ impl Pin {
     /// A wire to input `pin`. An input has one wire.
     ///
     /// # Panics
-    /// If `pin` is not below [`PINS`]: a mistake in the layout.
+    /// If there is no such input: a mistake in the layout.
     pub fn new(ioapic: Arc<Mutex<IoApic>>, pin: u32) -> Self {
-        assert!(pin < PINS, "the IOAPIC has no input {pin}");
+        assert!(pin < lock(&ioapic).pins(), "the IOAPIC has no input {pin}");
         Self {
             ioapic,
             pin: pin as usize,

@@ -22,7 +22,7 @@ struct Fixture {
 impl Fixture {
     fn new(pin: u8) -> Self {
         let sink = MsiRecorder::new();
-        let ioapic = Arc::new(Mutex::new(IoApic::new(sink.clone())));
+        let ioapic = Arc::new(Mutex::new(IoApic::new(sink.clone(), MAX_PINS)));
         let line = Pin::new(ioapic.clone(), pin.into());
         Self {
             sink,
@@ -259,5 +259,5 @@ fn other_sizes_read_and_write_nothing_they_should_not() {
 #[test]
 #[should_panic(expected = "no input 24")]
 fn a_wire_to_no_input_is_our_mistake() {
-    let _ = Pin::new(Fixture::new(0).ioapic, PINS);
+    let _ = Pin::new(Fixture::new(0).ioapic, MAX_PINS);
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use devices::bus::{Access, Bus, BusDevice};
 use devices::event::{EventSink, GuestEvent};
 use devices::interrupt::{InterruptLine, MsiMessage, MsiSink};
-use devices::ioapic::{IoApic, PINS, Pin};
+use devices::ioapic::{IoApic, MAX_PINS, Pin};
 use devices::legacy::acpi_pm::AcpiPm;
 use devices::legacy::boot_timer::BootTimer;
 use devices::legacy::ged::Ged;
@@ -65,7 +65,7 @@ impl MsiSink for Sink {
     }
 
     fn route(&self, pin: u32, _: Option<MsiMessage>) {
-        assert!(pin < PINS);
+        assert!(pin < MAX_PINS);
         self.routes.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -89,7 +89,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let sink = Arc::new(Sink::default());
-        let ioapic = Arc::new(Mutex::new(IoApic::new(sink.clone())));
+        let ioapic = Arc::new(Mutex::new(IoApic::new(sink.clone(), MAX_PINS)));
         let line = |pin| Pin::new(ioapic.clone(), pin);
         let wake = EventFd::new(EFD_NONBLOCK).unwrap();
         let serial = Arc::new(Mutex::new(Serial::new(Arc::new(line(4)), wake)));
@@ -109,7 +109,7 @@ impl Machine {
         for ((len, device), base) in devices.iter().zip((0..).step_by(0x4000)) {
             bus.insert(base, *len, device.clone()).unwrap();
         }
-        let lines = (5..PINS).map(line).collect();
+        let lines = (5..MAX_PINS).map(line).collect();
         Self {
             sink,
             devices,

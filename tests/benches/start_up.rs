@@ -41,7 +41,10 @@ fn main() {
         }
     }
     let directory = TempDir::new().unwrap();
-    println!("{:24} {:>8} {:>8} {:>8}   milliseconds, {rounds} rounds", "", "minimum", "median", "p90");
+    println!(
+        "{:24} {:>8} {:>8} {:>8}   milliseconds, {rounds} rounds",
+        "", "minimum", "median", "p90"
+    );
     let nothing = write(directory.as_path(), "nothing", &executable::nothing());
     measure("exec and exit", rounds, || Command::new(&nothing));
     for row in &rows {
@@ -84,7 +87,10 @@ fn measure(name: &str, rounds: usize, command: impl Fn() -> Command) {
     let mut exits = Vec::new();
     for round in 0..rounds + 2 {
         let mut command = command();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let start = Instant::now();
         let mut child = command.spawn().unwrap();
         let mut byte = [0];

@@ -293,7 +293,10 @@ fn clock_is_not_calibrated() {
         output.starts_with("kvm-clock\n") || output.starts_with("tsc\n"),
         "{output}"
     );
-    assert!(output.ends_with("tsc_known_freq\n0\nmote: command exited with status 1\n"), "{output}");
+    assert!(
+        output.ends_with("tsc_known_freq\n0\nmote: command exited with status 1\n"),
+        "{output}"
+    );
 }
 
 /// Nothing at the level of warnings or worse.

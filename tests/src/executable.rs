@@ -60,9 +60,16 @@ pub fn program(
         put(value, 2);
     }
     // p_type LOAD, p_flags RX, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
-    for (value, bytes) in
-        [(1, 4), (5, 4), (0, 8), (BASE, 8), (BASE, 8), (size, 8), (size, 8), (0x1000, 8)]
-    {
+    for (value, bytes) in [
+        (1, 4),
+        (5, 4),
+        (0, 8),
+        (BASE, 8),
+        (BASE, 8),
+        (size, 8),
+        (size, 8),
+        (0x1000, 8),
+    ] {
         put(value, bytes);
     }
     elf.extend(code);

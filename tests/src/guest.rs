@@ -61,12 +61,24 @@ pub fn initrd(directory: &Path, init: &str) -> PathBuf {
     let script = format!("#!/bin/busybox sh\n{init}\n");
     let mut archive = Vec::new();
     for directory in ["bin", "dev", "proc", "sys"] {
-        add(&mut archive, entry(directory, 0o755, ModeFileType::Directory), &[]);
+        add(
+            &mut archive,
+            entry(directory, 0o755, ModeFileType::Directory),
+            &[],
+        );
     }
     let console = entry("dev/console", 0o600, ModeFileType::Char);
     add(&mut archive, console.rdev_major(5).rdev_minor(1), &[]);
-    add(&mut archive, entry("bin/busybox", 0o755, ModeFileType::Regular), &busybox);
-    add(&mut archive, entry("init", 0o755, ModeFileType::Regular), script.as_bytes());
+    add(
+        &mut archive,
+        entry("bin/busybox", 0o755, ModeFileType::Regular),
+        &busybox,
+    );
+    add(
+        &mut archive,
+        entry("init", 0o755, ModeFileType::Regular),
+        script.as_bytes(),
+    );
     fs::write(&path, newc::trailer(archive).unwrap()).unwrap();
     path
 }
@@ -74,7 +86,11 @@ pub fn initrd(directory: &Path, init: &str) -> PathBuf {
 /// An initial RAM disk of this one program.
 pub fn initrd_of_program(init: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
-    add(&mut archive, entry("init", 0o755, ModeFileType::Regular), init);
+    add(
+        &mut archive,
+        entry("init", 0o755, ModeFileType::Regular),
+        init,
+    );
     newc::trailer(archive).unwrap()
 }
 

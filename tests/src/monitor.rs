@@ -43,7 +43,10 @@ impl fmt::Debug for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { status, stderr, .. } = self;
         let text = self.text();
-        write!(f, "status {status}\n--- stdout ---\n{text}\n--- stderr ---\n{stderr}\n---")
+        write!(
+            f,
+            "status {status}\n--- stdout ---\n{text}\n--- stderr ---\n{stderr}\n---"
+        )
     }
 }
 

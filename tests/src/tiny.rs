@@ -19,6 +19,9 @@ use crate::DEADLINE;
 /// Where the code is put: below 64 KiB, so that it can be entered in each mode, and off all tables.
 pub const CODE: u64 = 0x1_0000 - 0x8000;
 
+/// How many virtio-mmio slots the machine has.
+pub const VIRTIO_SLOTS: u32 = 4;
+
 /// Assembles code that will be at [`CODE`].
 pub fn assemble(
     mode: CpuMode,
@@ -68,7 +71,7 @@ pub fn config() -> Config {
 /// The same with so many vCPUs and so much memory.
 pub fn config_of(cpus: u32, memory: u64) -> Config {
     Config::new(cpus, memory)
-        .and_then(|config| config.with_virtio_slots(4))
+        .and_then(|config| config.with_virtio_slots(VIRTIO_SLOTS))
         .unwrap()
         .with_boot_timer(true)
 }

@@ -17,6 +17,7 @@ use devices::legacy::acpi_pm::AcpiPm;
 use devices::legacy::boot_timer::BootTimer;
 use devices::legacy::ged::Ged;
 use devices::legacy::i8042::I8042;
+use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
@@ -109,7 +110,7 @@ pub(crate) fn build(
     let vm = Arc::new(kvm::create_vm(&kvm)?);
     kvm::set_memory(&vm, &memory)?;
     kvm::set_intel_addresses(&vm)?;
-    kvm::split_irqchip(&vm)?;
+    kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
     let machine = Machine::new(config, console, &vm, &events)?;
@@ -192,7 +193,10 @@ impl Machine {
         events: &Arc<Events>,
     ) -> Result<Self, Error> {
         let msi: Arc<dyn MsiSink> = Arc::new(MsiInjector::new(Arc::clone(vm)));
-        let ioapic = Arc::new(Mutex::new(IoApic::new(msi)));
+        let ioapic = Arc::new(Mutex::new(IoApic::new(
+            msi,
+            layout::ioapic_pins(config.virtio_slots()),
+        )));
         let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
@@ -221,6 +225,11 @@ impl Machine {
             layout::PIC_SECONDARY_PORT.into(),
             2,
             Arc::new(Mutex::new(Pic::default())),
+        )?;
+        io.insert(
+            layout::PCI_CONFIG_PORT.into(),
+            8,
+            Arc::new(Mutex::new(PciConfig::default())),
         )?;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
@@ -331,7 +340,11 @@ fn load(
         }
         _ => None,
     };
-    mptable::write(memory, config.cpus())?;
+    mptable::write(
+        memory,
+        config.cpus(),
+        layout::ioapic_pins(config.virtio_slots()),
+    )?;
     // A guest that is told not to use ACPI finds its devices on the command line.
     let acpi_off = cmdline
         .split_ascii_whitespace()

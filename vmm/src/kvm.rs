@@ -185,10 +185,10 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Erro
 }
 
 /// Local APICs in KVM, the IOAPIC in mote, with a route reserved for each of its inputs.
-pub(crate) fn split_irqchip(vm: &VmFd) -> Result<(), Error> {
+pub(crate) fn split_irqchip(vm: &VmFd, pins: u32) -> Result<(), Error> {
     let cap = kvm_enable_cap {
         cap: KVM_CAP_SPLIT_IRQCHIP,
-        args: [layout::IOAPIC_PINS.into(), 0, 0, 0],
+        args: [pins.into(), 0, 0, 0],
         ..Default::default()
     };
     vm.enable_cap(&cap)

@@ -56,14 +56,14 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// GSI of the first virtio-mmio slot; slot n uses `VIRTIO_MMIO_GSI + n`.
 pub const VIRTIO_MMIO_GSI: u32 = 5;
 /// The most virtio-mmio slots there can be: as many as the IOAPIC has inputs left.
-pub const VIRTIO_MMIO_MAX_SLOTS: u32 = IOAPIC_PINS - VIRTIO_MMIO_GSI;
+pub const VIRTIO_MMIO_MAX_SLOTS: u32 = IOAPIC_MAX_PINS - VIRTIO_MMIO_GSI;
 
 /// MMIO window of the IOAPIC.
 pub const IOAPIC_START: u64 = 0xfec0_0000;
 /// Its size in bytes.
 pub const IOAPIC_SIZE: u64 = 0x1000;
-/// Inputs of the IOAPIC.
-pub const IOAPIC_PINS: u32 = 24;
+/// The most inputs of an IOAPIC of version 0x20.
+pub const IOAPIC_MAX_PINS: u32 = 24;
 /// MMIO window of every vCPU's local APIC.
 pub const LAPIC_START: u64 = 0xfee0_0000;
 
@@ -104,10 +104,17 @@ pub const KVM_TSS_START: u64 = 0xfffb_d000;
 /// KVM's identity-map page for real mode on Intel hosts.
 pub const KVM_IDENTITY_MAP_START: u64 = 0xfffb_c000;
 
+/// Address and data port of PCI configuration mechanism #1.
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Command and data port of the primary interrupt controller.
 pub const PIC_PRIMARY_PORT: u16 = 0x20;
 /// Command and data port of the secondary one.
 pub const PIC_SECONDARY_PORT: u16 = 0xa0;
+
+/// Inputs of the IOAPIC: no more than there are devices for, as a guest clears each with several exits.
+pub fn ioapic_pins(virtio_slots: u32) -> u32 {
+    VIRTIO_MMIO_GSI + virtio_slots
+}
 
 /// The kernel parameter that announces virtio-mmio slot `slot` to a kernel without ACPI, with a
 /// leading blank (Linux Documentation/admin-guide/kernel-parameters.txt, `virtio_mmio.device`).

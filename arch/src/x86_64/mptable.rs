@@ -4,7 +4,7 @@
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::layout::{IOAPIC_PINS, IOAPIC_START, LAPIC_START, MP_POINTER, MPTABLE_START};
+use super::layout::{IOAPIC_START, LAPIC_START, MP_POINTER, MPTABLE_START};
 
 const SPEC_REVISION: u8 = 4;
 const FLOATING_POINTER_SIZE: usize = 16;
@@ -24,9 +24,6 @@ const LAPIC_VERSION: u8 = 0x14;
 const IOAPIC_VERSION: u8 = 0x11;
 const IOAPIC_ENABLED: u8 = 1;
 const ISA_BUS: u8 = 0;
-/// An ISA bus has this many interrupt lines; Linux takes the entries of higher ones too, which is how
-/// devices on the command line reach the upper half of the IOAPIC.
-const INTERRUPTS: u32 = IOAPIC_PINS;
 /// Polarity and trigger mode as the bus has them: active high, edge.
 const CONFORMS: [u8; 2] = [0, 0];
 const TYPE_INT: u8 = 0;
@@ -56,9 +53,9 @@ pub enum Error {
     Write(#[source] vm_memory::GuestMemoryError),
 }
 
-/// Writes the table for `cpus` CPUs with the APIC ids 0, 1, ….
-pub fn write(memory: &GuestMemoryMmap, cpus: u32) -> Result<(), Error> {
-    let table = table(cpus);
+/// Writes the table for `cpus` CPUs with the APIC ids 0, 1, … and an IOAPIC with `pins` inputs.
+pub fn write(memory: &GuestMemoryMmap, cpus: u32, pins: u32) -> Result<(), Error> {
+    let table = table(cpus, pins);
     let available = MP_POINTER - MPTABLE_START;
     if table.len() as u64 > available || cpus > u32::from(u8::MAX) - 1 {
         return Err(Error::TooManyCpus {
@@ -84,7 +81,7 @@ fn seal(table: &mut [u8], checksum_at: usize) {
     clippy::cast_possible_truncation,
     reason = "addresses below 4 GiB, ids below 255"
 )]
-fn table(cpus: u32) -> Vec<u8> {
+fn table(cpus: u32, pins: u32) -> Vec<u8> {
     let ioapic_id = cpus as u8;
     let mut table = Vec::with_capacity(HEADER_SIZE + cpus as usize * PROCESSOR_SIZE + 300);
     table.extend([0; HEADER_SIZE]);
@@ -108,7 +105,9 @@ fn table(cpus: u32) -> Vec<u8> {
     table.extend([ENTRY_IOAPIC, ioapic_id, IOAPIC_VERSION, IOAPIC_ENABLED]);
     table.extend((IOAPIC_START as u32).to_le_bytes());
     entries += 2;
-    for line in 0..INTERRUPTS {
+    // An ISA bus has 16 interrupt lines; Linux takes the entries of higher ones too, which is how
+    // devices on the command line reach the upper half of the IOAPIC.
+    for line in 0..pins {
         table.extend([ENTRY_IO_INTERRUPT, TYPE_INT]);
         table.extend(CONFORMS);
         table.extend([ISA_BUS, line as u8, ioapic_id, line as u8]);
@@ -148,6 +147,7 @@ fn floating_pointer() -> [u8; FLOATING_POINTER_SIZE] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::IOAPIC_MAX_PINS;
 
     fn memory() -> GuestMemoryMmap {
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
@@ -157,7 +157,7 @@ mod tests {
     fn checksums_lengths_and_counts_are_what_a_guest_expects() {
         for cpus in [1, 2, 8, 64] {
             let memory = memory();
-            write(&memory, cpus).unwrap();
+            write(&memory, cpus, IOAPIC_MAX_PINS).unwrap();
             let mut pointer = [0; 16];
             memory
                 .read_slice(&mut pointer, GuestAddress(MP_POINTER))
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn too_many_cpus_are_refused() {
         assert!(matches!(
-            write(&memory(), 255),
+            write(&memory(), 255, 9),
             Err(Error::TooManyCpus { .. })
         ));
     }

@@ -8,6 +8,7 @@ pub mod boot_timer;
 pub mod ged;
 mod host_fd;
 pub mod i8042;
+pub mod pci_config;
 pub mod pic;
 pub mod pvpanic;
 pub mod serial;
