@@ -38,7 +38,7 @@ fn boot(append: &str, init: &str) -> Ended {
 }
 
 fn power_off() {
-    for command in ["poweroff", "poweroff -f", "halt -p", "kill -USR2 1"] {
+    for command in ["poweroff", "poweroff -f", "halt", "kill -USR2 1"] {
         let ended =
             mote(["run", "--", "sh", "-c", &format!("{command}; sleep 100")]).expect_status(0);
         assert_eq!(ended.stderr, "", "{command}");
