@@ -14,7 +14,7 @@ const MAX_SIZE: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     /// It cannot be read.
-    #[error("Cannot read the configuration file {}", path.display())]
+    #[error("Cannot read the configuration file {path:?}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -23,13 +23,13 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// It is too long.
-    #[error("The configuration file {} is longer than 1 MiB", path.display())]
+    #[error("The configuration file {path:?} is longer than 1 MiB")]
     TooLong {
         /// The file.
         path: PathBuf,
     },
     /// It is not what it should be; the source names line, column and field.
-    #[error("The configuration file {} is wrong", path.display())]
+    #[error("The configuration file {path:?} is wrong")]
     Parse {
         /// The file.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) enum Error {
         source: serde_json::Error,
     },
     /// A setting that mote does not have.
-    #[error("The configuration file {} asks for {setting}, which mote does not have", path.display())]
+    #[error("The configuration file {path:?} asks for {setting}, which mote does not have")]
     Unsupported {
         /// The file.
         path: PathBuf,

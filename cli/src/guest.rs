@@ -30,7 +30,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Initramfs(#[from] image::initramfs::Error),
     /// The initrd cannot be opened.
-    #[error("Cannot use the initrd {}", path.display())]
+    #[error("Cannot use the initrd {path:?}")]
     Initrd {
         /// The file.
         path: PathBuf,
