@@ -43,6 +43,8 @@ pub(crate) enum Error {
 /// What a guest boots.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    /// The kernel as it was named, or found: `kernel` may be what that unpacks to.
+    pub kernel_path: PathBuf,
     /// The kernel as it is loaded.
     pub kernel: image::kernel::Kernel,
     /// Initial RAM disk, and where it came from.
@@ -83,6 +85,7 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         }
     };
     Ok(Guest {
+        kernel_path,
         kernel,
         initrd,
         cmdline: cmdline(args, file),

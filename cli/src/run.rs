@@ -1,13 +1,15 @@
 //! `mote run`: a guest in the foreground.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
 use vmm::config::{Config, Payload};
-use vmm::{BootMark, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
+use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::args::{Boot, ConsoleKind, RunArgs};
@@ -38,9 +40,18 @@ pub(crate) enum Error {
     /// A setting out of range.
     #[error(transparent)]
     Config(#[from] vmm::config::Error),
+    /// The file does not suit the machine.
+    #[error("Cannot boot {path:?}")]
+    File {
+        /// The kernel or initrd.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BuildError,
+    },
     /// The machine could not be built.
     #[error(transparent)]
-    Build(#[from] vmm::BuildError),
+    Build(#[from] BuildError),
     /// The machine could not be served.
     #[error(transparent)]
     Run(#[from] vmm::Error),
@@ -76,9 +87,10 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         .try_clone()
         .ok()
         .filter(|_| args.verbose > 0);
+    let (initrd, initrd_path) = guest.initrd.unzip();
     let payload = Payload::Kernel {
         kernel: guest.kernel.file,
-        initrd: guest.initrd.map(|(file, _)| file),
+        initrd,
         cmdline: guest.cmdline,
         protocol: match args.boot {
             Boot::Linux => Protocol::Linux64,
@@ -95,7 +107,8 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         }
         ConsoleKind::Off => (None, None),
     };
-    let mut vm = Vm::build(&config, payload, console)?;
+    let mut vm = Vm::build(&config, payload, console)
+        .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
     let _ = targets.set((vm.stopper(), vm.power_button()));
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
@@ -109,6 +122,21 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))
+}
+
+/// Says which file an error is about.
+fn name_file(source: BuildError, kernel: PathBuf, initrd: Option<PathBuf>) -> Error {
+    let path = match &source {
+        BuildError::Kernel(_) | BuildError::Boot(boot::Error::KernelTooLarge { .. }) => {
+            Some(kernel)
+        }
+        BuildError::Boot(boot::Error::InitrdTooLarge { .. }) => initrd,
+        _ => None,
+    };
+    match path {
+        Some(path) => Error::File { path, source },
+        None => source.into(),
+    }
 }
 
 fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
