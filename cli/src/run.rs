@@ -8,7 +8,7 @@ use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
-use vmm::config::{Config, Payload};
+use vmm::config::{self, Config, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -38,8 +38,14 @@ pub(crate) enum Error {
     #[error(transparent)]
     Guest(#[from] guest::Error),
     /// A setting out of range.
-    #[error(transparent)]
-    Config(#[from] vmm::config::Error),
+    #[error("Cannot use {setting}")]
+    Config {
+        /// Its name and value.
+        setting: String,
+        /// What would be in range.
+        #[source]
+        source: config::Error,
+    },
     /// The file does not suit the machine.
     #[error("Cannot boot {path:?}")]
     File {
@@ -140,20 +146,30 @@ fn name_file(source: BuildError, kernel: PathBuf, initrd: Option<PathBuf>) -> Er
 }
 
 fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
-    let cpus = args
-        .cpus
-        .or(file.machine_config.vcpu_count)
-        .unwrap_or(DEFAULT_CPUS);
+    let machine = &file.machine_config;
+    let cpus = args.cpus.or(machine.vcpu_count).unwrap_or(DEFAULT_CPUS);
     let memory = args
         .memory
-        .or(file
-            .machine_config
+        // More than a host can have is more than a host can have, in whole MiB.
+        .or(machine
             .mem_size_mib
-            .map(|mib| mib.saturating_mul(1 << 20)))
+            .map(|mib| mib.min(u64::MAX >> 20) << 20))
         .unwrap_or(DEFAULT_MEMORY);
-    Ok(Config::new(cpus, memory)?
-        .with_boot_timer(args.boot_timer)
-        .with_virtio_slots(VIRTIO_SLOTS)?)
+    Config::new(cpus, memory)
+        .and_then(|config| {
+            config
+                .with_boot_timer(args.boot_timer)
+                .with_virtio_slots(VIRTIO_SLOTS)
+        })
+        .map_err(|source| {
+            let setting = match (&source, args.cpus, args.memory) {
+                (config::Error::Cpus { cpus }, None, _) => format!("vcpu_count {cpus}"),
+                (config::Error::Cpus { cpus }, Some(_), _) => format!("--cpus {cpus}"),
+                (_, _, None) => format!("mem_size_mib {}", memory >> 20),
+                (_, _, Some(_)) => format!("--memory {memory}"),
+            };
+            Error::Config { setting, source }
+        })
 }
 
 fn describe(config: &Config, guest: &Guest) {
@@ -242,8 +258,7 @@ fn report_end(
 }
 
 fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::File>) {
-    say(&format!("{guest} crashed: {}", report.cause));
-    say(report);
+    say(&format!("{guest} crashed: {report}"));
     let rip = report.regs.map(|regs| regs.rip);
     if let (Some(rip), Some(kernel)) = (rip, symbols) {
         match arch::symbols::nearest(kernel, rip) {
@@ -251,10 +266,15 @@ fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::Fil
             None => say(&"  RIP is near no symbol of the kernel image"),
         }
     }
-    say(
-        &"what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
-          has executed something that KVM does not know (run with -v for the kernel symbol at RIP)",
-    );
+    let hint = if symbols.is_some() {
+        ""
+    } else {
+        " (run with -v for the kernel symbol at RIP)"
+    };
+    say(&format!(
+        "what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
+         has executed something that KVM does not know{hint}"
+    ));
 }
 
 /// Stops the machine when its time is up.
