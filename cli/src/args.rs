@@ -65,11 +65,11 @@ pub(crate) struct RunArgs {
     pub append: Option<String>,
 
     /// Number of virtual CPUs, 1 to 64 [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<u32>,
 
     /// Memory of the guest, with a suffix b, k, m or g [default: 128m]
-    #[arg(long, short, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, short, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
     pub memory: Option<u64>,
 
     /// Name of the guest and its hostname: 1 to 64 of A-Z a-z 0-9 -
@@ -77,7 +77,7 @@ pub(crate) struct RunArgs {
     pub id: Option<String>,
 
     /// Stop the guest after this time, such as 90, 1m30s or 500ms
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
 
     /// Give the guest a port (0x3f0) to mark points of its boot, and print when it does

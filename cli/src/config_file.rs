@@ -1,7 +1,7 @@
 //! `--config-file`: Firecracker's JSON document, the part of it that `mote run` knows.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -14,7 +14,7 @@ const MAX_SIZE: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     /// It cannot be read.
-    #[error("Cannot read the configuration file {}", path.display())]
+    #[error("Cannot read the configuration file {path:?}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -23,13 +23,13 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// It is too long.
-    #[error("The configuration file {} is longer than 1 MiB", path.display())]
+    #[error("The configuration file {path:?} is longer than 1 MiB")]
     TooLong {
         /// The file.
         path: PathBuf,
     },
     /// It is not what it should be; the source names line, column and field.
-    #[error("The configuration file {} is wrong", path.display())]
+    #[error("The configuration file {path:?} is wrong")]
     Parse {
         /// The file.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) enum Error {
         source: serde_json::Error,
     },
     /// A setting that mote does not have.
-    #[error("The configuration file {} asks for {setting}, which mote does not have", path.display())]
+    #[error("The configuration file {path:?} asks for {setting}, which mote does not have")]
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -93,17 +93,13 @@ pub(crate) struct MachineConfig {
 /// Reads and checks a configuration file.
 pub(crate) fn read(path: &Path) -> Result<ConfigFile, Error> {
     let path = path.to_path_buf();
-    let metadata = match fs::metadata(&path) {
-        Ok(metadata) => metadata,
-        Err(source) => return Err(Error::Read { path, source }),
-    };
-    if metadata.len() > MAX_SIZE {
-        return Err(Error::TooLong { path });
-    }
-    let text = match fs::read(&path) {
+    let text = match read_start(&path) {
         Ok(text) => text,
         Err(source) => return Err(Error::Read { path, source }),
     };
+    if text.len() as u64 > MAX_SIZE {
+        return Err(Error::TooLong { path });
+    }
     let file: ConfigFile = match serde_json::from_slice(&text) {
         Ok(file) => file,
         Err(source) => return Err(Error::Parse { path, source }),
@@ -120,6 +116,15 @@ pub(crate) fn read(path: &Path) -> Result<ConfigFile, Error> {
         Some((_, setting)) => Err(Error::Unsupported { path, setting }),
         None => Ok(file),
     }
+}
+
+/// Up to one byte more than there may be. The size of a pipe or a device is not known before.
+fn read_start(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(MAX_SIZE + 1)
+        .read_to_end(&mut text)?;
+    Ok(text)
 }
 
 #[cfg(test)]

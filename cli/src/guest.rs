@@ -1,7 +1,7 @@
 //! Which kernel, initial RAM disk and command line a guest gets: flags first, then the configuration
 //! file, then what is there by default.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Initramfs(#[from] image::initramfs::Error),
     /// The initrd cannot be opened.
-    #[error("Cannot use the initrd {}", path.display())]
+    #[error("Cannot use the initrd {path:?}")]
     Initrd {
         /// The file.
         path: PathBuf,
@@ -43,6 +43,8 @@ pub(crate) enum Error {
 /// What a guest boots.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    /// The kernel as it was named, or found: `kernel` may be what that unpacks to.
+    pub kernel_path: PathBuf,
     /// The kernel as it is loaded.
     pub kernel: image::kernel::Kernel,
     /// Initial RAM disk, and where it came from.
@@ -83,6 +85,7 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         }
     };
     Ok(Guest {
+        kernel_path,
         kernel,
         initrd,
         cmdline: cmdline(args, file),
@@ -108,16 +111,16 @@ fn open_initrd(path: &Path) -> Result<File, Error> {
         path: path.to_path_buf(),
         source,
     };
-    let file = File::open(path).map_err(wrong)?;
-    let metadata = file.metadata().map_err(wrong)?;
-    if metadata.is_dir() {
-        return Err(wrong(io::ErrorKind::IsADirectory.into()));
+    let invalid = |what| wrong(io::Error::new(io::ErrorKind::InvalidInput, what));
+    // Opening something else than a file can wait for ever, or do something.
+    if !fs::metadata(path).map_err(wrong)?.is_file() {
+        return Err(invalid(
+            "it is no regular file, and only a file can be mapped",
+        ));
     }
-    if metadata.len() == 0 {
-        return Err(wrong(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is empty",
-        )));
+    let file = File::open(path).map_err(wrong)?;
+    if file.metadata().map_err(wrong)?.len() == 0 {
+        return Err(invalid("it is empty: copy it again"));
     }
     Ok(file)
 }

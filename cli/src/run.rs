@@ -1,13 +1,15 @@
 //! `mote run`: a guest in the foreground.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
-use vmm::config::{Config, Payload};
-use vmm::{BootMark, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
+use vmm::config::{self, Config, Payload};
+use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::args::{Boot, ConsoleKind, RunArgs};
@@ -36,11 +38,26 @@ pub(crate) enum Error {
     #[error(transparent)]
     Guest(#[from] guest::Error),
     /// A setting out of range.
-    #[error(transparent)]
-    Config(#[from] vmm::config::Error),
+    #[error("Cannot use {setting}")]
+    Config {
+        /// Its name and value.
+        setting: String,
+        /// What would be in range.
+        #[source]
+        source: config::Error,
+    },
+    /// The file does not suit the machine.
+    #[error("Cannot boot {path:?}")]
+    File {
+        /// The kernel or initrd.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BuildError,
+    },
     /// The machine could not be built.
     #[error(transparent)]
-    Build(#[from] vmm::BuildError),
+    Build(#[from] BuildError),
     /// The machine could not be served.
     #[error(transparent)]
     Run(#[from] vmm::Error),
@@ -76,9 +93,10 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         .try_clone()
         .ok()
         .filter(|_| args.verbose > 0);
+    let (initrd, initrd_path) = guest.initrd.unzip();
     let payload = Payload::Kernel {
         kernel: guest.kernel.file,
-        initrd: guest.initrd.map(|(file, _)| file),
+        initrd,
         cmdline: guest.cmdline,
         protocol: match args.boot {
             Boot::Linux => Protocol::Linux64,
@@ -95,7 +113,8 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         }
         ConsoleKind::Off => (None, None),
     };
-    let mut vm = Vm::build(&config, payload, console)?;
+    let mut vm = Vm::build(&config, payload, console)
+        .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
     let _ = targets.set((vm.stopper(), vm.power_button()));
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
@@ -111,21 +130,46 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     Ok((status, vm.take_down()))
 }
 
+/// Says which file an error is about.
+fn name_file(source: BuildError, kernel: PathBuf, initrd: Option<PathBuf>) -> Error {
+    let path = match &source {
+        BuildError::Kernel(_) | BuildError::Boot(boot::Error::KernelTooLarge { .. }) => {
+            Some(kernel)
+        }
+        BuildError::Boot(boot::Error::InitrdTooLarge { .. }) => initrd,
+        _ => None,
+    };
+    match path {
+        Some(path) => Error::File { path, source },
+        None => source.into(),
+    }
+}
+
 fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
-    let cpus = args
-        .cpus
-        .or(file.machine_config.vcpu_count)
-        .unwrap_or(DEFAULT_CPUS);
+    let machine = &file.machine_config;
+    let cpus = args.cpus.or(machine.vcpu_count).unwrap_or(DEFAULT_CPUS);
     let memory = args
         .memory
-        .or(file
-            .machine_config
+        // More than a host can have is more than a host can have, in whole MiB.
+        .or(machine
             .mem_size_mib
-            .map(|mib| mib.saturating_mul(1 << 20)))
+            .map(|mib| mib.min(u64::MAX >> 20) << 20))
         .unwrap_or(DEFAULT_MEMORY);
-    Ok(Config::new(cpus, memory)?
-        .with_boot_timer(args.boot_timer)
-        .with_virtio_slots(VIRTIO_SLOTS)?)
+    Config::new(cpus, memory)
+        .and_then(|config| {
+            config
+                .with_boot_timer(args.boot_timer)
+                .with_virtio_slots(VIRTIO_SLOTS)
+        })
+        .map_err(|source| {
+            let setting = match (&source, args.cpus, args.memory) {
+                (config::Error::Cpus { cpus }, None, _) => format!("vcpu_count {cpus}"),
+                (config::Error::Cpus { cpus }, Some(_), _) => format!("--cpus {cpus}"),
+                (_, _, None) => format!("mem_size_mib {}", memory >> 20),
+                (_, _, Some(_)) => format!("--memory {memory}"),
+            };
+            Error::Config { setting, source }
+        })
 }
 
 fn describe(config: &Config, guest: &Guest) {
@@ -214,8 +258,7 @@ fn report_end(
 }
 
 fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::File>) {
-    say(&format!("{guest} crashed: {}", report.cause));
-    say(report);
+    say(&format!("{guest} crashed: {report}"));
     let rip = report.regs.map(|regs| regs.rip);
     if let (Some(rip), Some(kernel)) = (rip, symbols) {
         match arch::symbols::nearest(kernel, rip) {
@@ -223,10 +266,15 @@ fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::Fil
             None => say(&"  RIP is near no symbol of the kernel image"),
         }
     }
-    say(
-        &"what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
-          has executed something that KVM does not know (run with -v for the kernel symbol at RIP)",
-    );
+    let hint = if symbols.is_some() {
+        ""
+    } else {
+        " (run with -v for the kernel symbol at RIP)"
+    };
+    say(&format!(
+        "what to do: `mote doctor` tells whether this host's KVM can run Linux; if it can, the guest \
+         has executed something that KVM does not know{hint}"
+    ));
 }
 
 /// Stops the machine when its time is up.

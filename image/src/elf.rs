@@ -44,7 +44,7 @@ pub enum Error {
         what: String,
     },
     /// A field contradicts the file.
-    #[error("It is corrupt: {what}")]
+    #[error("It is corrupt: {what}; copy it again")]
     Corrupt {
         /// Which field, and what it says.
         what: String,

@@ -2,6 +2,7 @@
 //!
 //! A case whose needs the host does not meet is listed as ignored, with the reason in its kind.
 
+mod bad_input;
 mod boot;
 mod console;
 mod end;
@@ -24,9 +25,14 @@ fn main() {
         .is_none()
         .then(|| "no /dev/kvm".to_owned());
     let no_linux = can_boot_linux().err();
+    let no_kvm_to_replace = no_kvm.clone().or_else(|| tests::sandbox::can_mount().err());
     let mut trials = Vec::new();
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
+        ("bad_input", bad_input::CASES, &None),
+        ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
+        ("bad_input", bad_input::CRASH_CASES, &no_kvm),
+        ("bad_input", bad_input::MUTANT_CASES, &no_kvm),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
         ("console", console::CASES, &no_linux),

@@ -1,5 +1,8 @@
 //! ELF executables of a few instructions: programs and kernels that cost next to nothing.
 
+use std::io::Write;
+use std::ops::Range;
+
 use arch::layout;
 use arch::regs::CpuMode;
 use iced_x86::code_asm::{CodeAssembler, *};
@@ -8,8 +11,13 @@ use crate::tiny::{assemble_at, out, reset};
 
 /// Where programs and kernels are put: for a kernel, 1 MiB is a GPA.
 const BASE: u64 = 0x10_0000;
-/// ELF header and one program header.
-const HEADERS: u64 = 64 + 56;
+/// ELF header and one program header, in bytes.
+pub const HEADERS: u64 = 64 + 56;
+/// Where the code starts.
+const ENTRY: u64 = BASE + HEADERS;
+
+/// Where the set-up header of a bzImage is.
+pub const SETUP_HEADER: Range<usize> = 0x1f1..0x268;
 
 /// A program that exits with status 0.
 pub fn nothing() -> Vec<u8> {
@@ -42,17 +50,90 @@ pub fn tiny_kernel() -> Vec<u8> {
     })
 }
 
+/// Adds a symbol table to an executable: one function, at the entry.
+pub fn with_symbol(mut elf: Vec<u8>, name: &str) -> Vec<u8> {
+    const NULL_SYMBOL: [u8; 24] = [0; 24];
+    const SECTION_HEADER: usize = 64;
+    let symbols = elf.len();
+    elf.extend(NULL_SYMBOL);
+    // st_name, st_info GLOBAL FUNC, st_other, st_shndx ABS, st_value, st_size
+    for (value, size) in [(1, 4), (0x12, 1), (0, 1), (0xfff1, 2), (ENTRY, 8), (0, 8)] {
+        elf.extend(&u64::to_le_bytes(value)[..size]);
+    }
+    let names = elf.len();
+    elf.push(0);
+    elf.extend(name.as_bytes());
+    elf.push(0);
+    let sections = elf.len();
+    elf.resize(sections + SECTION_HEADER, 0);
+    for (kind, start, end, link, info, entry) in [
+        (2, symbols, names, 2, 1, NULL_SYMBOL.len()),
+        (3, names, sections, 0, 0, 0),
+    ] {
+        // sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size
+        for (value, size) in [
+            (0, 4),
+            (kind, 4),
+            (0, 8),
+            (0, 8),
+            (start, 8),
+            (end - start, 8),
+        ] {
+            elf.extend(&value.to_le_bytes()[..size]);
+        }
+        // sh_link, sh_info, sh_addralign, sh_entsize
+        for (value, size) in [(link, 4), (info, 4), (1, 8), (entry, 8)] {
+            elf.extend(&value.to_le_bytes()[..size]);
+        }
+    }
+    elf[40..48].copy_from_slice(&sections.to_le_bytes());
+    // e_shnum, e_shstrndx
+    elf[60..64].copy_from_slice(&[3, 0, 2, 0]);
+    elf
+}
+
+/// A bzImage that carries this vmlinux. Where it is left to unpack itself, it resets the machine.
+pub fn bzimage(vmlinux: &[u8]) -> Vec<u8> {
+    const SETUP_SIZE: usize = 0x400;
+    const ENTRY_OFFSET: usize = 0x200;
+    const PAYLOAD_OFFSET: usize = 0x240;
+    let mut payload = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    payload.write_all(vmlinux).unwrap();
+    let payload = payload.finish().unwrap();
+    let mut image = vec![0; SETUP_SIZE + ENTRY_OFFSET];
+    // The code is the same wherever it is.
+    image.extend(assemble_at(0, CpuMode::Long, reset));
+    image.resize(SETUP_SIZE + PAYLOAD_OFFSET, 0xf4);
+    image.extend(&payload);
+    for (offset, size, value) in [
+        (0x1f1, 1, 1), // setup_sects after the boot sector
+        (0x1fe, 2, 0xaa55),
+        (0x200, 2, 0x6aeb), // jump over the header
+        (0x202, 4, 0x5372_6448),
+        (0x206, 2, 0x020f), // protocol
+        (0x211, 1, 1),      // loaded high
+        (0x22c, 4, 0x7fff_ffff),
+        (0x236, 2, 1), // has a 64-bit entry point
+        (0x248, 4, PAYLOAD_OFFSET),
+        (0x24c, 4, payload.len()),
+        (0x258, 8, 0x20_0000), // pref_address
+        (0x260, 4, 0x1000),    // init_size
+    ] {
+        image[offset..offset + size].copy_from_slice(&usize::to_le_bytes(value)[..size]);
+    }
+    image
+}
+
 /// An ELF executable of this code.
 pub fn program(
     write: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
 ) -> Vec<u8> {
-    let entry = BASE + HEADERS;
-    let code = assemble_at(entry, CpuMode::Long, write);
+    let code = assemble_at(ENTRY, CpuMode::Long, write);
     let size = HEADERS + code.len() as u64;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let mut put = |value: u64, size: usize| elf.extend(&value.to_le_bytes()[..size]);
     // e_type EXEC, e_machine x86-64, e_version, e_entry, e_phoff, e_shoff, e_flags
-    for (value, size) in [(2, 2), (62, 2), (1, 4), (entry, 8), (64, 8), (0, 8), (0, 4)] {
+    for (value, size) in [(2, 2), (62, 2), (1, 4), (ENTRY, 8), (64, 8), (0, 8), (0, 4)] {
         put(value, size);
     }
     // e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx

@@ -6,6 +6,7 @@
 pub mod executable;
 pub mod guest;
 pub mod monitor;
+pub mod sandbox;
 pub mod terminal;
 pub mod tiny;
 

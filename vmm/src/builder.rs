@@ -102,7 +102,7 @@ pub(crate) fn build(
     payload: Payload,
     console: Option<Console>,
 ) -> Result<Vm, Error> {
-    let image = check_payload(&payload, config.memory())?;
+    let image = check_payload(&payload, config)?;
     let memory = memory::allocate(config.memory())?;
 
     let kvm = kvm::open(config.kvm_device())?;
@@ -147,7 +147,8 @@ pub(crate) fn build(
 }
 
 /// Everything that can be known to be wrong before the host is asked for anything.
-fn check_payload(payload: &Payload, ram: u64) -> Result<Option<(KernelImage, u64)>, Error> {
+fn check_payload(payload: &Payload, config: &Config) -> Result<Option<(KernelImage, u64)>, Error> {
+    let ram = config.memory();
     let Payload::Kernel {
         kernel,
         initrd,
@@ -157,7 +158,7 @@ fn check_payload(payload: &Payload, ram: u64) -> Result<Option<(KernelImage, u64
     else {
         return Ok(None);
     };
-    boot::check_cmdline(cmdline)?;
+    boot::check_cmdline(&complete_cmdline(config, cmdline))?;
     let image = kernel::parse(kernel, *protocol)?;
     boot::check_kernel_fits(&image, ram)?;
     let initrd_size = match initrd {
@@ -168,6 +169,23 @@ fn check_payload(payload: &Payload, ram: u64) -> Result<Option<(KernelImage, u64
         boot::place_initrd(&image, initrd_size, ram)?;
     }
     Ok(Some((image, initrd_size)))
+}
+
+fn is_acpi_off(cmdline: &str) -> bool {
+    cmdline
+        .split_ascii_whitespace()
+        .any(|word| word == "acpi=off")
+}
+
+/// The command line as the guest gets it: one that is told not to use ACPI finds its devices there.
+fn complete_cmdline(config: &Config, cmdline: &str) -> String {
+    let mut cmdline = cmdline.to_owned();
+    if is_acpi_off(&cmdline) {
+        for slot in 0..config.virtio_slots() {
+            cmdline.push_str(&layout::virtio_mmio_parameter(slot));
+        }
+    }
+    cmdline
 }
 
 fn initrd_size(file: &File) -> Result<u64, Error> {
@@ -345,15 +363,7 @@ fn load(
         config.cpus(),
         layout::ioapic_pins(config.virtio_slots()),
     )?;
-    // A guest that is told not to use ACPI finds its devices on the command line.
-    let acpi_off = cmdline
-        .split_ascii_whitespace()
-        .any(|word| word == "acpi=off");
-    let mut cmdline = cmdline.clone();
-    let rsdp = if acpi_off {
-        for slot in 0..config.virtio_slots() {
-            cmdline.push_str(&layout::virtio_mmio_parameter(slot));
-        }
+    let rsdp = if is_acpi_off(cmdline) {
         None
     } else {
         let tables = acpi::Config {
@@ -365,7 +375,7 @@ fn load(
     };
     let info = BootInfo {
         kernel: &image,
-        cmdline: &cmdline,
+        cmdline: &complete_cmdline(config, cmdline),
         initrd,
         ram_size: config.memory(),
         rsdp,

@@ -116,7 +116,7 @@ fn read_instruction(
 
 impl fmt::Display for CrashReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "vCPU {}: {}", self.cpu, self.cause)?;
+        writeln!(f, "{} on vCPU {}", self.cause, self.cpu)?;
         if let Some(regs) = &self.regs {
             writeln!(f, "  RIP {:016x}  RFLAGS {:016x}", regs.rip, regs.rflags)?;
         }

@@ -68,8 +68,22 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// It is something else than KVM, or a KVM from another age.
-    #[error("{} is not a KVM that mote knows: its API version is {version}, not {API_VERSION}", path.display())]
+    /// It is something else than KVM.
+    #[error(
+        "{} is not KVM's device but something else: remove it, and load the kvm-intel or kvm-amd \
+         module, which makes it",
+        path.display()
+    )]
+    NotKvm {
+        /// The device.
+        path: PathBuf,
+    },
+    /// A KVM from another age.
+    #[error(
+        "{} is not a KVM that mote knows: its API version is {version}, not {API_VERSION}; run \
+         Linux 4.14 or later",
+        path.display()
+    )]
     Version {
         /// The device.
         path: PathBuf,
@@ -131,6 +145,8 @@ pub(crate) fn open(path: &Path) -> Result<Kvm, Error> {
     let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
+        // The call failed: nothing but KVM knows it.
+        ..0 => Err(Error::NotKvm { path: path.into() }),
         version => Err(Error::Version {
             path: path.into(),
             version,

@@ -24,7 +24,10 @@ const PAGE_SIZE: u64 = 4096;
 #[non_exhaustive]
 pub enum Error {
     /// More memory than the host has.
-    #[error("The guest is to have {asked} bytes of memory, the host has {total} in all")]
+    #[error(
+        "The guest is to have {asked} bytes of memory, the host has {total} in all: give it less \
+         with --memory"
+    )]
     MoreThanHost {
         /// Bytes asked for.
         asked: u64,

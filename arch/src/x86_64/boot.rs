@@ -58,7 +58,8 @@ pub enum Error {
     },
     /// The command line is longer than a kernel takes.
     #[error(
-        "The kernel command line is {size} bytes long, at most {} are possible",
+        "The kernel command line is {size} bytes long, at most {} are possible: shorten --append, \
+         --cmdline or COMMAND",
         CMDLINE_MAX_SIZE - 1
     )]
     CmdlineTooLong {
@@ -66,7 +67,10 @@ pub enum Error {
         size: usize,
     },
     /// A NUL or a line break in the command line.
-    #[error("The kernel command line has a control character at byte {position}")]
+    #[error(
+        "The kernel command line has a control character at byte {position}: take it out of \
+         --append or --cmdline"
+    )]
     CmdlineInvalid {
         /// Offset in bytes.
         position: usize,

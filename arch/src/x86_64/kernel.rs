@@ -67,7 +67,7 @@ pub enum Error {
         what: String,
     },
     /// A header field contradicts the file or the machine.
-    #[error("The kernel file is corrupt: {what}")]
+    #[error("The kernel file is corrupt: {what}; copy or build it again")]
     Corrupt {
         /// Which field, and what it says.
         what: String,
@@ -75,7 +75,8 @@ pub enum Error {
     /// The kernel wants memory that mote keeps for itself or that the boot code cannot map.
     #[error(
         "The kernel asks to be loaded at {start:#x}..{end:#x}: mote loads kernels between \
-         {HIMEM_START:#x} and {KERNEL_END_MAX:#x}"
+         {HIMEM_START:#x} and {KERNEL_END_MAX:#x}: build it with another \
+         CONFIG_PHYSICAL_START"
     )]
     OutOfRange {
         /// First GPA.
@@ -84,7 +85,10 @@ pub enum Error {
         end: u64,
     },
     /// PVH was asked for, and the kernel has no such entry.
-    #[error("The kernel has no PVH entry point (an ELF vmlinux built with CONFIG_PVH has one)")]
+    #[error(
+        "The kernel has no PVH entry point: boot it without --boot pvh, or an ELF vmlinux that is \
+         built with CONFIG_PVH"
+    )]
     NoPvhEntry,
 }
 

@@ -60,7 +60,7 @@ pub enum Error {
         size: u64,
     },
     /// A header field makes no sense.
-    #[error("Its set-up header is corrupt: {what}")]
+    #[error("Its set-up header is corrupt: {what}; copy it again")]
     Corrupt {
         /// Which field, and what it says.
         what: String,
