@@ -50,6 +50,17 @@ pub fn tiny_kernel() -> Vec<u8> {
     })
 }
 
+/// A kernel that makes boot mark 1 and then halts for good.
+pub fn idle_kernel() -> Vec<u8> {
+    program(|a| {
+        out(a, layout::BOOT_TIMER_PORT, 1)?;
+        let mut halted = a.create_label();
+        a.set_label(&mut halted)?;
+        a.hlt()?;
+        a.jmp(halted)
+    })
+}
+
 /// Adds a symbol table to an executable: one function, at the entry.
 pub fn with_symbol(mut elf: Vec<u8>, name: &str) -> Vec<u8> {
     const NULL_SYMBOL: [u8; 24] = [0; 24];

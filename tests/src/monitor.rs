@@ -42,12 +42,26 @@ pub struct Ended {
 impl fmt::Debug for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { status, stderr, .. } = self;
-        let text = self.text();
+        let text = shortened(&self.text());
+        let stderr = shortened(stderr);
         write!(
             f,
             "status {status}\n--- stdout ---\n{text}\n--- stderr ---\n{stderr}\n---"
         )
     }
+}
+
+/// The beginning and the end of what may be megabytes.
+fn shortened(text: &str) -> String {
+    const PART: usize = 2000;
+    let characters = text.chars().count();
+    if characters <= 2 * PART {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(PART).collect();
+    let tail: String = text.chars().skip(characters - PART).collect();
+    let left_out = characters - 2 * PART;
+    format!("{head}\n[… {left_out} characters …]\n{tail}")
 }
 
 impl Ended {
