@@ -1,5 +1,6 @@
 //! A guest that does anything, to every device at once: no access may panic, hang or take memory
 //! without end. What the accesses mean is left to the devices' own tests.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -6,6 +6,7 @@
 //! The guest is Linux where it can boot, else a kernel that halts at once. RSS and PSS are sums over
 //! `/proc/PID/smaps`; guest memory is left out by its addresses: it starts where the kernel's file is
 //! mapped, less the kernel's GPA, or, where the kernel was copied, at the one mapping of its size.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};

@@ -10,6 +10,7 @@
 //!   at once, without a console.
 //!
 //! A process that does nothing is timed beside them: what exec and exit cost on this host.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;

@@ -1,6 +1,7 @@
 //! All end-to-end cases in one binary; `tests/run.sh` runs it where its guests can run.
 //!
 //! A case whose needs the host does not meet is listed as ignored, with the reason in its kind.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
 mod boot;

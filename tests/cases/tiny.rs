@@ -257,7 +257,9 @@ fn a_spinning_guest_can_be_stopped() {
         let started = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while !started.load(Ordering::Relaxed) {}
+                while !started.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
                 stopper.stop(StopRequest::Quit);
             });
             started.store(true, Ordering::Relaxed);
@@ -468,7 +470,7 @@ fn boot_marks() {
 }
 
 fn machines_leave_nothing_behind() {
-    let once = || drop(run(Real, |a| reset(a)));
+    let once = || drop(run(Real, reset));
     once();
     let before = tiny::resources();
     for _ in 0..20 {

@@ -2,6 +2,7 @@
 //!
 //! A case is a function in `tests/cases`; it fails by panicking. Nothing here asserts how long
 //! something takes: deadlines only end what hangs.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod executable;
 pub mod guest;

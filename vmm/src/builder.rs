@@ -134,7 +134,7 @@ pub(crate) fn build(
         console,
         power_button,
     } = machine;
-    let vcpus = spawn(vcpus, buses, &events, &memory)?;
+    let vcpus = spawn(vcpus, &buses, &events, &memory)?;
     Ok(Vm {
         vcpus,
         event_manager,
@@ -394,7 +394,7 @@ fn load(
 
 fn spawn(
     vcpus: Vec<VcpuFd>,
-    buses: Arc<Buses>,
+    buses: &Arc<Buses>,
     events: &Arc<Events>,
     memory: &GuestMemoryMmap,
 ) -> Result<Vec<crate::vcpu::VcpuHandle>, Error> {
@@ -404,7 +404,7 @@ fn spawn(
             let vcpu = Vcpu {
                 index,
                 fd,
-                buses: Arc::clone(&buses),
+                buses: Arc::clone(buses),
                 events: Arc::clone(events),
                 memory: memory.clone(),
             };

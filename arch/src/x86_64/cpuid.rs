@@ -165,20 +165,18 @@ fn adapt(entry: &mut kvm_cpuid_entry2, cpus: u32, amd: bool) {
                 entry.edx |= EDX1_HTT;
             }
         }
-        LEAF_CACHES => {
+        LEAF_CACHES
             // No more caches after the one of type 0.
-            if entry.eax & 0x1f != 0 {
+            if entry.eax & 0x1f != 0 => {
                 entry.eax &= 0x0000_3fff;
                 let sharing = cache_sharing(entry.eax, cpus);
                 entry.eax |= sharing << 14 | (id_span(cpus) & 0x3f) << 26;
             }
-        }
-        LEAF_AMD_CACHES => {
-            if entry.eax & 0x1f != 0 {
+        LEAF_AMD_CACHES
+            if entry.eax & 0x1f != 0 => {
                 entry.eax &= 0x0000_3fff;
                 entry.eax |= cache_sharing(entry.eax, cpus) << 14;
             }
-        }
         // No virtual PMU.
         LEAF_PERFORMANCE => {
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
@@ -270,7 +268,7 @@ mod tests {
             },
             kvm_cpuid_entry2 {
                 ebx: 0x0708_0900,
-                ecx: !0 & !ECX1_HYPERVISOR,
+                ecx: !ECX1_HYPERVISOR,
                 edx: !0,
                 ..plain(1)
             },
