@@ -69,5 +69,5 @@ else
         --file "$mote:/usr/bin/mote" --file /bin/busybox \
         --file "$(dirname "$kernel"):/root/.cache/mote/kernel/packaged" \
         -- bash -c "$demo"
-    say "times in there are stretched 30 to 50 times against hardware"
+    say "times in there are many times longer than on hardware"
 fi
