@@ -17,7 +17,7 @@ say() { echo "tests/run.sh: $*"; }
 # --- What is needed -----------------------------------------------------------------------------
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
-need cc gcc
+need cc build-essential
 need git git
 [ -x /bin/busybox ] && /bin/busybox --list | grep -qx insmod || missing+=(busybox-static)
 if [ ${#missing[@]} -gt 0 ]; then

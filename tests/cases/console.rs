@@ -74,20 +74,36 @@ fn a_mebibyte_out() {
 /// Reads so much from a raw terminal and prints the checksum.
 const COUNT: &str = "stty raw -echo crtscts; echo READY; head -c 1048576 | sha256sum";
 
+/// Runs a script that says when its terminal is raw, and types `input` then: a terminal that waits
+/// for the end of a line drops what does not fit into one.
+fn type_when_ready(script: &str, input: &[u8]) -> monitor::Ended {
+    const TYPE: &str = r#"
+        { until grep -q READY printed; do sleep 0.2; done; cat typed; } |
+            "$0" run -- sh -c "$1" >printed
+        status=$?; cat printed; exit $status"#;
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.as_path().join("typed"), input).unwrap();
+    File::create(directory.as_path().join("printed")).unwrap();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(TYPE).arg(monitor::path()).arg(script);
+    command.current_dir(directory.as_path());
+    Running::start(command).wait()
+}
+
 fn a_mebibyte_in() {
     let input = noise(1, MEBIBYTE);
-    let ended = mote_with_input(["run", "--", "sh", "-c", COUNT], &input).expect_status(0);
+    let ended = type_when_ready(COUNT, &input).expect_status(0);
     assert!(ended.text().contains(&hash(&input)), "{ended:#?}");
 }
 
 fn a_mebibyte_both_ways() {
     let input = noise(2, MEBIBYTE);
+    // In the background a shell without job control reads from /dev/null, unless told otherwise.
     let script = format!(
-        "stty raw -echo crtscts; head -c 1048576 >/tmp/in & {PRINT}; wait; sha256sum </tmp/in"
+        "stty raw -echo crtscts; head -c 1048576 </dev/ttyS0 >/tmp/in & echo READY; {PRINT}
+         wait; sha256sum </tmp/in"
     );
-    // In the background a shell without job control reads from /dev/null.
-    let script = script.replace("head -c 1048576 >", "head -c 1048576 </dev/ttyS0 >");
-    let ended = mote_with_input(["run", "--", "sh", "-c", &script], &input).expect_status(0);
+    let ended = type_when_ready(&script, &input).expect_status(0);
     check_printed(&ended.text());
     assert!(ended.text().contains(&hash(&input)));
 }
@@ -155,9 +171,9 @@ fn a_shell_on_a_terminal() {
     session.type_in("ech0 wrong\x7f\x7f\x7f\x7f\x7f\x7f\x7fo right $((1 + 1))\r");
     session.expect("\nright 2");
     // Ctrl-C ends what runs in the guest, and nothing else.
-    session.type_in("sleep 1000\r");
-    session.expect("sleep 1000");
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    session.expect("~ # ");
+    session.type_in("sh -c 'echo it $((1 + 1)); sleep 1000'\r");
+    session.expect("\nit 2");
     session.type_in("\x03");
     session.expect("~ # ");
     session.type_in("echo back again $((2 + 2))\r");
