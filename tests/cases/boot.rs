@@ -287,16 +287,13 @@ fn memory(size: &str, mib: u64) {
 fn clock_is_not_calibrated() {
     let output = run(
         &[],
-        "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; grep -o -m1 tsc_known_freq /proc/cpuinfo; dmesg | grep -vi 'command line' | grep -ic 'calibrat.*using\\|Refined TSC'",
+        "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; grep -o -m1 tsc_known_freq /proc/cpuinfo; dmesg | grep -vi 'command line' | grep -ic 'calibrat.*using\\|Refined TSC'; true",
     );
     assert!(
         output.starts_with("kvm-clock\n") || output.starts_with("tsc\n"),
         "{output}"
     );
-    assert!(
-        output.ends_with("tsc_known_freq\n0\nmote: command exited with status 1\n"),
-        "{output}"
-    );
+    assert!(output.ends_with("tsc_known_freq\n0\n"), "{output}");
 }
 
 /// Nothing at the level of warnings or worse.
@@ -305,12 +302,11 @@ fn no_kernel_complaints() {
         &["--cpus", "2"][..],
         &["--cpus", "2", "--append", "acpi=off"],
     ] {
-        let output = run(options, "dmesg -r | grep '^<[0-4]>' | grep -v 'reboot:'");
-        assert_eq!(
-            output.replace("mote: command exited with status 1\n", ""),
-            "",
-            "{options:?}"
+        let output = run(
+            options,
+            "dmesg -r | grep '^<[0-4]>' | grep -v 'reboot:'; true",
         );
+        assert_eq!(output, "", "{options:?}");
     }
 }
 
