@@ -44,16 +44,21 @@ stty crtscts </dev/console 2>/dev/null
 
 cd /root
 # What leads the session waits until all output has left: the terminal forgets it when it ends.
-session='trap : INT QUIT; "$@"; status=$?; stty onlcr 2>/dev/null; exit $status'
+session='trap : INT QUIT; "$@" 4>&-; status=$?; stty onlcr 2>/dev/null; echo $status >&4'
 set -- sh
 if [ "${command+set}" ]; then
     line=$(printf '%b' "$(echo "$command" | sed 's/%/\\x/g')")
     set -- sh -c "$line"
 fi
-# In the background, as a shell handles no signal while it has something in the foreground.
-setsid cttyhack sh -c "$session" session "$@" &
-wait $!
-status=$?
+# Not in the foreground, as a shell handles no signal meanwhile; nor with &, which has all that is
+# started ignore Ctrl-C. The second setsid finds itself a leader, forks and returns. Only the
+# session's leader holds the pipe open, so that its end is seen however it ends.
+mkfifo /session
+exec 3<>/session
+setsid setsid cttyhack sh -c "$session" session "$@" 3>&- 4>/session
+exec 5</session 3>&-
+rm /session
+read -r status <&5 || status=137
 if [ "${command+set}" ] && [ "$status" != 0 ]; then
     echo "mote: command exited with status $status"
 fi
