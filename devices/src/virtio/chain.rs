@@ -1,0 +1,383 @@
+//! One request of the driver: a descriptor chain, checked from its head to its end before anyone looks
+//! at a byte of it (virtio 1.2 section 2.7.5).
+//!
+//! What is checked: every index is below the queue's size, the chain is no longer than the queue,
+//! indirect tables are whole and not nested, readable buffers come before writable ones, every buffer is
+//! guest RAM, and all of it is less than 4 GiB.
+
+use std::mem::size_of;
+
+use smallvec::SmallVec;
+use thiserror::Error;
+use vm_memory::{
+    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    VolatileSlice,
+};
+
+const DESC_F_NEXT: u16 = 1 << 0;
+const DESC_F_WRITE: u16 = 1 << 1;
+const DESC_F_INDIRECT: u16 = 1 << 2;
+/// Bytes of a descriptor.
+const DESC_SIZE: u64 = size_of::<Descriptor>() as u64;
+/// Buffers of a request that are kept without an allocation.
+const INLINE: usize = 4;
+
+/// What is wrong with a chain.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A descriptor's index is not below the queue's size.
+    #[error("Descriptor {index} is beyond the end of its table of {size}")]
+    Index {
+        /// The index.
+        index: u16,
+        /// Descriptors in the table.
+        size: u16,
+    },
+    /// A loop, or more descriptors than the queue has.
+    #[error("A chain has more descriptors than its queue: {size}")]
+    TooLong {
+        /// The queue's size.
+        size: u16,
+    },
+    /// An indirect table in an indirect table, or one with a next descriptor.
+    #[error("An indirect descriptor is where none may be")]
+    Indirect,
+    /// An indirect table of no or half descriptors, or more than the queue has.
+    #[error("An indirect table of {bytes} bytes")]
+    IndirectSize {
+        /// Its size.
+        bytes: u32,
+    },
+    /// A readable buffer after a writable one.
+    #[error("A readable buffer comes after a writable one")]
+    Order,
+    /// Not RAM.
+    #[error("{len} bytes at {gpa:#x} are not guest memory")]
+    NotRam {
+        /// GPA.
+        gpa: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// 4 GiB or more in all.
+    #[error("A chain has 4 GiB of buffers or more")]
+    TooLarge,
+}
+
+/// A descriptor; little-endian in guest memory.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+#[expect(unsafe_code, reason = "declares a plain structure to be one")]
+// SAFETY: integers without padding: any bytes are a value.
+unsafe impl ByteValued for Descriptor {}
+
+/// A piece of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it starts.
+    pub gpa: GuestAddress,
+    /// Its length in bytes; not 0.
+    pub len: u32,
+}
+
+/// Buffers in a row. Each was guest RAM when it was checked, and guest RAM stays.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers {
+    segments: SmallVec<[Segment; INLINE]>,
+    len: u32,
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    head: u16,
+    /// What the driver sends.
+    pub readable: Buffers,
+    /// Where it wants the answer.
+    pub writable: Buffers,
+}
+
+impl Chain {
+    /// The index by which it is returned to the driver.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Follows and checks the chain that starts at descriptor `head` of the table at `table`, of
+    /// `size` descriptors.
+    pub(super) fn read(
+        memory: &GuestMemoryMmap,
+        table: GuestAddress,
+        size: u16,
+        head: u16,
+    ) -> Result<Self, Error> {
+        let mut chain = Self {
+            head,
+            readable: Buffers::default(),
+            writable: Buffers::default(),
+        };
+        let mut table = Table { start: table, size };
+        let mut index = head;
+        let mut is_indirect = false;
+        for _ in 0..size {
+            let descriptor = table.get(memory, index)?;
+            if descriptor.flags & DESC_F_INDIRECT != 0 {
+                // Section 2.7.5.3.1: not in a table, and it ends the chain.
+                if is_indirect || descriptor.flags & DESC_F_NEXT != 0 {
+                    return Err(Error::Indirect);
+                }
+                table = Table::indirect(&descriptor, size)?;
+                index = 0;
+                is_indirect = true;
+                continue;
+            }
+            chain.push(memory, &descriptor)?;
+            if descriptor.flags & DESC_F_NEXT == 0 {
+                return Ok(chain);
+            }
+            index = descriptor.next;
+        }
+        // An indirect descriptor does not count as a buffer: one more may follow.
+        if is_indirect && let Ok(descriptor) = table.get(memory, index) {
+            chain.push(memory, &descriptor)?;
+            if descriptor.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
+                return Ok(chain);
+            }
+        }
+        Err(Error::TooLong { size })
+    }
+
+    fn push(&mut self, memory: &GuestMemoryMmap, descriptor: &Descriptor) -> Result<(), Error> {
+        let segment = Segment {
+            gpa: GuestAddress(descriptor.addr),
+            len: descriptor.len,
+        };
+        let is_writable = descriptor.flags & DESC_F_WRITE != 0;
+        if !is_writable && !self.writable.is_empty() {
+            return Err(Error::Order);
+        }
+        let all = u64::from(self.readable.len) + u64::from(self.writable.len);
+        if all + u64::from(segment.len) > u64::from(u32::MAX) {
+            return Err(Error::TooLarge);
+        }
+        if segment.len == 0 {
+            return Ok(());
+        }
+        if !memory.check_range(segment.gpa, segment.len as usize) {
+            return Err(Error::NotRam {
+                gpa: segment.gpa.0,
+                len: segment.len.into(),
+            });
+        }
+        let buffers = if is_writable {
+            &mut self.writable
+        } else {
+            &mut self.readable
+        };
+        buffers.segments.push(segment);
+        buffers.len += segment.len;
+        Ok(())
+    }
+}
+
+/// A table of descriptors.
+struct Table {
+    start: GuestAddress,
+    size: u16,
+}
+
+impl Table {
+    fn indirect(descriptor: &Descriptor, queue_size: u16) -> Result<Self, Error> {
+        let bytes = descriptor.len;
+        let wrong = Error::IndirectSize { bytes };
+        if bytes == 0 || !u64::from(bytes).is_multiple_of(DESC_SIZE) {
+            return Err(wrong);
+        }
+        let size = u16::try_from(u64::from(bytes) / DESC_SIZE).map_err(|_| wrong)?;
+        // Section 2.7.5.3.1: a chain is not longer than its queue.
+        if size > queue_size {
+            return Err(wrong);
+        }
+        Ok(Self {
+            start: GuestAddress(descriptor.addr),
+            size,
+        })
+    }
+
+    fn get(&self, memory: &GuestMemoryMmap, index: u16) -> Result<Descriptor, Error> {
+        let size = self.size;
+        if index >= size {
+            return Err(Error::Index { index, size });
+        }
+        let not_ram = |gpa| Error::NotRam {
+            gpa,
+            len: DESC_SIZE,
+        };
+        let offset = u64::from(index) * DESC_SIZE;
+        let gpa = self
+            .start
+            .0
+            .checked_add(offset)
+            .ok_or(not_ram(self.start.0))?;
+        let raw: Descriptor = memory
+            .read_obj(GuestAddress(gpa))
+            .map_err(|_| not_ram(gpa))?;
+        Ok(Descriptor {
+            addr: u64::from_le(raw.addr),
+            len: u32::from_le(raw.len),
+            flags: u16::from_le(raw.flags),
+            next: u16::from_le(raw.next),
+        })
+    }
+}
+
+/// A request is shorter than what it should hold.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("A buffer of {len} bytes is too short")]
+pub struct TooShort {
+    /// Its length.
+    pub len: u32,
+}
+
+impl Buffers {
+    /// Bytes in all.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pieces, in order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The host's view of them, in order, each contiguous: at least one a segment, more where a
+    /// segment spans two regions of guest memory.
+    pub fn slices<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'m>, GuestMemoryError>> {
+        self.segments
+            .iter()
+            .flat_map(|segment| memory.get_slices(segment.gpa, segment.len as usize))
+    }
+
+    /// Splits after `at` bytes and returns what is behind; all that there is if there are fewer.
+    pub fn split_off(&mut self, at: u32) -> Self {
+        let mut behind = Self::default();
+        let mut before = 0;
+        let mut kept = 0;
+        for (index, segment) in self.segments.iter_mut().enumerate() {
+            let room = at.saturating_sub(before);
+            before += segment.len;
+            if room >= segment.len {
+                kept = index + 1;
+                continue;
+            }
+            behind.push(Segment {
+                gpa: GuestAddress(segment.gpa.0 + u64::from(room)),
+                len: segment.len - room,
+            });
+            if room > 0 {
+                segment.len = room;
+                kept = index + 1;
+            }
+        }
+        self.segments.truncate(kept);
+        self.len -= behind.len;
+        behind
+    }
+
+    fn push(&mut self, segment: Segment) {
+        self.segments.push(segment);
+        self.len += segment.len;
+    }
+
+    /// Copies `data.len()` bytes from `offset` on out of them.
+    pub fn read(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u32,
+        mut data: &mut [u8],
+    ) -> Result<(), TooShort> {
+        for piece in self.pieces(offset, data.len())? {
+            let (now, later) = data.split_at_mut(piece.len as usize);
+            memory
+                .read_slice(now, piece.gpa)
+                .map_err(|_| self.short())?;
+            data = later;
+        }
+        Ok(())
+    }
+
+    /// Copies `data` into them from `offset` on.
+    pub fn write(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u32,
+        mut data: &[u8],
+    ) -> Result<(), TooShort> {
+        for piece in self.pieces(offset, data.len())? {
+            let (now, later) = data.split_at(piece.len as usize);
+            memory
+                .write_slice(now, piece.gpa)
+                .map_err(|_| self.short())?;
+            data = later;
+        }
+        Ok(())
+    }
+
+    /// Copies a structure out of them.
+    pub fn read_obj<T: ByteValued + Default>(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u32,
+    ) -> Result<T, TooShort> {
+        let mut object = T::default();
+        self.read(memory, offset, object.as_mut_slice())?;
+        Ok(object)
+    }
+
+    /// Copies a structure into them.
+    pub fn write_obj<T: ByteValued>(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u32,
+        object: &T,
+    ) -> Result<(), TooShort> {
+        self.write(memory, offset, object.as_slice())
+    }
+
+    fn short(&self) -> TooShort {
+        TooShort { len: self.len }
+    }
+
+    /// The pieces of `len` bytes from `offset` on.
+    fn pieces(&self, offset: u32, len: usize) -> Result<impl Iterator<Item = Segment>, TooShort> {
+        let len = u32::try_from(len).map_err(|_| self.short())?;
+        let end = offset.checked_add(len).filter(|end| *end <= self.len);
+        let end = end.ok_or(self.short())?;
+        let mut start = 0;
+        Ok(self.segments.iter().filter_map(move |segment| {
+            let (first, last) = (offset.max(start), end.min(start + segment.len));
+            let gpa = GuestAddress(segment.gpa.0 + u64::from(first.saturating_sub(start)));
+            start += segment.len;
+            (first < last).then(|| Segment {
+                gpa,
+                len: last - first,
+            })
+        }))
+    }
+}

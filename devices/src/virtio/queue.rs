@@ -1,0 +1,310 @@
+//! A queue that runs: a split ring whose size and addresses were checked (virtio 1.2 section 2.7), with
+//! the eventfd by which its driver kicks it and the interrupt by which it answers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_queue::{Queue as Ring, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{self, Chain};
+use super::interrupt::Interrupt;
+
+/// Largest size of a queue (section 2.7).
+pub const MAX_SIZE: u16 = 1 << 15;
+/// Bytes of an available ring before its entries, and of an entry.
+const AVAIL_HEADER: u64 = 4;
+const AVAIL_ENTRY: u64 = 2;
+
+/// What is wrong with a queue. Its driver broke the rules; only a reset helps.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not a power of two, or more than the device allows.
+    #[error("Queue {index} cannot have {size} entries")]
+    Size {
+        /// The queue.
+        index: u16,
+        /// What the driver wants.
+        size: u16,
+    },
+    /// Misaligned, or not in RAM.
+    #[error("Queue {index} cannot have its rings at {desc:#x}, {avail:#x} and {used:#x}")]
+    Addresses {
+        /// The queue.
+        index: u16,
+        /// Descriptor table.
+        desc: u64,
+        /// Available ring.
+        avail: u64,
+        /// Used ring.
+        used: u64,
+    },
+    /// The available index ran ahead of what the ring can hold.
+    #[error("The available ring of queue {index} jumped")]
+    Jumped {
+        /// The queue.
+        index: u16,
+    },
+    /// A bad request.
+    #[error("A bad descriptor chain in queue {index}")]
+    Chain {
+        /// The queue.
+        index: u16,
+        /// What is wrong with it.
+        #[source]
+        source: chain::Error,
+    },
+    /// The ring itself cannot be accessed.
+    #[error("The ring of queue {index} cannot be used")]
+    Ring {
+        /// The queue.
+        index: u16,
+        /// Why.
+        #[source]
+        source: virtio_queue::Error,
+    },
+}
+
+/// A queue as its driver has described it, before anything was checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// Entries.
+    pub size: u16,
+    /// GPA of the descriptor table.
+    pub desc: u64,
+    /// GPA of the available ring.
+    pub avail: u64,
+    /// GPA of the used ring.
+    pub used: u64,
+    /// The driver has finished describing it.
+    pub ready: bool,
+}
+
+/// A running queue.
+pub struct Queue {
+    // Fixed configuration.
+    index: u16,
+    // Runtime glue.
+    memory: Arc<GuestMemoryMmap>,
+    kick: Arc<EventFd>,
+    interrupt: Interrupt,
+    // Volatile state.
+    ring: Ring,
+}
+
+impl Queue {
+    /// Checks what the driver described; `max_size` is the device's limit.
+    pub fn new(
+        index: u16,
+        config: &QueueConfig,
+        max_size: u16,
+        event_idx: bool,
+        memory: Arc<GuestMemoryMmap>,
+        kick: Arc<EventFd>,
+        interrupt: Interrupt,
+    ) -> Result<Self, Error> {
+        let &QueueConfig {
+            size,
+            desc,
+            avail,
+            used,
+            ready: _,
+        } = config;
+        if !size.is_power_of_two() || size > max_size {
+            return Err(Error::Size { index, size });
+        }
+        let wrong = || Error::Addresses {
+            index,
+            desc,
+            avail,
+            used,
+        };
+        let wrong_ring = |_| wrong();
+        let mut ring = Ring::new(size).map_err(wrong_ring)?;
+        ring.try_set_size(size).map_err(wrong_ring)?;
+        ring.try_set_desc_table_address(GuestAddress(desc))
+            .map_err(wrong_ring)?;
+        ring.try_set_avail_ring_address(GuestAddress(avail))
+            .map_err(wrong_ring)?;
+        ring.try_set_used_ring_address(GuestAddress(used))
+            .map_err(wrong_ring)?;
+        ring.set_event_idx(event_idx);
+        ring.set_ready(true);
+        if !ring.is_valid(&*memory) || !rings_are_ram(&memory, config) {
+            return Err(wrong());
+        }
+        Ok(Self {
+            index,
+            memory,
+            kick,
+            interrupt,
+            ring,
+        })
+    }
+
+    /// Its index.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Entries: a power of two.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
+    }
+
+    /// Readable when the driver has kicked; to be read before the queue is looked at.
+    pub fn kick(&self) -> &Arc<EventFd> {
+        &self.kick
+    }
+
+    /// How it interrupts.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// GPAs of the descriptor table, available ring and used ring.
+    pub fn addresses(&self) -> [u64; 3] {
+        [
+            self.ring.desc_table(),
+            self.ring.avail_ring(),
+            self.ring.used_ring(),
+        ]
+    }
+
+    /// Whether VIRTIO_F_EVENT_IDX was negotiated.
+    pub fn event_idx(&self) -> bool {
+        self.ring.event_idx_enabled()
+    }
+
+    /// Indices of the next entry of the available and the used ring, as the device counts them.
+    pub fn position(&self) -> (u16, u16) {
+        (self.ring.next_avail(), self.ring.next_used())
+    }
+
+    /// Goes on from there: where the kernel of the host, or an earlier life of this queue, stopped.
+    pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
+        self.ring.set_next_avail(next_avail);
+        self.ring.set_next_used(next_used);
+    }
+
+    /// The next request, if there is one. On an error the queue is broken: see [`Queue::fail`].
+    pub fn pop(&mut self) -> Result<Option<Chain>, Error> {
+        let index = self.index;
+        let ring_error = |source| Error::Ring { index, source };
+        let avail = self
+            .ring
+            .avail_idx(&*self.memory, Ordering::Acquire)
+            .map_err(ring_error)?
+            .0;
+        let next = self.ring.next_avail();
+        let waiting = avail.wrapping_sub(next);
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if waiting > self.size() {
+            return Err(Error::Jumped { index });
+        }
+        // The ring was checked to be RAM: no overflow.
+        let entry = self.ring.avail_ring()
+            + AVAIL_HEADER
+            + AVAIL_ENTRY * u64::from(next & (self.size() - 1));
+        let head: u16 = self
+            .memory
+            .load(GuestAddress(entry), Ordering::Relaxed)
+            .map_err(|source| ring_error(virtio_queue::Error::GuestMemory(source)))?;
+        let table = GuestAddress(self.ring.desc_table());
+        let chain = Chain::read(&self.memory, table, self.size(), u16::from_le(head))
+            .map_err(|source| Error::Chain { index, source })?;
+        self.ring.set_next_avail(next.wrapping_add(1));
+        Ok(Some(chain))
+    }
+
+    /// Puts the request that was taken last back: it comes again.
+    pub fn undo_pop(&mut self) {
+        self.ring
+            .set_next_avail(self.ring.next_avail().wrapping_sub(1));
+    }
+
+    /// Whether a request waits.
+    pub fn has_next(&self) -> bool {
+        self.ring
+            .avail_idx(&*self.memory, Ordering::Acquire)
+            .is_ok_and(|avail| avail.0 != self.ring.next_avail())
+    }
+
+    /// Returns the request `head` to the driver, with `written` bytes in its writable buffers.
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), Error> {
+        let index = self.index;
+        self.ring
+            .add_used(&*self.memory, head, written)
+            .map_err(|source| Error::Ring { index, source })
+    }
+
+    /// Interrupts, if the driver wants to know of what was completed since the last call.
+    pub fn notify(&mut self) -> Result<(), Error> {
+        let index = self.index;
+        let wanted = self
+            .ring
+            .needs_notification(&*self.memory)
+            .map_err(|source| Error::Ring { index, source })?;
+        if wanted {
+            self.interrupt.used(index);
+        }
+        Ok(())
+    }
+
+    /// The driver need not kick: the queue is being looked at.
+    pub fn disable_kicks(&mut self) -> Result<(), Error> {
+        let index = self.index;
+        self.ring
+            .disable_notification(&*self.memory)
+            .map_err(|source| Error::Ring { index, source })
+    }
+
+    /// The driver is to kick for the next request. True if one has come in the meantime, for which it
+    /// may not.
+    pub fn enable_kicks(&mut self) -> Result<bool, Error> {
+        let index = self.index;
+        self.ring
+            .enable_notification(&*self.memory)
+            .map_err(|source| Error::Ring { index, source })
+    }
+
+    /// The driver broke the rules: tells it that the device needs a reset, and the log why. The worker
+    /// takes nothing more from this queue.
+    pub fn fail(&self, error: &Error) {
+        log::warn!("{}: the device needs a reset", chain_of(error));
+        self.interrupt.needs_reset();
+    }
+}
+
+/// An error with what caused it.
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text += &format!(": {source}");
+        next = source.source();
+    }
+    text
+}
+
+/// Whether all three rings are RAM from end to end, the event index fields included.
+fn rings_are_ram(memory: &GuestMemoryMmap, config: &QueueConfig) -> bool {
+    let size = usize::from(config.size);
+    [
+        (config.desc, 16 * size),
+        (config.avail, 6 + 2 * size),
+        (config.used, 6 + 8 * size),
+    ]
+    .into_iter()
+    .all(|(gpa, len)| memory.check_range(GuestAddress(gpa), len))
+}
