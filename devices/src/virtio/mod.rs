@@ -25,12 +25,12 @@
 pub mod chain;
 pub mod interrupt;
 pub mod queue;
-// pub mod rng;
-// pub mod transport;
+pub mod rng;
+pub mod transport;
 pub mod worker;
 
-// #[cfg(test)]
-// pub(crate) mod test_support;
+#[cfg(test)]
+pub(crate) mod test_support;
 
 use std::error::Error;
 use std::fmt;

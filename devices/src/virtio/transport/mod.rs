@@ -1,0 +1,5 @@
+//! Transports: how a driver finds, configures and interrupts a device. `core` owns virtio; what is
+//! beside it only decodes registers.
+
+pub mod core;
+pub mod mmio;
