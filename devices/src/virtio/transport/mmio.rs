@@ -126,7 +126,7 @@ impl MmioDevice {
             DRIVER_FEATURES_SEL => self.driver_features_select = value,
             DRIVER_FEATURES => {
                 if let Some(half) = half(self.driver_features_select) {
-                    self.core.accept_features(half, value)
+                    self.core.accept_features(half, value);
                 }
             }
             QUEUE_SEL => self.queue_select = value,
