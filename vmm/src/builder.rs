@@ -1,8 +1,11 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
+mod virtio;
+
 use std::fs::File;
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::boot::BootInfo;
@@ -22,8 +25,9 @@ use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::{Input, InputFilter, Output, SerialWorker};
-use devices::legacy::virtio_slots::VirtioSlots;
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use devices::virtio::VirtioDevice;
+use devices::virtio::worker::EventLoop;
+use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -31,8 +35,9 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{Config, Payload};
+use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
-use crate::interrupts::MsiInjector;
+use crate::interrupts::Interrupts;
 use crate::vcpu::{Buses, Vcpu};
 use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
@@ -103,7 +108,11 @@ pub(crate) fn build(
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let image = check_payload(&payload, config)?;
-    let memory = memory::allocate(config.memory())?;
+    let memory = Arc::new(memory::allocate(config.memory())?);
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
+    let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
+    let virtio = virtio::make(config.devices(), &event_loop)?;
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus())?;
@@ -113,7 +122,7 @@ pub(crate) fn build(
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, console, &vm, &events)?;
+    let machine = Machine::new(config, console, virtio, &vm, &memory, &events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
@@ -123,8 +132,6 @@ pub(crate) fn build(
         regs::set_up(boot_vcpu, &entry)?;
     }
 
-    let mut event_manager: EventManager<Box<dyn MutEventSubscriber>> =
-        EventManager::new().map_err(Error::EventLoop)?;
     event_manager.add_subscriber(Box::new(Wake(Arc::clone(&events))));
     if let Some(worker) = &machine.console {
         event_manager.add_subscriber(Box::new(Arc::clone(worker)));
@@ -136,6 +143,7 @@ pub(crate) fn build(
     } = machine;
     let vcpus = spawn(vcpus, &buses, &events, &memory)?;
     Ok(Vm {
+        _event_loop_ends: EndOnDrop(ended),
         vcpus,
         event_manager,
         console,
@@ -207,12 +215,14 @@ impl Machine {
     fn new(
         config: &Config,
         console: Option<Console>,
+        virtio: Vec<Box<dyn VirtioDevice>>,
         vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemoryMmap>,
         events: &Arc<Events>,
     ) -> Result<Self, Error> {
-        let msi: Arc<dyn MsiSink> = Arc::new(MsiInjector::new(Arc::clone(vm)));
+        let interrupts = Arc::new(Interrupts::new(Arc::clone(vm)));
         let ioapic = Arc::new(Mutex::new(IoApic::new(
-            msi,
+            Arc::clone(&interrupts) as Arc<dyn MsiSink>,
             layout::ioapic_pins(config.virtio_slots()),
         )));
         let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
@@ -256,13 +266,8 @@ impl Machine {
 
         let mut mmio = Bus::new();
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
-        if config.virtio_slots() > 0 {
-            let size = u64::from(config.virtio_slots()) * layout::VIRTIO_MMIO_SIZE;
-            mmio.insert(
-                layout::VIRTIO_MMIO_START,
-                size,
-                Arc::new(Mutex::new(VirtioSlots)),
-            )?;
+        for (slot, device) in (0..).zip(virtio) {
+            virtio::insert(device, slot, &mut mmio, vm, &interrupts, &ioapic, memory)?;
         }
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
@@ -396,7 +401,7 @@ fn spawn(
     vcpus: Vec<VcpuFd>,
     buses: &Arc<Buses>,
     events: &Arc<Events>,
-    memory: &GuestMemoryMmap,
+    memory: &Arc<GuestMemoryMmap>,
 ) -> Result<Vec<crate::vcpu::VcpuHandle>, Error> {
     (0..)
         .zip(vcpus)
@@ -406,7 +411,7 @@ fn spawn(
                 fd,
                 buses: Arc::clone(buses),
                 events: Arc::clone(events),
-                memory: memory.clone(),
+                memory: Arc::clone(memory),
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

@@ -39,11 +39,9 @@ pub enum Error {
         /// How much was asked for.
         bytes: u64,
     },
-    /// More virtio-mmio slots than interrupt lines.
-    #[error("A guest has at most {max} virtio-mmio slots, not {slots}")]
-    VirtioSlots {
-        /// How many were asked for.
-        slots: u32,
+    /// More virtio devices than interrupt lines.
+    #[error("A guest has at most {max} virtio devices")]
+    TooManyDevices {
         /// How many there can be.
         max: u32,
     },
@@ -82,11 +80,27 @@ pub struct Config {
     cpus: u32,
     memory: u64,
     boot_timer: bool,
-    virtio_slots: u32,
+    devices: Vec<Device>,
+}
+
+/// A virtio device, as it is to be made.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// It gets a thread of its own instead of the machine's event loop.
+    pub iothread: bool,
+}
+
+/// The devices that there are.
+#[derive(Clone, Debug)]
+pub enum DeviceKind {
+    /// Entropy.
+    Entropy,
 }
 
 impl Config {
-    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, and no virtio-mmio slots.
+    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, and no virtio devices.
     pub fn new(cpus: u32, memory: u64) -> Result<Self, Error> {
         if cpus == 0 || cpus > MAX_CPUS {
             return Err(Error::Cpus { cpus });
@@ -102,7 +116,7 @@ impl Config {
             cpus,
             memory,
             boot_timer: false,
-            virtio_slots: 0,
+            devices: Vec::new(),
         })
     }
 
@@ -118,13 +132,13 @@ impl Config {
         self
     }
 
-    /// With so many virtio-mmio slots.
-    pub fn with_virtio_slots(mut self, slots: u32) -> Result<Self, Error> {
+    /// With one more virtio device.
+    pub fn with_device(mut self, device: Device) -> Result<Self, Error> {
         let max = arch::layout::VIRTIO_MMIO_MAX_SLOTS;
-        if slots > max {
-            return Err(Error::VirtioSlots { slots, max });
+        if self.virtio_slots() == max {
+            return Err(Error::TooManyDevices { max });
         }
-        self.virtio_slots = slots;
+        self.devices.push(device);
         Ok(self)
     }
 
@@ -148,8 +162,14 @@ impl Config {
         self.boot_timer
     }
 
-    /// How many virtio-mmio slots.
+    /// The virtio devices, in the order in which the guest finds them.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// How many virtio-mmio slots they take.
+    #[expect(clippy::cast_possible_truncation, reason = "limited by with_device")]
     pub fn virtio_slots(&self) -> u32 {
-        self.virtio_slots
+        self.devices.len() as u32
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `builder`
 //! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
-//! `interrupts`, `events` (what vCPUs and devices tell the event loop), `crash`, `host` (what a host
+//! `interrupts`, `event_loop`, `events` (what vCPUs and devices tell the event loop), `crash`, `host` (what a host
 //! offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
@@ -15,6 +15,7 @@
 mod builder;
 pub mod config;
 mod crash;
+mod event_loop;
 mod events;
 pub mod host;
 mod interrupts;

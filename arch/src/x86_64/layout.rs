@@ -62,8 +62,8 @@ pub const VIRTIO_MMIO_MAX_SLOTS: u32 = IOAPIC_MAX_PINS - VIRTIO_MMIO_GSI;
 pub const IOAPIC_START: u64 = 0xfec0_0000;
 /// Its size in bytes.
 pub const IOAPIC_SIZE: u64 = 0x1000;
-/// The most inputs of an IOAPIC of version 0x20.
-pub const IOAPIC_MAX_PINS: u32 = 24;
+/// The most inputs of the IOAPIC: more than a PC's, as every virtio-mmio device takes one.
+pub const IOAPIC_MAX_PINS: u32 = 64;
 /// MMIO window of every vCPU's local APIC.
 pub const LAPIC_START: u64 = 0xfee0_0000;
 

@@ -13,7 +13,6 @@ pub mod pic;
 pub mod pvpanic;
 pub mod serial;
 pub mod serial_worker;
-pub mod virtio_slots;
 
 #[cfg(test)]
 mod test_support;

@@ -76,7 +76,7 @@ pub(crate) struct Vcpu {
     pub(crate) buses: Arc<Buses>,
     pub(crate) events: Arc<Events>,
     /// Only to read the instruction at which KVM gave up.
-    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
 }
 
 impl Vcpu {
