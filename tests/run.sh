@@ -58,7 +58,7 @@ in_emulated_host() {
     tuned=$(readlink -f "$kernels/tuned")
     packaged=$(readlink -f "$kernels/packaged")
     tests/emulated-host/run --memory 12G --timeout 2400 \
-        --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" \
+        --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" --env TEST_LINUX=1 \
         --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
         --file "$tuned:/root/.cache/mote/kernel/tuned" \
         --file "$packaged:/root/.cache/mote/kernel/packaged" \

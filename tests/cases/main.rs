@@ -1,6 +1,7 @@
 //! All end-to-end cases in one binary; `tests/run.sh` runs it where its guests can run.
 //!
-//! A case whose needs the host does not meet is listed as ignored, with the reason in its kind.
+//! A case whose needs the host does not meet is listed as ignored, with the reason in its kind. Where
+//! `TEST_LINUX` is set, a host that cannot boot Linux guests is a failure.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
@@ -26,6 +27,12 @@ fn main() {
         .is_none()
         .then(|| "no /dev/kvm".to_owned());
     let no_linux = can_boot_linux().err();
+    if let Some(why) = no_linux
+        .as_ref()
+        .filter(|_| std::env::var_os("TEST_LINUX").is_some())
+    {
+        panic!("Linux guests have to boot here, and cannot: {why}");
+    }
     let no_kvm_to_replace = no_kvm.clone().or_else(|| tests::sandbox::can_mount().err());
     let mut trials = Vec::new();
     for (group, cases, skipped) in [
