@@ -88,6 +88,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
     pub console: ConsoleKind,
 
+    /// Give the guest the host's randomness through a virtio device
+    #[arg(long)]
+    pub entropy: bool,
+
     /// How the kernel is entered
     #[arg(long, value_enum, default_value_t = Boot::Linux)]
     pub boot: Boot,

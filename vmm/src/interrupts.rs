@@ -70,7 +70,12 @@ impl Interrupts {
         }
     }
 
-    fn route(&self, gsis: &mut Gsis, gsi: u32, message: MsiMessage) -> Result<(), kvm_ioctls::Error> {
+    fn route(
+        &self,
+        gsis: &mut Gsis,
+        gsi: u32,
+        message: MsiMessage,
+    ) -> Result<(), kvm_ioctls::Error> {
         let changed = gsis.messages.insert(gsi, message) != Some(message);
         if changed || !gsis.applied {
             self.apply(gsis)?;

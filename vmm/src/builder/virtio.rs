@@ -72,6 +72,10 @@ pub(super) fn insert(
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .assert_by_eventfd(gsi);
-    mmio.insert(start, layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(device)))?;
+    mmio.insert(
+        start,
+        layout::VIRTIO_MMIO_SIZE,
+        Arc::new(Mutex::new(device)),
+    )?;
     Ok(())
 }
