@@ -13,6 +13,7 @@ pub mod event;
 pub mod interrupt;
 pub mod ioapic;
 pub mod legacy;
+pub mod pci;
 pub mod virtio;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
