@@ -132,3 +132,7 @@ impl Drop for IoThread {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "event_loop_test.rs"]
+mod tests;
