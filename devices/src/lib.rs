@@ -16,6 +16,7 @@ pub mod event;
 pub mod interrupt;
 pub mod ioapic;
 pub mod legacy;
+pub mod pci;
 pub mod rate_limiter;
 pub mod virtio;
 

@@ -229,9 +229,9 @@ impl Machine {
         let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
-        let mut io = Bus::new();
+        let io = Bus::new();
         let console = match console {
-            Some(console) => Some(add_serial_port(&mut io, console, line(layout::SERIAL_GSI))?),
+            Some(console) => Some(add_serial_port(&io, console, line(layout::SERIAL_GSI))?),
             None => None,
         };
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
@@ -265,10 +265,10 @@ impl Machine {
             io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
         }
 
-        let mut mmio = Bus::new();
+        let mmio = Bus::new();
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
         for (slot, device) in (0..).zip(virtio) {
-            virtio::insert(device, slot, &mut mmio, vm, &interrupts, &ioapic, memory)?;
+            virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
         }
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
@@ -279,7 +279,7 @@ impl Machine {
 }
 
 fn add_serial_port(
-    io: &mut Bus,
+    io: &Bus,
     console: Console,
     line: Arc<Pin>,
 ) -> Result<SharedSerialWorker, Error> {

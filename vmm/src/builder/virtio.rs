@@ -50,7 +50,7 @@ fn make_one(
 pub(super) fn insert(
     device: Box<dyn VirtioDevice>,
     slot: u32,
-    mmio: &mut Bus,
+    mmio: &Bus,
     vm: &VmFd,
     interrupts: &Interrupts,
     ioapic: &Mutex<IoApic>,
