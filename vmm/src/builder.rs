@@ -374,6 +374,7 @@ fn load(
         let tables = acpi::Config {
             cpus: config.cpus(),
             virtio_slots: config.virtio_slots(),
+            pci_slots: 0,
             serial,
         };
         Some(acpi::write_tables(memory, &tables)?)
