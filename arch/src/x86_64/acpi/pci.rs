@@ -4,9 +4,9 @@
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Field,
-    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Memory32Fixed, Method,
-    MethodCall, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Path, ResourceTemplate,
-    Return, Store, Uuid, ZERO,
+    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Local, Memory32Fixed,
+    Method, MethodCall, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Path,
+    ResourceTemplate, Return, Store, Uuid, ZERO,
 };
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::{Aml, aml};
@@ -163,16 +163,17 @@ fn slots_and_their_methods(slots: u32) -> Code {
         .to_aml_bytes(&mut notify);
     }
     Method::new("TELL".into(), 2, true, vec![&Code(notify)]).to_aml_bytes(&mut sink);
-    // Reading clears either register.
-    let (inserted, leaving) = (Path::new("INSR"), Path::new("LEAV"));
-    let tell = |register, what| MethodCall::new("TELL".into(), vec![register, what]);
+    // Reading clears either register, so that happens once.
+    let tell = |what| MethodCall::new("TELL".into(), vec![&Local(0), what]);
     Method::new(
         "ANNC".into(),
         0,
         true,
         vec![
-            &tell(&inserted, &NOTIFY_DEVICE_CHECK),
-            &tell(&leaving, &NOTIFY_EJECT_REQUEST),
+            &Store::new(&Local(0), &Path::new("INSR")),
+            &tell(&NOTIFY_DEVICE_CHECK),
+            &Store::new(&Local(0), &Path::new("LEAV")),
+            &tell(&NOTIFY_EJECT_REQUEST),
         ],
     )
     .to_aml_bytes(&mut sink);
