@@ -39,6 +39,7 @@ use crate::config::{Config, Payload};
 use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
 use crate::interrupts::Interrupts;
+use crate::pci::{self, Pci};
 use crate::vcpu::{Buses, Vcpu};
 use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
@@ -74,6 +75,9 @@ pub enum Error {
     /// Two devices at one address: a mistake in the layout.
     #[error("Cannot put a device on the bus")]
     Bus(#[from] bus::Error),
+    /// A device on the PCI bus.
+    #[error("Cannot put a device on the PCI bus")]
+    Pci(#[from] pci::Error),
     /// The host refused a thread, an eventfd or an epoll.
     #[error("Cannot make {what}")]
     Host {
@@ -141,6 +145,7 @@ pub(crate) fn build(
         buses,
         console,
         power_button,
+        pci,
     } = machine;
     let vcpus = spawn(vcpus, &buses, &events, &memory)?;
     Ok(Vm {
@@ -149,6 +154,7 @@ pub(crate) fn build(
         event_manager,
         console,
         power_button,
+        pci,
         events,
         vm,
         memory,
@@ -210,6 +216,7 @@ struct Machine {
     buses: Arc<Buses>,
     console: Option<SharedSerialWorker>,
     power_button: PowerButton,
+    pci: Option<Arc<Pci>>,
 }
 
 impl Machine {
@@ -255,25 +262,35 @@ impl Machine {
             2,
             Arc::new(Mutex::new(Pic::default())),
         )?;
-        io.insert(
-            layout::PCI_CONFIG_PORT.into(),
-            8,
-            Arc::new(Mutex::new(PciConfig::default())),
-        )?;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
             io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
         }
 
-        let mmio = Bus::new();
+        let mmio = Arc::new(Bus::new());
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
-        for (slot, device) in (0..).zip(virtio) {
-            virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
-        }
+        let pci = if config.pci() {
+            let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory)?;
+            for device in virtio {
+                pci.insert(device)?;
+            }
+            Some(Arc::new(pci))
+        } else {
+            io.insert(
+                layout::PCI_CONFIG_PORT.into(),
+                layout::PCI_CONFIG_SIZE.into(),
+                Arc::new(Mutex::new(PciConfig::default())),
+            )?;
+            for (slot, device) in (0..).zip(virtio) {
+                virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
+            }
+            None
+        };
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
             console,
             power_button: PowerButton(ged),
+            pci,
         })
     }
 }
@@ -375,6 +392,7 @@ fn load(
         let tables = acpi::Config {
             cpus: config.cpus(),
             virtio_slots: config.virtio_slots(),
+            pci_slots: config.pci_slots(),
             serial,
         };
         Some(acpi::write_tables(memory, &tables)?)

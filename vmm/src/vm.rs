@@ -15,6 +15,7 @@ use crate::builder::{self, Console};
 use crate::config::{Config, Payload};
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
+use crate::pci::{HotplugHandle, Pci};
 use crate::teardown::Remains;
 use crate::vcpu::VcpuHandle;
 
@@ -68,6 +69,7 @@ pub struct Vm {
     pub(crate) event_manager: Manager,
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) power_button: PowerButton,
+    pub(crate) pci: Option<Arc<Pci>>,
     pub(crate) events: Arc<Events>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
@@ -103,6 +105,12 @@ impl Vm {
     /// The guest's power button.
     pub fn power_button(&self) -> PowerButton {
         self.power_button.clone()
+    }
+
+    /// A handle that brings devices into the guest while it runs, and out of it again. Without PCI
+    /// all that it does fails.
+    pub fn hotplug(&self) -> HotplugHandle {
+        HotplugHandle::new(self.pci.as_ref())
     }
 
     /// Guest memory.
