@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::mem::zeroed;
+use std::mem::{transmute, zeroed};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::str::FromStr;
@@ -229,7 +229,8 @@ impl Interface {
                     address.sin_addr.s_addr = value.to_be();
                     // SAFETY: both are 16 bytes of plain data, which is what the C library has sockets'
                     // addresses cast for.
-                    request.ifr_ifru.ifru_addr = unsafe { std::mem::transmute(address) };
+                    request.ifr_ifru.ifru_addr =
+                        unsafe { transmute::<sockaddr_in, libc::sockaddr>(address) };
                     ioctl.call(&socket, &mut request)?;
                 }
                 Ok(())

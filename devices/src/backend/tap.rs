@@ -243,7 +243,9 @@ impl Tap {
 /// The tap `name`, with its files, and whether it was made for several queues.
 fn open_existing(name: &str, queues: usize) -> Result<(String, Vec<File>, bool), Error> {
     let owned = || name.to_owned();
-    let kernel_name = Name::new(name).ok_or_else(|| Error::Name { name: owned() })?;
+    // A percent sign would have the kernel make up a name.
+    let kernel_name = Name::new(name).filter(|_| !name.contains('%'));
+    let kernel_name = kernel_name.ok_or_else(|| Error::Name { name: owned() })?;
     let interface = Interface::new(kernel_name);
     // To open one that is not there would make it.
     let index = interface
