@@ -1,0 +1,3 @@
+//! What devices stand on at the host's side.
+
+pub mod user_net;
