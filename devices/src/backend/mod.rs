@@ -2,4 +2,6 @@
 
 pub mod interface;
 pub mod tap;
+pub mod user_backend;
+pub mod user_net;
 pub mod vhost_net;
