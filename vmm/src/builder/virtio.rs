@@ -13,8 +13,8 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::net::backend::{KernelRings, Pair};
 use devices::virtio::net::{Mac, Net};
 use devices::virtio::rng::Rng;
-use devices::virtio::vsock::Vsock;
 use devices::virtio::transport::mmio::{MmioDevice, QUEUE_NOTIFY};
+use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::EventLoop;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
@@ -80,8 +80,7 @@ fn make_net(
                 ..(**config).clone()
             };
             let network = UserNet::new(config).map_err(host("the user network"))?;
-            let (backend, control) =
-                UserBackend::new(network).map_err(host("the user network"))?;
+            let (backend, control) = UserBackend::new(network).map_err(host("the user network"))?;
             controls.user_networks.insert(card.id.clone(), control);
             vec![Pair {
                 backend: Box::new(backend),
