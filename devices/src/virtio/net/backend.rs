@@ -65,9 +65,16 @@ pub struct Support {
 /// it or will read it; of that, `num_buffers` is the device's. What the guest has written is checked
 /// here, before anyone believes it.
 pub trait NetBackend: Send {
-    /// Always the same, and readable while [`NetBackend::recv`] has a frame; writable when
+    /// Always the same descriptor, readable while [`NetBackend::recv`] has a frame, and writable when
     /// [`NetBackend::send`] takes one again.
     fn fd(&self) -> RawFd;
+
+    /// Whether it has work of its own, such as that of a network stack: then the descriptor is watched
+    /// also while the guest cannot take frames, and is readable until [`NetBackend::work`] was called.
+    fn has_work(&self) -> bool;
+
+    /// Does that work; frames may come of it.
+    fn work(&mut self);
 
     /// What it can do; always the same.
     fn support(&self) -> Support;

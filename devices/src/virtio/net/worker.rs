@@ -265,11 +265,11 @@ impl Worker {
                 if is_writable || event.event_set().contains(EventSet::ERROR) {
                     self.serve_tx(number, limiters)?;
                 }
-                // An error or a hang-up is for reading to find out.
-                if event.event_set() != EventSet::OUT {
-                    self.serve_rx(number, limiters)?;
+                if event.event_set() == EventSet::OUT {
+                    return Ok(());
                 }
-                Ok(())
+                // An error or a hang-up is for reading to find out.
+                self.on_readable(number, limiters)
             }
             RX_KICK => {
                 // Empties it; fails if it is empty.
@@ -285,6 +285,16 @@ impl Worker {
                 self.serve_tx(number, limiters)
             }
         }
+    }
+
+    fn on_readable(&mut self, number: usize, limiters: &mut Limiters) -> Result<(), queue::Error> {
+        let Some(pair) = self.pairs.get_mut(number) else {
+            return Ok(());
+        };
+        if pair.backend.has_work() {
+            pair.backend.work();
+        }
+        self.serve_rx(number, limiters)
     }
 
     fn serve_all(&mut self, limiters: &mut Limiters) -> Result<(), queue::Error> {
@@ -461,7 +471,8 @@ impl Worker {
             {
                 let rx = rx.as_ref().map(Rx::wait);
                 let tx = tx.as_ref().map(Tx::wait);
-                wanted.set(EventSet::IN, rx == Some(rx::Wait::Frames));
+                let has_work = pair.backend.has_work();
+                wanted.set(EventSet::IN, rx == Some(rx::Wait::Frames) || has_work);
                 wanted.set(EventSet::OUT, tx == Some(tx::Wait::Host));
                 is_limited[0] |= rx == Some(rx::Wait::Tokens);
                 is_limited[1] |= tx == Some(tx::Wait::Tokens);
@@ -512,7 +523,11 @@ impl Running {
         }
         *started = wanted;
         if wanted {
-            return server.start(features, memory, rx, tx, self.backend.fd());
+            server.start(features, memory, rx, tx, self.backend.fd())?;
+            // What came before it listened.
+            kick_myself(rx);
+            kick_myself(tx);
+            return Ok(());
         }
         let next = server.stop()?;
         for (queue, next_avail) in [rx, tx].into_iter().zip(next) {

@@ -3,20 +3,21 @@
 //!
 //! There is no interrupt pin: a driver that does not use MSI-X has to poll.
 
+mod signals;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::signals::{Delivery, NO_VECTOR, Signals};
 use super::core::{Core, Half, Ring};
 use crate::bus::BusDevice;
 use crate::pci::Function;
 use crate::pci::config::{Identity, NOBODY, Space};
 use crate::pci::msix::{self, MAX_VECTORS, MsiVectors, Msix};
-use crate::virtio::interrupt::Deliver;
 use crate::virtio::{Kind, VirtioDevice};
 
 /// Bytes of the memory behind BAR 0.
@@ -60,12 +61,6 @@ const QUEUE_DRIVER: usize = 0x28;
 const QUEUE_DEVICE: usize = 0x30;
 const QUEUE_RESET: usize = 0x3a;
 const COMMON_SIZE: usize = 0x3c;
-
-/// No vector.
-const NO_VECTOR: u16 = 0xffff;
-
-const ISR_QUEUE: u8 = 1 << 0;
-const ISR_CONFIG: u8 = 1 << 1;
 
 // Capabilities (section 4.1.4): vendor-specific ones, of these types.
 const CAPABILITY_ID: u8 = 0x09;
@@ -533,109 +528,6 @@ fn half(select: u32) -> Option<Half> {
         0 => Some(Half::Low),
         1 => Some(Half::High),
         _ => None,
-    }
-}
-
-/// Which vectors the driver wants for what, and why it was interrupted.
-struct Signals {
-    // Runtime glue.
-    vectors: Arc<dyn MsiVectors>,
-
-    // Volatile state.
-    config: AtomicU16,
-    queues: Box<[AtomicU16]>,
-    isr: AtomicU8,
-    msix_enabled: AtomicBool,
-}
-
-impl Signals {
-    fn new(vectors: Arc<dyn MsiVectors>, queues: usize) -> Self {
-        Self {
-            vectors,
-            config: AtomicU16::new(NO_VECTOR),
-            queues: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
-            isr: AtomicU8::new(0),
-            msix_enabled: AtomicBool::new(false),
-        }
-    }
-
-    fn reset(&self) {
-        self.config.store(NO_VECTOR, Ordering::Release);
-        for queue in &self.queues {
-            queue.store(NO_VECTOR, Ordering::Release);
-        }
-        self.isr.store(0, Ordering::Release);
-    }
-
-    fn set_msix_enabled(&self, enabled: bool) {
-        self.msix_enabled.store(enabled, Ordering::Release);
-    }
-
-    /// A vector that there is, or none: that is how the driver learns that there is none such (section
-    /// 4.1.5.1.2.1).
-    fn existing(&self, vector: u16) -> u16 {
-        if usize::from(vector) <= self.queues.len() {
-            vector
-        } else {
-            NO_VECTOR
-        }
-    }
-
-    fn config_vector(&self) -> u16 {
-        self.config.load(Ordering::Acquire)
-    }
-
-    fn set_config_vector(&self, vector: u16) {
-        self.config.store(self.existing(vector), Ordering::Release);
-    }
-
-    fn queue_vector(&self, queue: usize) -> u16 {
-        let queue = self.queues.get(queue);
-        queue.map_or(NO_VECTOR, |vector| vector.load(Ordering::Acquire))
-    }
-
-    fn set_queue_vector(&self, queue: usize, vector: u16) {
-        if let Some(queue) = self.queues.get(queue) {
-            queue.store(self.existing(vector), Ordering::Release);
-        }
-    }
-
-    /// Why the driver was interrupted; reading it ends that.
-    fn take_isr(&self) -> u8 {
-        self.isr.swap(0, Ordering::AcqRel)
-    }
-
-    fn note(&self, cause: u8) {
-        self.isr.fetch_or(cause, Ordering::AcqRel);
-    }
-}
-
-/// The device's hold on them.
-struct Delivery(Arc<Signals>);
-
-impl Deliver for Delivery {
-    fn used(&self, index: u16) {
-        let vector = self.0.queue_vector(index.into());
-        if vector != NO_VECTOR {
-            msix::signal(&*self.0.vectors, vector.into());
-        }
-        // Section 4.1.4.5.1: this bit is for a driver without MSI-X only.
-        if !self.0.msix_enabled.load(Ordering::Acquire) {
-            self.0.note(ISR_QUEUE);
-        }
-    }
-
-    fn config(&self) {
-        self.0.note(ISR_CONFIG);
-        let vector = self.0.config_vector();
-        if vector != NO_VECTOR {
-            msix::signal(&*self.0.vectors, vector.into());
-        }
-    }
-
-    fn used_fd(&self, index: u16) -> Option<Arc<EventFd>> {
-        let vector = self.0.queue_vector(index.into());
-        self.0.vectors.fd(vector.into()).cloned()
     }
 }
 

@@ -373,17 +373,6 @@ fn a_queue_is_reset_alone() {
 }
 
 #[test]
-fn the_host_may_serve_a_queue_and_interrupt_itself() {
-    let signals = Arc::new(Signals::new(Vectors::new(3), 2));
-    let delivery = Delivery(Arc::clone(&signals));
-    assert!(delivery.used_fd(1).is_none());
-    signals.set_queue_vector(1, 2);
-    let fd = delivery.used_fd(1).unwrap();
-    assert!(Arc::ptr_eq(&fd, signals.vectors.fd(2).unwrap()));
-    assert!(delivery.used_fd(2).is_none());
-}
-
-#[test]
 fn the_memory_is_where_the_guest_puts_it() {
     let mut guest = Guest::new();
     assert_eq!(
