@@ -12,6 +12,7 @@ use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
 use arch::regs::{CpuMode, Entry};
 use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
+use devices::backend::{tap, vhost_net};
 use devices::bus::{self, Bus};
 use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
@@ -26,8 +27,8 @@ use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
-use devices::virtio::VirtioDevice;
 use devices::virtio::worker::EventLoop;
+use devices::virtio::{VirtioDevice, net, vsock};
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -43,6 +44,7 @@ use crate::pci::{self, Pci};
 use crate::vcpu::{Buses, Vcpu};
 use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
+use virtio::Made;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -78,6 +80,18 @@ pub enum Error {
     /// A device on the PCI bus.
     #[error("Cannot put a device on the PCI bus")]
     Pci(#[from] pci::Error),
+    /// A network card.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
+    /// vhost-net.
+    #[error(transparent)]
+    Vhost(#[from] vhost_net::Error),
+    /// Sockets between guest and host.
+    #[error("Cannot make the vsock device")]
+    Vsock(#[from] vsock::Error),
     /// The host refused a thread, an eventfd or an epoll.
     #[error("Cannot make {what}")]
     Host {
@@ -117,7 +131,7 @@ pub(crate) fn build(
     let ended = Arc::new(AtomicBool::new(false));
     let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
     let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
-    let virtio = virtio::make(config.devices(), &event_loop)?;
+    let Made { devices, controls } = virtio::make(config.devices(), &event_loop)?;
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus())?;
@@ -127,7 +141,7 @@ pub(crate) fn build(
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, console, virtio, &vm, &memory, &events)?;
+    let machine = Machine::new(config, console, devices, &vm, &memory, &events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
@@ -155,6 +169,7 @@ pub(crate) fn build(
         console,
         power_button,
         pci,
+        controls,
         events,
         vm,
         memory,

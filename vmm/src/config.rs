@@ -6,6 +6,10 @@ use std::path::PathBuf;
 
 use arch::kernel::Protocol;
 use arch::regs::CpuMode;
+use devices::backend::tap::TapConfig;
+use devices::backend::user_net;
+use devices::virtio::net::NetConfig;
+use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
 
 use crate::kvm::DEFAULT_DEVICE;
@@ -98,6 +102,33 @@ pub struct Device {
 pub enum DeviceKind {
     /// Entropy.
     Entropy,
+    /// A network card.
+    Net(NetDevice),
+    /// Sockets between guest and host.
+    Vsock(VsockConfig),
+}
+
+/// A network card, and what it is connected to.
+#[derive(Clone, Debug)]
+pub struct NetDevice {
+    /// The card.
+    pub card: NetConfig,
+    /// The other end.
+    pub network: Network,
+}
+
+/// What a network card is connected to.
+#[derive(Clone, Debug)]
+pub enum Network {
+    /// An interface of the host.
+    Tap {
+        /// Which.
+        tap: TapConfig,
+        /// The host's kernel serves the rings (vhost-net).
+        vhost: bool,
+    },
+    /// A network in this process, for which nobody needs to be root.
+    User(Box<user_net::Config>),
 }
 
 impl Config {

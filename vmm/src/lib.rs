@@ -14,6 +14,7 @@
 
 mod builder;
 pub mod config;
+mod controls;
 mod crash;
 mod event_loop;
 mod events;
@@ -28,6 +29,7 @@ mod vcpu;
 mod vm;
 
 pub use builder::{Console, Error as BuildError};
+pub use controls::Controls;
 pub use crash::CrashReport;
 pub use devices::pci::root::Slot as SlotId;
 pub use events::{StopReason, StopRequest, Stopper};

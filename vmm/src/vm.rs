@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::builder::{self, Console};
 use crate::config::{Config, Payload};
+use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
 use crate::pci::{HotplugHandle, Pci};
@@ -70,6 +71,7 @@ pub struct Vm {
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) power_button: PowerButton,
     pub(crate) pci: Option<Arc<Pci>>,
+    pub(crate) controls: Controls,
     pub(crate) events: Arc<Events>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
@@ -105,6 +107,11 @@ impl Vm {
     /// The guest's power button.
     pub fn power_button(&self) -> PowerButton {
         self.power_button.clone()
+    }
+
+    /// How its devices are changed while it runs.
+    pub fn controls(&self) -> &Controls {
+        &self.controls
     }
 
     /// A handle that brings devices into the guest while it runs, and out of it again. Without PCI

@@ -1,6 +1,7 @@
 //! What devices stand on: the host's files, terminals, networks and memory. Here is what needs unsafe
 //! code, so that devices need none.
 
+pub(crate) mod host_fd;
 pub mod interface;
 pub mod log_file;
 pub mod pty;
@@ -8,4 +9,3 @@ pub mod tap;
 pub mod user_backend;
 pub mod user_net;
 pub mod vhost_net;
-pub(crate) mod host_fd;
