@@ -25,6 +25,8 @@ mod handshake;
 mod muxer;
 pub mod packet;
 mod slot;
+#[cfg(test)]
+mod test_support;
 mod unix;
 mod watch;
 mod worker;

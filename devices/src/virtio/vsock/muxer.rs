@@ -559,12 +559,6 @@ impl Muxer {
             }
         }
     }
-
-    /// How many connections there are, in whatever state.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
-    }
 }
 
 /// Ends a connection.
