@@ -86,11 +86,12 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         None => ConfigFile::default(),
     };
     logger::start(args.verbose);
-    let mut config = configure(args, &file)?;
+    let device_error = |error: config::Error| Error::Device(error.to_string());
+    let mut config = configure(args, &file)?
+        .with_pci(args.pci)
+        .map_err(device_error)?;
     for device in devices::devices(args).map_err(Error::Device)? {
-        config = config
-            .with_device(device)
-            .map_err(|error| Error::Device(error.to_string()))?;
+        config = config.with_device(device).map_err(device_error)?;
     }
     let guest = guest::choose(args, &file)?;
     if args.verbose > 0 {

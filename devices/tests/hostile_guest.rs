@@ -104,7 +104,7 @@ impl Machine {
             (1, Arc::new(Mutex::new(PvPanic::new(sink.clone())))),
             (1, Arc::new(Mutex::new(BootTimer::new(sink.clone())))),
         ];
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         for ((len, device), base) in devices.iter().zip((0..).step_by(0x4000)) {
             bus.insert(base, *len, device.clone()).unwrap();
         }

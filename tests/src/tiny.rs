@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arch::layout;
 use arch::regs::CpuMode;
-use devices::legacy::serial_worker::{Input, InputFilter, Output};
+use devices::console_io::{Input, InputFilter, Output};
 use iced_x86::IcedError;
 pub use iced_x86::code_asm;
 use iced_x86::code_asm::{CodeAssembler, al, dx};

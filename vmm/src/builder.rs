@@ -12,7 +12,9 @@ use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
 use arch::regs::{CpuMode, Entry};
 use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
+use devices::backend::{tap, vhost_net};
 use devices::bus::{self, Bus};
+use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
 use devices::interrupt::MsiSink;
 use devices::ioapic::{IoApic, Pin};
@@ -24,9 +26,9 @@ use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
-use devices::legacy::serial_worker::{Input, InputFilter, Output, SerialWorker};
-use devices::virtio::VirtioDevice;
+use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::worker::EventLoop;
+use devices::virtio::{VirtioDevice, net, vsock};
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -38,9 +40,11 @@ use crate::config::{Config, Payload};
 use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
 use crate::interrupts::Interrupts;
+use crate::pci::{self, Pci};
 use crate::vcpu::{Buses, Vcpu};
 use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
+use virtio::Made;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -73,6 +77,21 @@ pub enum Error {
     /// Two devices at one address: a mistake in the layout.
     #[error("Cannot put a device on the bus")]
     Bus(#[from] bus::Error),
+    /// A device on the PCI bus.
+    #[error("Cannot put a device on the PCI bus")]
+    Pci(#[from] pci::Error),
+    /// A network card.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
+    /// vhost-net.
+    #[error(transparent)]
+    Vhost(#[from] vhost_net::Error),
+    /// Sockets between guest and host.
+    #[error("Cannot make the vsock device")]
+    Vsock(#[from] vsock::Error),
     /// The host refused a thread, an eventfd or an epoll.
     #[error("Cannot make {what}")]
     Host {
@@ -112,7 +131,7 @@ pub(crate) fn build(
     let ended = Arc::new(AtomicBool::new(false));
     let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
     let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
-    let virtio = virtio::make(config.devices(), &event_loop)?;
+    let Made { devices, controls } = virtio::make(config.devices(), &event_loop)?;
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus())?;
@@ -122,7 +141,7 @@ pub(crate) fn build(
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, console, virtio, &vm, &memory, &events)?;
+    let machine = Machine::new(config, console, devices, &vm, &memory, &events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
@@ -140,6 +159,7 @@ pub(crate) fn build(
         buses,
         console,
         power_button,
+        pci,
     } = machine;
     let vcpus = spawn(vcpus, &buses, &events, &memory)?;
     Ok(Vm {
@@ -148,6 +168,8 @@ pub(crate) fn build(
         event_manager,
         console,
         power_button,
+        pci,
+        controls,
         events,
         vm,
         memory,
@@ -209,6 +231,7 @@ struct Machine {
     buses: Arc<Buses>,
     console: Option<SharedSerialWorker>,
     power_button: PowerButton,
+    pci: Option<Arc<Pci>>,
 }
 
 impl Machine {
@@ -228,9 +251,9 @@ impl Machine {
         let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
-        let mut io = Bus::new();
+        let io = Bus::new();
         let console = match console {
-            Some(console) => Some(add_serial_port(&mut io, console, line(layout::SERIAL_GSI))?),
+            Some(console) => Some(add_serial_port(&io, console, line(layout::SERIAL_GSI))?),
             None => None,
         };
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
@@ -254,31 +277,41 @@ impl Machine {
             2,
             Arc::new(Mutex::new(Pic::default())),
         )?;
-        io.insert(
-            layout::PCI_CONFIG_PORT.into(),
-            8,
-            Arc::new(Mutex::new(PciConfig::default())),
-        )?;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
             io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
         }
 
-        let mut mmio = Bus::new();
+        let mmio = Arc::new(Bus::new());
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
-        for (slot, device) in (0..).zip(virtio) {
-            virtio::insert(device, slot, &mut mmio, vm, &interrupts, &ioapic, memory)?;
-        }
+        let pci = if config.pci() {
+            let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory)?;
+            for device in virtio {
+                pci.insert(device)?;
+            }
+            Some(Arc::new(pci))
+        } else {
+            io.insert(
+                layout::PCI_CONFIG_PORT.into(),
+                layout::PCI_CONFIG_SIZE.into(),
+                Arc::new(Mutex::new(PciConfig::default())),
+            )?;
+            for (slot, device) in (0..).zip(virtio) {
+                virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
+            }
+            None
+        };
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
             console,
             power_button: PowerButton(ged),
+            pci,
         })
     }
 }
 
 fn add_serial_port(
-    io: &mut Bus,
+    io: &Bus,
     console: Console,
     line: Arc<Pin>,
 ) -> Result<SharedSerialWorker, Error> {
@@ -374,6 +407,7 @@ fn load(
         let tables = acpi::Config {
             cpus: config.cpus(),
             virtio_slots: config.virtio_slots(),
+            pci_slots: config.pci_slots(),
             serial,
         };
         Some(acpi::write_tables(memory, &tables)?)

@@ -6,6 +6,10 @@ use std::path::PathBuf;
 
 use arch::kernel::Protocol;
 use arch::regs::CpuMode;
+use devices::backend::tap::TapConfig;
+use devices::backend::user_net;
+use devices::virtio::net::NetConfig;
+use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
 
 use crate::kvm::DEFAULT_DEVICE;
@@ -39,7 +43,7 @@ pub enum Error {
         /// How much was asked for.
         bytes: u64,
     },
-    /// More virtio devices than interrupt lines.
+    /// More virtio devices than interrupt lines or PCI slots.
     #[error("A guest has at most {max} virtio devices")]
     TooManyDevices {
         /// How many there can be.
@@ -80,6 +84,7 @@ pub struct Config {
     cpus: u32,
     memory: u64,
     boot_timer: bool,
+    pci: bool,
     devices: Vec<Device>,
 }
 
@@ -97,6 +102,33 @@ pub struct Device {
 pub enum DeviceKind {
     /// Entropy.
     Entropy,
+    /// A network card.
+    Net(NetDevice),
+    /// Sockets between guest and host.
+    Vsock(VsockConfig),
+}
+
+/// A network card, and what it is connected to.
+#[derive(Clone, Debug)]
+pub struct NetDevice {
+    /// The card.
+    pub card: NetConfig,
+    /// The other end.
+    pub network: Network,
+}
+
+/// What a network card is connected to.
+#[derive(Clone, Debug)]
+pub enum Network {
+    /// An interface of the host.
+    Tap {
+        /// Which.
+        tap: TapConfig,
+        /// The host's kernel serves the rings (vhost-net).
+        vhost: bool,
+    },
+    /// A network in this process, for which nobody needs to be root.
+    User(Box<user_net::Config>),
 }
 
 impl Config {
@@ -116,6 +148,7 @@ impl Config {
             cpus,
             memory,
             boot_timer: false,
+            pci: false,
             devices: Vec::new(),
         })
     }
@@ -132,14 +165,30 @@ impl Config {
         self
     }
 
+    /// With a PCI bus that the virtio devices are on, or with MMIO slots for them.
+    pub fn with_pci(mut self, pci: bool) -> Result<Self, Error> {
+        self.pci = pci;
+        self.check_devices()?;
+        Ok(self)
+    }
+
     /// With one more virtio device.
     pub fn with_device(mut self, device: Device) -> Result<Self, Error> {
-        let max = arch::layout::VIRTIO_MMIO_MAX_SLOTS;
-        if self.virtio_slots() == max {
+        self.devices.push(device);
+        self.check_devices()?;
+        Ok(self)
+    }
+
+    fn check_devices(&self) -> Result<(), Error> {
+        let max = if self.pci {
+            arch::layout::PCI_MAX_SLOTS
+        } else {
+            arch::layout::VIRTIO_MMIO_MAX_SLOTS
+        };
+        if self.devices.len() > max as usize {
             return Err(Error::TooManyDevices { max });
         }
-        self.devices.push(device);
-        Ok(self)
+        Ok(())
     }
 
     /// The KVM device.
@@ -167,9 +216,27 @@ impl Config {
         &self.devices
     }
 
+    /// Whether there is a PCI bus.
+    pub fn pci(&self) -> bool {
+        self.pci
+    }
+
     /// How many virtio-mmio slots they take.
-    #[expect(clippy::cast_possible_truncation, reason = "limited by with_device")]
+    #[expect(clippy::cast_possible_truncation, reason = "limited by check_devices")]
     pub fn virtio_slots(&self) -> u32 {
-        self.devices.len() as u32
+        if self.pci {
+            0
+        } else {
+            self.devices.len() as u32
+        }
+    }
+
+    /// How many PCI slots the guest is told of: all that there are, as devices may come into any.
+    pub fn pci_slots(&self) -> u32 {
+        if self.pci {
+            arch::layout::PCI_MAX_SLOTS
+        } else {
+            0
+        }
     }
 }

@@ -8,12 +8,18 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arch::layout;
 use devices::interrupt::{MsiMessage, MsiSink};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_msi,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+/// The first GSI that is no input of any IOAPIC.
+const FIRST_MSI_GSI: u32 = layout::IOAPIC_MAX_PINS;
+/// The last one that KVM has: KVM_MAX_IRQ_ROUTES, less one.
+const LAST_GSI: u32 = 4095;
 
 /// Delivers interrupts to the guest.
 pub(crate) struct Interrupts {
@@ -56,6 +62,35 @@ impl Interrupts {
             listening: false,
         };
         self.lock().eventfds.insert(gsi, listener);
+    }
+
+    /// Takes a GSI above those of the IOAPIC, which `fd` asserts from now on as with
+    /// [`Interrupts::assert_by`]. None if they are all taken.
+    pub(crate) fn reserve(&self, fd: Arc<EventFd>) -> Option<u32> {
+        let mut gsis = self.lock();
+        let taken = gsis.eventfds.range(FIRST_MSI_GSI..).map(|(gsi, _)| *gsi);
+        let free = (FIRST_MSI_GSI..=LAST_GSI)
+            .zip(taken.map(Some).chain(std::iter::repeat(None)))
+            .find(|(gsi, taken)| Some(*gsi) != *taken)?;
+        let listener = Listener {
+            fd,
+            listening: false,
+        };
+        gsis.eventfds.insert(free.0, listener);
+        Some(free.0)
+    }
+
+    /// Gives a GSI back: its eventfd asserts nothing any more.
+    pub(crate) fn release(&self, gsi: u32) {
+        let mut gsis = self.lock();
+        if let Some(listener) = gsis.eventfds.remove(&gsi)
+            && listener.listening
+        {
+            // Fails for none that listens.
+            let _ = self.vm.unregister_irqfd(&listener.fd, gsi);
+        }
+        // KVM forgets it with the next change of the table: that is slow, and nobody asserts it.
+        gsis.messages.remove(&gsi);
     }
 
     /// Gives `gsi` another message, or none.

@@ -14,6 +14,7 @@
 
 mod builder;
 pub mod config;
+mod controls;
 mod crash;
 mod event_loop;
 mod events;
@@ -21,14 +22,20 @@ pub mod host;
 mod interrupts;
 mod kvm;
 mod memory;
+mod msix;
+mod pci;
 mod teardown;
 mod vcpu;
 mod vm;
 
 pub use builder::{Console, Error as BuildError};
+pub use controls::Controls;
 pub use crash::CrashReport;
+pub use devices::pci::root::Slot as SlotId;
 pub use events::{StopReason, StopRequest, Stopper};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
+pub use msix::Error as VectorsError;
+pub use pci::{Error as PciError, HotplugHandle};
 pub use teardown::Remains;
 pub use vm::{BootMark, Error, PowerButton, Vm};

@@ -13,8 +13,10 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::builder::{self, Console};
 use crate::config::{Config, Payload};
+use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
+use crate::pci::{HotplugHandle, Pci};
 use crate::teardown::Remains;
 use crate::vcpu::VcpuHandle;
 
@@ -68,6 +70,8 @@ pub struct Vm {
     pub(crate) event_manager: Manager,
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) power_button: PowerButton,
+    pub(crate) pci: Option<Arc<Pci>>,
+    pub(crate) controls: Controls,
     pub(crate) events: Arc<Events>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
@@ -103,6 +107,17 @@ impl Vm {
     /// The guest's power button.
     pub fn power_button(&self) -> PowerButton {
         self.power_button.clone()
+    }
+
+    /// How its devices are changed while it runs.
+    pub fn controls(&self) -> &Controls {
+        &self.controls
+    }
+
+    /// A handle that brings devices into the guest while it runs, and out of it again. Without PCI
+    /// all that it does fails.
+    pub fn hotplug(&self) -> HotplugHandle {
+        HotplugHandle::new(self.pci.as_ref())
     }
 
     /// Guest memory.

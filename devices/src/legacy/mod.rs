@@ -6,7 +6,6 @@
 pub mod acpi_pm;
 pub mod boot_timer;
 pub mod ged;
-mod host_fd;
 pub mod i8042;
 pub mod pci_config;
 pub mod pic;

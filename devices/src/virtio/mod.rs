@@ -24,6 +24,7 @@
 
 pub mod chain;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod transport;

@@ -65,7 +65,7 @@ impl Shared {
 /// Where a vCPU's accesses go.
 pub(crate) struct Buses {
     pub(crate) io: Bus,
-    pub(crate) mmio: Bus,
+    pub(crate) mmio: Arc<Bus>,
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
 }
 

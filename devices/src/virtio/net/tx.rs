@@ -1,0 +1,117 @@
+//! Frames from the guest (section 5.1.6.2).
+
+use std::io;
+
+use smallvec::SmallVec;
+use vm_memory::VolatileSlice;
+
+use super::backend::{HEADER_LEN, MAX_FRAME, MIN_FRAME, NetBackend};
+use super::worker::{FRAMES_PER_TURN, Turn, kick_myself};
+use crate::virtio::chain::Chain;
+use crate::virtio::queue::{self, Queue};
+
+/// What the direction waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// A frame from the driver.
+    Frames,
+    /// The host takes no more for now.
+    Host,
+    /// The rate limit.
+    Tokens,
+}
+
+/// The direction.
+pub(super) struct Tx {
+    queue: Queue,
+    wait: Wait,
+}
+
+impl Tx {
+    pub(super) fn new(queue: Queue) -> Self {
+        Self {
+            queue,
+            wait: Wait::Frames,
+        }
+    }
+
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub(super) fn wait(&self) -> Wait {
+        self.wait
+    }
+
+    /// Gives the queue back.
+    pub(super) fn stop(self) -> Queue {
+        self.queue
+    }
+
+    /// Moves at most [`FRAMES_PER_TURN`] frames.
+    pub(super) fn serve(
+        &mut self,
+        backend: &mut dyn NetBackend,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), queue::Error> {
+        self.queue.disable_kicks()?;
+        self.wait = Wait::Frames;
+        let mut is_over = true;
+        for _ in 0..FRAMES_PER_TURN {
+            let Some(chain) = self.queue.pop()? else {
+                if self.queue.enable_kicks()? {
+                    continue;
+                }
+                is_over = false;
+                break;
+            };
+            if let Some(wait) = send(&chain, backend, turn) {
+                self.queue.undo_pop();
+                self.wait = wait;
+                is_over = false;
+                break;
+            }
+            self.queue.complete(chain.head(), 0)?;
+        }
+        if is_over {
+            kick_myself(&self.queue);
+        }
+        self.queue.notify()
+    }
+}
+
+/// Sends a frame, or drops it; or says what it has to wait for.
+fn send(chain: &Chain, backend: &mut dyn NetBackend, turn: &mut Turn<'_>) -> Option<Wait> {
+    let len = chain.readable.len() as usize;
+    let pieces: Result<SmallVec<[VolatileSlice<'_>; 24]>, _> =
+        chain.readable.slices(turn.memory).collect();
+    let has_good_len = (HEADER_LEN + MIN_FRAME..=HEADER_LEN + MAX_FRAME).contains(&len);
+    let Ok(pieces) = pieces else {
+        turn.counts.count_dropped();
+        return None;
+    };
+    if !turn.link_up || !has_good_len {
+        turn.counts.count_dropped();
+        return None;
+    }
+    let payload = len - HEADER_LEN;
+    if !turn.take(payload) {
+        return Some(Wait::Tokens);
+    }
+    match backend.send(&pieces) {
+        Ok(()) => turn.counts.count_frame(payload),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            turn.limiter.give_back(1, payload as u64);
+            return Some(Wait::Host);
+        }
+        Err(error) => {
+            if turn.counts.count_error() {
+                log::warn!(
+                    "Network card {}: the host refused a frame: {error}",
+                    turn.id
+                );
+            }
+        }
+    }
+    None
+}
