@@ -227,6 +227,8 @@ fn a_long_frame_is_in_as_many_buffers_as_it_takes() {
         .flat_map(|((_, len), buffer)| driver.read(buffer.gpa, *len))
         .collect();
     assert!(all == received(&long, 44));
+    // All at once, so once told.
+    driver.wait_until("interrupt", |driver| driver.interrupts.used(0) == 1);
     // What it did not need is for the next one.
     wire.send(&frame(100, 1));
     let next = driver.wait_used(RX, 1);
@@ -382,6 +384,23 @@ fn buffers_of_many_pieces_do_not_stop_it() {
     assert_eq!(lens, [256, 256, 188]);
     assert_eq!(driver.read(buffer.gpa, 700), received(&frame(700, 2), 3));
     assert_eq!(control.counters().rx.dropped, 1);
+}
+
+#[test]
+fn a_driver_that_wants_no_interrupts_gets_none() {
+    let (mut driver, wire, _) = driver(VERSION_1);
+    let sent = driver.buffer_with(&frame(100, 1));
+    let flags = driver.queues[TX].config().avail;
+    driver.write(flags, &[1, 0]);
+    for _ in 0..3 {
+        driver.request(TX, &[sent.readable()]);
+        wire.recv();
+    }
+    // The turn of the last one has ended when the next one is served.
+    driver.write(flags, &[0, 0]);
+    driver.request(TX, &[sent.readable()]);
+    driver.wait_until("interrupt", |driver| driver.interrupts.used(1) >= 1);
+    assert!(driver.interrupts.used(1) <= 2);
 }
 
 #[test]
@@ -618,6 +637,10 @@ fn offloads_are_those_that_were_negotiated_and_can_be_changed() {
     };
     assert_eq!(last(), negotiated);
     let set = |bits: u64| [vec![5, 0], bits.to_le_bytes().to_vec()].concat();
+    // What is so already is not asked again.
+    let asked = lock(&wires[0].asked).offloads.len();
+    assert_eq!(command(&mut driver, 2, &set(1 << 1 | 1 << 7 | 1 << 9)), 0);
+    assert_eq!(lock(&wires[0].asked).offloads.len(), asked);
     assert_eq!(command(&mut driver, 2, &set(1 << 1 | 1 << 7)), 0);
     let fewer = Offloads {
         csum: true,

@@ -6,13 +6,13 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
-use super::backend::{HEADER_LEN, KernelError, KernelRings, LINK_HEADER, MAX_FRAME, Pair};
+use super::backend::{HEADER_LEN, KernelError, LINK_HEADER, MAX_FRAME, Offloads, Pair};
 use super::control::{self, Command};
+use super::running::{Rings, Running};
 use super::rx::{self, Rx};
 use super::shared::{DirectionCounts, Limiters, Shared};
 use super::tx::{self, Tx};
@@ -24,6 +24,10 @@ use crate::virtio::{ActivateError, Resources};
 
 /// Frames that a direction moves before others have their turn.
 pub(super) const FRAMES_PER_TURN: usize = 64;
+
+/// Commands that are carried out before others have their turn: some take a lock of the host's kernel
+/// that all its interfaces share, so one that changes nothing is not passed on either.
+const COMMANDS_PER_TURN: usize = 8;
 
 // Which descriptor an event is for. Those of a pair are behind these: its number times PER_PAIR, and
 // which of its descriptors.
@@ -64,29 +68,6 @@ pub(super) fn kick_myself(queue: &Queue) {
     let _ = queue.kick().write(1);
 }
 
-/// Who serves a pair's rings.
-enum Rings {
-    Worker {
-        rx: Option<Rx>,
-        tx: Option<Tx>,
-    },
-    Kernel {
-        server: Box<dyn KernelRings>,
-        rx: Option<Queue>,
-        tx: Option<Queue>,
-        started: bool,
-    },
-}
-
-/// A pair of queues that runs.
-struct Running {
-    backend: Box<dyn super::backend::NetBackend>,
-    rings: Rings,
-    enabled: bool,
-    /// What the backend is watched for.
-    watched: EventSet,
-}
-
 /// The running half.
 pub(super) struct Worker {
     // Fixed configuration.
@@ -98,6 +79,8 @@ pub(super) struct Worker {
     // Volatile state.
     pairs: Vec<Running>,
     control: Option<Queue>,
+    /// What is left to the driver now.
+    offloads: Offloads,
     /// The driver broke the rules.
     broken: bool,
 }
@@ -166,6 +149,7 @@ impl Worker {
             memory: resources.memory,
             shared,
             control,
+            offloads,
             broken: false,
         };
         match worker.update_kernel() {
@@ -343,7 +327,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Carries out the commands of the driver: at most a queue full, so that others have their turn.
+    /// Carries out at most [`COMMANDS_PER_TURN`] commands of the driver.
     fn serve_control(&mut self, limiters: &mut Limiters) -> Result<(), queue::Error> {
         let Some(mut queue) = self.control.take() else {
             return Ok(());
@@ -363,7 +347,7 @@ impl Worker {
         let _ = queue.kick().read();
         queue.disable_kicks()?;
         let mut has_changed = false;
-        for _ in 0..queue.size() {
+        for _ in 0..COMMANDS_PER_TURN {
             let Some(chain) = queue.pop()? else {
                 break;
             };
@@ -417,11 +401,14 @@ impl Worker {
 
     /// Section 5.1.6.5.6: of what was negotiated, this is left to the driver.
     fn set_offloads(&mut self, bits: u64) -> bool {
-        let negotiated = self.features & to_guest_bits(super::Offloads::ALL);
+        let negotiated = self.features & to_guest_bits(Offloads::ALL);
         if !self.has_feature(feature::CTRL_GUEST_OFFLOADS) || bits & !negotiated != 0 {
             return false;
         }
         let offloads = offloads_of(bits);
+        if offloads == self.offloads {
+            return true;
+        }
         let Some(first) = self.pairs.first_mut() else {
             return false;
         };
@@ -429,6 +416,7 @@ impl Worker {
             log::warn!("Network card {}: offloads: {error}", self.id);
             return false;
         }
+        self.offloads = offloads;
         for pair in &mut self.pairs {
             if let Rings::Worker { rx: Some(rx), .. } = &mut pair.rings {
                 rx.set_checksums(offloads.csum);
@@ -489,75 +477,6 @@ impl Worker {
             let limiters = lock(&self.shared.limiters);
             limiters.rx.watch(RX_TIMER, ops);
             limiters.tx.watch(TX_TIMER, ops);
-        }
-    }
-}
-
-impl Running {
-    /// One of its queues.
-    fn any_queue(&self) -> Option<&Queue> {
-        match &self.rings {
-            Rings::Worker { rx, tx } => rx.as_ref().map(Rx::queue).or(tx.as_ref().map(Tx::queue)),
-            Rings::Kernel { rx, tx, .. } => rx.as_ref().or(tx.as_ref()),
-        }
-    }
-
-    /// Has the kernel serve the rings, or stop doing so.
-    fn update_kernel(
-        &mut self,
-        wanted: bool,
-        features: u64,
-        memory: &GuestMemoryMmap,
-    ) -> Result<(), KernelError> {
-        let Rings::Kernel {
-            server,
-            rx: Some(rx),
-            tx: Some(tx),
-            started,
-        } = &mut self.rings
-        else {
-            return Ok(());
-        };
-        if *started == wanted {
-            return Ok(());
-        }
-        *started = wanted;
-        if wanted {
-            server.start(features, memory, rx, tx, self.backend.fd())?;
-            // What came before it listened.
-            kick_myself(rx);
-            kick_myself(tx);
-            return Ok(());
-        }
-        let next = server.stop()?;
-        for (queue, next_avail) in [rx, tx].into_iter().zip(next) {
-            // It counts what it has used in the ring itself, behind the flags.
-            let [_, _, used] = queue.addresses();
-            let used: u16 = memory.load(GuestAddress(used + 2), Ordering::Acquire)?;
-            queue.set_position(next_avail, u16::from_le(used));
-        }
-        Ok(())
-    }
-
-    /// Watches the backend for `wanted`.
-    fn watch(
-        &mut self,
-        data: u32,
-        wanted: EventSet,
-        ops: &mut EventOps,
-    ) -> event_manager::Result<()> {
-        if wanted == self.watched {
-            return Ok(());
-        }
-        let was_watched = !self.watched.is_empty();
-        self.watched = wanted;
-        let fd: RawFd = self.backend.fd();
-        let events = Events::with_data_raw(fd, data, wanted);
-        // Without interest in any event, epoll would still report an error, for ever.
-        match (was_watched, !wanted.is_empty()) {
-            (false, _) => ops.add(events),
-            (true, true) => ops.modify(events),
-            (true, false) => ops.remove(events),
         }
     }
 }
