@@ -399,5 +399,10 @@ impl NetControl {
 }
 
 #[cfg(test)]
+#[path = "control_test.rs"]
+mod control_tests;
+#[cfg(test)]
+mod double;
+#[cfg(test)]
 #[path = "net_test.rs"]
 mod tests;
