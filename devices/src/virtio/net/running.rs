@@ -63,14 +63,15 @@ impl Running {
         if *started == wanted {
             return Ok(());
         }
-        *started = wanted;
         if wanted {
             server.start(features, memory, rx, tx, self.backend.fd())?;
+            *started = true;
             // What came before it listened.
             kick_myself(rx);
             kick_myself(tx);
             return Ok(());
         }
+        *started = false;
         let next = server.stop()?;
         for (queue, next_avail) in [rx, tx].into_iter().zip(next) {
             // It counts what it has used in the ring itself, behind the flags.

@@ -261,12 +261,9 @@ impl Rx {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                if turn.counts.count_error() {
-                    log::warn!(
-                        "Network card {}: the host gives no more frames: {error}",
-                        turn.id
-                    );
-                }
+                turn.counts.count_error();
+                turn.warning
+                    .tell(turn.id, "the host gives no more frames", &error);
                 return Ok(Some(Wait::Nothing));
             }
         }

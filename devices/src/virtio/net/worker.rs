@@ -14,7 +14,7 @@ use super::backend::{HEADER_LEN, KernelError, LINK_HEADER, MAX_FRAME, Offloads, 
 use super::control::{self, Command};
 use super::running::{Rings, Running};
 use super::rx::{self, Rx};
-use super::shared::{DirectionCounts, Limiters, Shared};
+use super::shared::{DirectionCounts, Limiters, Shared, Warning};
 use super::tx::{self, Tx};
 use super::{feature, offloads_of, to_guest_bits};
 use crate::lock;
@@ -47,6 +47,7 @@ pub(super) struct Turn<'t> {
     pub(super) memory: &'t GuestMemoryMmap,
     pub(super) link_up: bool,
     pub(super) counts: &'t DirectionCounts,
+    pub(super) warning: &'t Warning,
     pub(super) limiter: &'t mut RateLimiter,
 }
 
@@ -162,15 +163,20 @@ impl Worker {
     pub(super) fn stop(mut self) -> (Vec<Pair>, Vec<Queue>) {
         let mut queues: Vec<Queue> = self.control.take().into_iter().collect();
         let mut pairs = Vec::with_capacity(self.pairs.len());
+        let warnings = &self.shared.warnings;
         for (number, mut running) in self.pairs.into_iter().enumerate() {
             if let Err(error) = running.update_kernel(false, self.features, &self.memory) {
-                log::warn!("Network card {}: vhost does not stop: {error}", self.id);
+                warnings
+                    .vhost
+                    .tell(&self.id, "vhost does not stop", &*error);
             }
             if number > 0
                 && running.enabled
                 && let Err(error) = running.backend.set_enabled(false)
             {
-                log::warn!("Network card {}: queue {number} stays: {error}", self.id);
+                warnings
+                    .pairs
+                    .tell(&self.id, "a queue stays in use", &error);
             }
             let kernel = match running.rings {
                 Rings::Worker { rx, tx } => {
@@ -211,7 +217,10 @@ impl Worker {
                 // Empties it; fails if it is empty.
                 let _ = shared.wake.read();
                 if let Err(error) = self.update_kernel() {
-                    log::warn!("Network card {}: vhost failed: {error}", self.id);
+                    self.shared
+                        .warnings
+                        .vhost
+                        .tell(&self.id, "vhost failed", &*error);
                 }
                 self.serve_all(limiters)
             }
@@ -301,6 +310,7 @@ impl Worker {
             memory: &self.memory,
             link_up: self.shared.is_link_up(),
             counts: &self.shared.counts.rx,
+            warning: &self.shared.warnings.receive,
             limiter: &mut limiters.rx,
         };
         rx.serve(&mut *pair.backend, &mut turn)
@@ -318,6 +328,7 @@ impl Worker {
             memory: &self.memory,
             link_up: self.shared.is_link_up(),
             counts: &self.shared.counts.tx,
+            warning: &self.shared.warnings.send,
             limiter: &mut limiters.tx,
         };
         tx.serve(&mut *pair.backend, &mut turn)?;
@@ -387,13 +398,19 @@ impl Worker {
                 continue;
             }
             if let Err(error) = pair.backend.set_enabled(enabled) {
-                log::warn!("Network card {}: queue {number}: {error}", self.id);
+                self.shared
+                    .warnings
+                    .pairs
+                    .tell(&self.id, "no more or fewer queues", &error);
                 return false;
             }
             pair.enabled = enabled;
         }
         if let Err(error) = self.update_kernel() {
-            log::warn!("Network card {}: vhost failed: {error}", self.id);
+            self.shared
+                .warnings
+                .vhost
+                .tell(&self.id, "vhost failed", &*error);
             return false;
         }
         true
@@ -413,7 +430,10 @@ impl Worker {
             return false;
         };
         if let Err(error) = first.backend.set_offloads(offloads) {
-            log::warn!("Network card {}: offloads: {error}", self.id);
+            self.shared
+                .warnings
+                .offloads
+                .tell(&self.id, "the offloads stay as they are", &error);
             return false;
         }
         self.offloads = offloads;
@@ -467,10 +487,10 @@ impl Worker {
             }
             let data = PAIRS + PER_PAIR * number + BACKEND;
             if let Err(error) = pair.watch(data, wanted, ops) {
-                log::warn!(
-                    "Network card {}: cannot wait for the host: {error}",
-                    self.id
-                );
+                self.shared
+                    .warnings
+                    .watch
+                    .tell(&self.id, "cannot wait for the host", &error);
             }
         }
         if is_limited != [false; 2] {
