@@ -261,12 +261,9 @@ impl Rx {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                if turn.counts.count_error() {
-                    log::warn!(
-                        "Network card {}: the host gives no more frames: {error}",
-                        turn.id
-                    );
-                }
+                turn.counts.count_error();
+                turn.warning
+                    .tell(turn.id, "the host gives no more frames", &error);
                 return Ok(Some(Wait::Nothing));
             }
         }
@@ -298,10 +295,14 @@ impl Rx {
                         pieces,
                     });
                 }
-                // It goes back unused, in its turn: what is held goes back to the ring in its order.
-                None if self.held.is_empty() => self.queue.complete(head, 0)?,
                 None => {
-                    self.queue.undo_pop();
+                    // It goes back unused, in its turn: what is held may have to go back to the ring in
+                    // its order. And one at a time, as a driver may have any number of such.
+                    if self.held.is_empty() {
+                        self.queue.complete(head, 0)?;
+                    } else {
+                        self.queue.undo_pop();
+                    }
                     return Ok(Gathered::Full);
                 }
             }

@@ -105,12 +105,9 @@ fn send(chain: &Chain, backend: &mut dyn NetBackend, turn: &mut Turn<'_>) -> Opt
             return Some(Wait::Host);
         }
         Err(error) => {
-            if turn.counts.count_error() {
-                log::warn!(
-                    "Network card {}: the host refused a frame: {error}",
-                    turn.id
-                );
-            }
+            turn.counts.count_error();
+            turn.warning
+                .tell(turn.id, "the host refused a frame", &error);
         }
     }
     None
