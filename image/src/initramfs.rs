@@ -26,7 +26,10 @@ const INIT: &str = include_str!("initramfs/init.sh");
 /// What busybox's DHCP client calls to set up an interface.
 const DHCP: &str = include_str!("initramfs/dhcp.sh");
 /// Where Debian's busybox looks for it, and where it was meant to be.
-const DHCP_PATHS: [&str; 2] = ["etc/udhcpc/default.script", "usr/share/udhcpc/default.script"];
+const DHCP_PATHS: [&str; 2] = [
+    "etc/udhcpc/default.script",
+    "usr/share/udhcpc/default.script",
+];
 /// Counts changes of how the archive is laid out.
 const LAYOUT: u32 = 2;
 /// Modules are read from here, in the order of their names.
