@@ -88,6 +88,25 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
     pub console: ConsoleKind,
 
+    /// Network card; may be given several times: tap=NAME[,vhost=on|off][,queues=N], a tap of the
+    /// host; tap[,ip=ADDRESS/PREFIX], one that mote makes, as root; or
+    /// user[,forward=[ADDR:]HOSTPORT:GUESTPORT[/udp]]…[,allow=CIDR[:PORTS]]…[,deny=CIDR[:PORTS]]…, a
+    /// network without root. All take mac=, mtu=, id=, rate=BYTES, iops=N, iothread=on
+    #[arg(long, value_name = "NETWORK")]
+    pub net: Vec<String>,
+
+    /// Sockets between programs of the host and of the guest, through a Unix socket at PATH
+    #[arg(long, value_name = "CID:PATH")]
+    pub vsock: Option<String>,
+
+    /// Give the guest the host's randomness through a virtio device
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+    pub entropy: Option<String>,
+
+    /// Put virtio devices on a PCI bus, where they can come and go while the guest runs
+    #[arg(long)]
+    pub pci: bool,
+
     /// How the kernel is entered
     #[arg(long, value_enum, default_value_t = Boot::Linux)]
     pub boot: Boot,

@@ -3,7 +3,7 @@
 use std::io::{self, stdin, stdout};
 use std::os::fd::AsFd;
 
-use devices::legacy::serial_worker::{Input, InputFilter, Output};
+use devices::console_io::{Input, InputFilter, Output};
 use vmm::Console;
 
 use crate::keys::{Keys, Targets, Transparent};

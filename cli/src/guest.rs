@@ -148,7 +148,7 @@ fn cmdline(args: &RunArgs, file: &ConfigFile) -> String {
 
 /// - `quiet`: every character on a serial port is an exit; a panic is printed all the same, and
 ///   `panic=-1` ends the guest at once, by the `reboot=k`eyboard controller, which is the quickest way.
-/// - `pci=conf1,noearly`: there is no PCI, and no need to look for it.
+/// - `pci=conf1,noearly`: there is no PCI, and no need to look for it, unless it was asked for.
 /// - `noreplace-smp`: a kernel with one CPU leaves its lock prefixes. Taking them out writes to nearly
 ///   every page of its text, which is then no longer shared with other guests (docs/start-up.md).
 fn default_cmdline(args: &RunArgs) -> String {
@@ -157,5 +157,6 @@ fn default_cmdline(args: &RunArgs) -> String {
         ConsoleKind::Serial => "console=ttyS0 ",
         ConsoleKind::Off => "",
     };
-    format!("{console}quiet panic=-1 reboot=k pci=conf1,noearly noreplace-smp hostname={hostname}")
+    let pci = if args.pci { "" } else { "pci=conf1,noearly " };
+    format!("{console}quiet panic=-1 reboot=k {pci}noreplace-smp hostname={hostname}")
 }

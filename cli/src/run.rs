@@ -15,16 +15,16 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::args::{Boot, ConsoleKind, RunArgs};
 use crate::config_file::{self, ConfigFile};
 use crate::console;
+use crate::devices;
 use crate::guest::{self, Guest};
 use crate::keys::Targets;
+use crate::logger;
 use crate::message::say;
 use crate::signals::SignalWatch;
 use crate::status::Status;
 
 const DEFAULT_CPUS: u32 = 1;
 const DEFAULT_MEMORY: u64 = 128 << 20;
-/// Slots that are there for devices, empty or not.
-const VIRTIO_SLOTS: u32 = 4;
 /// What every Linux prints when it gives up.
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 
@@ -55,6 +55,9 @@ pub(crate) enum Error {
         #[source]
         source: BuildError,
     },
+    /// A flag about a device.
+    #[error("{0}")]
+    Device(String),
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -82,7 +85,14 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         Some(path) => config_file::read(path)?,
         None => ConfigFile::default(),
     };
-    let config = configure(args, &file)?;
+    logger::start(args.verbose);
+    let device_error = |error: config::Error| Error::Device(error.to_string());
+    let mut config = configure(args, &file)?
+        .with_pci(args.pci)
+        .map_err(device_error)?;
+    for device in devices::devices(args).map_err(Error::Device)? {
+        config = config.with_device(device).map_err(device_error)?;
+    }
     let guest = guest::choose(args, &file)?;
     if args.verbose > 0 {
         describe(&config, &guest);
@@ -156,11 +166,7 @@ fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
             .map(|mib| mib.min(u64::MAX >> 20) << 20))
         .unwrap_or(DEFAULT_MEMORY);
     Config::new(cpus, memory)
-        .and_then(|config| {
-            config
-                .with_boot_timer(args.boot_timer)
-                .with_virtio_slots(VIRTIO_SLOTS)
-        })
+        .map(|config| config.with_boot_timer(args.boot_timer))
         .map_err(|source| {
             let setting = match (&source, args.cpus, args.memory) {
                 (config::Error::Cpus { cpus }, None, _) => format!("vcpu_count {cpus}"),
