@@ -183,8 +183,9 @@ impl Rx {
         self.queue.disable_kicks()?;
         // Apart from what else is borrowed of `self`.
         let mut side = std::mem::take(&mut self.side);
-        let window = Window::new(turn.memory, VolatileSlice::from(&mut *side));
-        let result = self.serve_with(window, backend, turn);
+        let mut window = Window::new(turn.memory, VolatileSlice::from(&mut *side));
+        let result = self.serve_with(&mut window, backend, turn);
+        drop(window);
         self.side = side;
         result?;
         self.queue.notify()
@@ -192,7 +193,7 @@ impl Rx {
 
     fn serve_with(
         &mut self,
-        mut window: Window<'_>,
+        window: &mut Window<'_>,
         backend: &mut dyn NetBackend,
         turn: &mut Turn<'_>,
     ) -> Result<(), queue::Error> {
@@ -202,12 +203,12 @@ impl Rx {
         }
         for _ in 0..FRAMES_PER_TURN {
             if self.pending.is_none()
-                && let Some(wait) = self.receive(&mut window, backend, turn)?
+                && let Some(wait) = self.receive(window, backend, turn)?
             {
                 self.wait = wait;
                 return Ok(());
             }
-            if let Some(wait) = self.deliver(&mut window, turn)? {
+            if let Some(wait) = self.deliver(window, turn)? {
                 self.wait = wait;
                 return Ok(());
             }
