@@ -342,9 +342,7 @@ impl Flows {
     pub(super) fn timer(&mut self, key: Key, shared: &mut Shared) {
         let now = shared.now;
         if let Some(flow) = self.flows.get_mut(key)
-            && shared
-                .timers
-                .is_due(&mut flow.alarm, Token::Flow(key), now)
+            && shared.timers.is_due(&mut flow.alarm, Token::Flow(key), now)
         {
             self.remove(key, shared);
         }

@@ -60,12 +60,7 @@ impl Reassembly {
         }
         self.partial
             .retain(|partial| now.saturating_duration_since(partial.begun) < TIMEOUT);
-        let id = (
-            packet.source,
-            packet.destination,
-            packet.protocol,
-            piece.id,
-        );
+        let id = (packet.source, packet.destination, packet.protocol, piece.id);
         let mut dropped = false;
         let found = self.partial.iter().position(|partial| partial.id == id);
         let index = found.unwrap_or_else(|| {
@@ -119,9 +114,10 @@ impl Partial {
             (false, None) => known_end.is_none_or(|known| known <= end),
             (false, Some(_)) => false,
         };
-        let overlaps = self.pieces.iter().any(|(offset, bytes)| {
-            *offset < end && piece.offset < offset + bytes.len()
-        });
+        let overlaps = self
+            .pieces
+            .iter()
+            .any(|(offset, bytes)| *offset < end && piece.offset < offset + bytes.len());
         if !sensible || overlaps || self.pieces.len() >= MAX_PIECES {
             return false;
         }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, bind, connect, getsockname, ipproto,
-    listen, recv, send, socket_with, sockopt,
+    AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, bind, connect, getsockname,
+    ipproto, listen, recv, send, socket_with, sockopt,
 };
 
 /// Connections that the kernel holds for a forwarded port until they are accepted.
@@ -104,7 +104,5 @@ pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Err
 
 /// Sends.
 pub(super) fn transmit(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
-    rustix::io::retry_on_intr(|| {
-        send(&socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
-    })
+    rustix::io::retry_on_intr(|| send(&socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
 }

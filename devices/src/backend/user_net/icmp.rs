@@ -9,9 +9,7 @@ use smoltcp::wire::{
 
 use super::config::{Ipv6Config, MacAddress};
 use super::flow::Flows;
-use super::packet::{
-    ETHERNET_LEN, IpPacket, ip_len, internet_checksum, transport_checksum,
-};
+use super::packet::{ETHERNET_LEN, IpPacket, internet_checksum, ip_len, transport_checksum};
 use super::shared::{Alarm, Route, Shared, Token};
 
 /// Bytes of an ICMP header.
@@ -201,9 +199,7 @@ pub(super) fn send_unreachable(
         Unreachable::Port => remote,
         _ => gateway.unwrap_or(remote),
     };
-    let original = shared
-        .link
-        .ip_frame(guest, remote, protocol.into(), quoted);
+    let original = shared.link.ip_frame(guest, remote, protocol.into(), quoted);
     let mut icmp = vec![0; ICMP_LEN];
     icmp[..2].copy_from_slice(&why.codes(remote.is_ipv4()));
     icmp.extend_from_slice(original.get(ETHERNET_LEN..).unwrap_or_default());
@@ -267,10 +263,7 @@ impl Router {
     /// The timer has gone off.
     pub(super) fn timer(&mut self, shared: &mut Shared) {
         let now = shared.now;
-        if shared
-            .timers
-            .is_due(&mut self.alarm, Token::Router, now)
-        {
+        if shared.timers.is_due(&mut self.alarm, Token::Router, now) {
             self.advertise(shared);
         }
     }

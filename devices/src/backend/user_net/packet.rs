@@ -6,13 +6,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
-    UdpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
+    TcpPacket, UdpPacket,
 };
 
-use super::config::{
-    FrameOffload, Gso, GsoKind, MacAddress, Offloads, PartialChecksum,
-};
+use super::config::{FrameOffload, Gso, GsoKind, MacAddress, Offloads, PartialChecksum};
 
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET_LEN: usize = 14;
@@ -199,7 +197,11 @@ pub(super) struct Link {
 
 /// The length of an IP header of the address's family.
 pub(super) fn ip_len(address: IpAddr) -> usize {
-    if address.is_ipv4() { IPV4_LEN } else { IPV6_LEN }
+    if address.is_ipv4() {
+        IPV4_LEN
+    } else {
+        IPV6_LEN
+    }
 }
 
 impl Link {
@@ -219,7 +221,12 @@ impl Link {
     }
 
     /// Writes an Ethernet header at the start of `frame`.
-    pub(super) fn write_ethernet(&self, frame: &mut [u8], destination: MacAddress, kind: EthernetProtocol) {
+    pub(super) fn write_ethernet(
+        &self,
+        frame: &mut [u8],
+        destination: MacAddress,
+        kind: EthernetProtocol,
+    ) {
         let mut header = EthernetFrame::new_unchecked(frame);
         header.set_src_addr(EthernetAddress(self.gateway_mac));
         header.set_dst_addr(EthernetAddress(destination));

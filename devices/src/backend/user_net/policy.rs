@@ -39,7 +39,9 @@ pub enum RuleError {
         max: u8,
     },
     /// The address has bits that the prefix does not cover.
-    #[error("{address}/{prefix} names a host in its network: write {network}/{prefix}, or {address}")]
+    #[error(
+        "{address}/{prefix} names a host in its network: write {network}/{prefix}, or {address}"
+    )]
     HostBits {
         /// The address as given.
         address: IpAddr,

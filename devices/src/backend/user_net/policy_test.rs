@@ -118,7 +118,9 @@ fn what_is_wrong_is_said() {
     assert!(error("allow=10.0.0.0/+8").contains("is not a prefix length"));
     assert!(error("allow=[::]/129").contains("up to 128"));
     assert!(error("allow=10.1.2.3/8").contains("write 10.0.0.0/8, or 10.1.2.3"));
-    for ports in ["", "0", "90-80", "80-", "65536", "80,443", "http", "80+", "-"] {
+    for ports in [
+        "", "0", "90-80", "80-", "65536", "80,443", "http", "80+", "-",
+    ] {
         let rule = format!("allow=1.2.3.4:{ports}");
         assert!(error(&rule).contains("is not a port"), "{rule}");
     }

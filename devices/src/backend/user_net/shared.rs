@@ -463,9 +463,10 @@ impl Shared {
                 let first = v6.segments()[0];
                 // All of ::/96 and ::ffff:0:0/96 stands for something of IPv4, such as 127.0.0.1.
                 let embedded = v6.segments()[..5] == [0; 5];
-                let inside = self.config.ipv6.is_some_and(|ipv6| {
-                    policy::contains(ipv6.gateway.into(), 64, address)
-                });
+                let inside = self
+                    .config
+                    .ipv6
+                    .is_some_and(|ipv6| policy::contains(ipv6.gateway.into(), 64, address));
                 !(embedded || inside || v6.is_multicast() || first & 0xffc0 == 0xfe80)
             }
         }

@@ -568,18 +568,22 @@ impl Connection {
         usize::try_from(edge.wrapping_sub(self.next) as i32).unwrap_or(0)
     }
 
-    /// Bytes to read from the socket now.
-    fn room_to_read(&self, link: &Link, memory: &Memory) -> usize {
+    /// Bytes to read from the socket now. They are as many for a guest that takes only small segments:
+    /// it gets them one by one.
+    fn room_to_read(&self, memory: &Memory) -> usize {
         if !self.readable || self.host_ended || self.chunks.len() >= MAX_SEGMENTS {
             return 0;
         }
         let waiting = self.end.wrapping_sub(self.acked) as usize;
-        let room = memory.share().saturating_sub(waiting).min(self.window_left());
+        let room = memory
+            .share()
+            .saturating_sub(waiting)
+            .min(self.window_left());
         // Not many small segments because the window opens little by little.
         if waiting > 0 && room < self.mss {
             return 0;
         }
-        room.min(self.max_payload(link))
+        room.min(MAX_TCP_PAYLOAD - MAX_TCP_PAYLOAD % self.mss)
     }
 
     /// Bytes of data to send now that were read already.
@@ -606,7 +610,7 @@ impl Connection {
                 || self.probe_owed
                 || self.room_to_send(link) > 0
                 || self.fin_is_next()
-                || self.next == self.end && self.room_to_read(link, memory) > 0)
+                || self.next == self.end && self.room_to_read(memory) > 0)
     }
 
     /// Sends one segment.
@@ -665,7 +669,7 @@ impl Connection {
 
     /// Reads from the socket what the guest has room for.
     fn read(&mut self, shared: &mut Shared, memory: &mut Memory) -> Result<(), End> {
-        let room = self.room_to_read(&shared.link, memory);
+        let room = self.room_to_read(memory);
         if room == 0 {
             return Ok(());
         }

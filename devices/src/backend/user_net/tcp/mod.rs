@@ -196,8 +196,7 @@ impl Tcp {
 
     fn has_room(&self, shared: &mut Shared) -> bool {
         let limits = shared.config.limits;
-        let room =
-            self.connections.len() < limits.connections && self.half_open < limits.half_open;
+        let room = self.connections.len() < limits.connections && self.half_open < limits.half_open;
         shared.counters.over_limit += u64::from(!room);
         room
     }
@@ -298,9 +297,7 @@ impl Tcp {
         let ports = (connection.guest, connection.remote);
         self.index.remove(&ports);
         self.half_open -= usize::from(connection.half_open);
-        shared
-            .timers
-            .cancel(&mut connection.alarm, Token::Tcp(key));
+        shared.timers.cancel(&mut connection.alarm, Token::Tcp(key));
         let quoted = packet_start(ports, connection.received.wrapping_sub(1));
         let fields = connection.close(end, &mut self.memory);
         match end {
