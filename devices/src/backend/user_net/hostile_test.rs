@@ -25,7 +25,7 @@ impl Random {
         let number = self.next();
         let kinds = [GsoKind::Tcp4, GsoKind::Tcp6, GsoKind::Udp];
         FrameOffload {
-            checksum: (number & 3 != 0).then(|| PartialChecksum {
+            checksum: (number & 3 != 0).then_some(PartialChecksum {
                 start: (number >> 8) as u16,
                 offset: (number >> 24) as u16,
             }),

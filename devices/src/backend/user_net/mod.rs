@@ -59,10 +59,8 @@ use icmp::Router;
 use packet::{ETHERNET_LEN, IpPacket, MAX_PACKET};
 use resolver::Resolver;
 use shared::{Shared, Token};
-use tcp::Tcp;
+use tcp::{Ready, Tcp};
 
-/// Turns in which nothing was sent, in a row, after which others have theirs.
-const MAX_IDLE_TURNS: usize = 4096;
 /// Batches of socket events that are taken in a row.
 const MAX_BATCHES: usize = 8;
 /// Timers that are called in a row.
@@ -275,14 +273,9 @@ impl UserNet {
         &mut self,
         mut deliver: impl FnMut(&[u8], FrameOffload) -> bool,
     ) -> Option<bool> {
-        let mut taken = None;
-        let mut deliver = |frame: &[u8], offload: FrameOffload| {
-            let result = deliver(frame, offload);
-            taken = Some(result);
-            result
-        };
         let shared = &mut self.shared;
-        for _ in 0..MAX_IDLE_TURNS {
+        // Each turn but the last takes someone out of the queue for good.
+        loop {
             if shared.has_frames() {
                 return shared.deliver_frame(&mut deliver);
             }
@@ -303,7 +296,6 @@ impl UserNet {
                 return sent;
             }
         }
-        taken
     }
 
     /// When [`UserNet::process`] has to be called though no event has come.
@@ -322,17 +314,20 @@ impl UserNet {
                 break;
             }
             for &(token, flags) in &self.events {
-                let failed = flags.contains(EventFlags::ERR);
-                let readable =
-                    flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP);
-                let writable = flags.contains(EventFlags::OUT);
+                let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP);
+                let ready = Ready {
+                    readable: flags.contains(EventFlags::IN),
+                    writable: flags.contains(EventFlags::OUT),
+                    failed: flags.contains(EventFlags::ERR),
+                    ended,
+                };
                 match token {
-                    Token::Tcp(key) => {
-                        self.tcp.event(key, (readable, writable, failed), shared);
+                    Token::Tcp(key) => self.tcp.event(key, ready, shared),
+                    Token::Flow(key) if ready.readable || ready.failed => {
+                        self.flows.event(key, shared);
                     }
-                    Token::Flow(key) => self.flows.event(key, readable || failed, shared),
                     Token::Forward(index) => self.forwards.event(index, &mut self.tcp, shared),
-                    Token::Router => {}
+                    Token::Flow(_) | Token::Router => {}
                 }
             }
         }
@@ -406,6 +401,9 @@ fn check(config: &Config) -> Result<(), String> {
 
 #[cfg(test)]
 mod test_support;
+
+#[cfg(test)]
+mod forward_test;
 
 #[cfg(test)]
 mod link_test;

@@ -279,6 +279,20 @@ impl Guest {
         self.collect()
     }
 
+    /// The next frames for the guest, which its stack does not see.
+    pub(super) fn wait_frames(&mut self, what: &str) -> Vec<Vec<u8>> {
+        let start = Instant::now();
+        loop {
+            self.net.process(Instant::now());
+            let frames = self.collect();
+            if !frames.is_empty() {
+                return frames;
+            }
+            assert!(start.elapsed() < PATIENCE, "timed out: {what}");
+            self.sleep();
+        }
+    }
+
     /// All frames for the guest, complete.
     pub(super) fn collect(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();

@@ -103,24 +103,17 @@ fn a_closed_port_is_reported() {
     drop(socket);
     let mut guest = Guest::new(Config::default());
     let frame = datagram(5000, host_v4(port), b"ping");
-    guest.exchange(&frame);
-    let mut frames = Vec::new();
-    guest.run("error", |guest| {
-        frames.extend(guest.collect());
-        frames.pop()
-    });
-    let mut frames = guest.exchange(&frame);
-    guest.run("error again", |guest| {
-        frames.extend(guest.collect());
-        let icmp = frames.first()?;
+    for _ in 0..2 {
+        guest.net.send(&frame, FrameOffload::default());
+        let frames = guest.wait_frames("error");
+        let icmp = frames.first().unwrap();
         // ICMP port unreachable, with the ports quoted.
         assert_eq!(icmp[23], 1);
         assert_eq!(icmp[34..36], [3, 3]);
         assert_eq!(icmp[62..64], 5000_u16.to_be_bytes());
         assert_eq!(icmp[64..66], port.to_be_bytes());
         assert_eq!(super::packet::internet_checksum(&icmp[34..]), 0);
-        Some(())
-    });
+    }
 }
 
 /// A frame of the guest with one datagram.
@@ -167,11 +160,7 @@ fn large_datagrams_pass_in_fragments() {
         let (bytes, from) = receive_at(&mut guest, &socket);
         assert!(bytes == pattern(0, 30_000));
         socket.send_to(&pattern(9, 20_000), from).unwrap();
-        let frames = guest.run("pieces", |guest| {
-            guest.net.process(Instant::now());
-            let frames = guest.collect();
-            (!frames.is_empty()).then_some(frames)
-        });
+        let frames = guest.wait_frames("pieces");
         assert!(frames.iter().all(|frame| frame.len() <= 1514));
         // The guest puts them together as we do.
         let mut reassembly = super::Reassembly::default();
