@@ -409,6 +409,9 @@ mod forward_test;
 mod link_test;
 
 #[cfg(test)]
+mod linux_test;
+
+#[cfg(test)]
 mod tcp_test;
 
 #[cfg(test)]
