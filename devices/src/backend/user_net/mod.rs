@@ -24,7 +24,13 @@
 //! # What a hostile guest can do
 //! Everything it names is looked up in tables of bounded size, data that waits is bounded for each
 //! connection and for all, and what does not make sense is dropped and counted. It reaches no address
-//! that the policy refuses, and the host's loopback only by the gateway's address.
+//! that the policy refuses, and the host's loopback only by the gateway's address. The host's other
+//! addresses, and what is in the host's networks, are destinations like all others: only the policy
+//! closes them.
+//!
+//! # What is not there
+//! Broadcast and multicast to the host's networks, path MTU discovery (the host's kernel does it), IP
+//! options and extension headers but those of fragments, and any transport but TCP, UDP and ICMP echo.
 
 mod config;
 mod dhcp;

@@ -61,3 +61,22 @@ fn timers_that_were_moved_go_off_when_they_should() {
     timers.cancel(&mut alarm, token);
     assert_eq!(timers.next(), None);
 }
+
+#[test]
+fn refusals_are_counted_each_time_and_logged_for_a_bounded_number_of_destinations() {
+    let rules = vec!["allow=none".parse().unwrap()];
+    let config = Config {
+        policy: policy::Policy::new(rules),
+        ..Config::default()
+    };
+    let mut shared = Shared::new(config).unwrap();
+    for round in 1..=3 {
+        for index in 0..1000 {
+            let destination = SocketAddr::new(Ipv4Addr::new(8, 8, 8, 8).into(), 1 + index);
+            let route = shared.route(destination, Some(Protocol::Tcp));
+            assert_eq!(route, Route::Refused);
+        }
+        assert_eq!(shared.counters.refused, round * 1000);
+        assert_eq!(shared.logged.len(), MAX_LOGGED);
+    }
+}
