@@ -328,9 +328,6 @@ fn a_host_that_does_not_read_stops_the_guest() {
     let reader = thread::spawn(move || check_all(stream));
     guest.run("all", |guest| (push(guest) == total).then_some(()));
     guest.tcp(handle).close();
-    guest.run("end", |guest| {
-        (guest.tcp(handle).state() == State::FinWait2).then_some(())
-    });
     assert!(most <= 512 << 10, "{most} bytes were held");
     guest.run("end of the host", |guest| {
         (guest.net.connections() == 0).then_some(())
