@@ -4,11 +4,13 @@ mod net;
 
 use std::path::PathBuf;
 
+use devices::virtio::balloon;
 use devices::virtio::vsock::VsockConfig;
 use vmm::config::{Device, DeviceKind};
 
 use crate::args::RunArgs;
 use crate::options::OptionList;
+use crate::quantity::{parse_duration, parse_size};
 
 /// All that were asked for, in the order in which the guest finds them.
 pub(crate) fn devices(args: &RunArgs) -> Result<Vec<Device>, String> {
@@ -18,6 +20,9 @@ pub(crate) fn devices(args: &RunArgs) -> Result<Vec<Device>, String> {
     }
     if let Some(text) = &args.vsock {
         devices.push(vsock(text)?);
+    }
+    if let Some(text) = &args.balloon {
+        devices.push(balloon(text)?);
     }
     if let Some(text) = &args.entropy {
         devices.extend(entropy(text)?);
@@ -49,6 +54,29 @@ fn vsock(text: &str) -> Result<Device, String> {
     let path = PathBuf::from(path);
     Ok(Device {
         kind: DeviceKind::Vsock(VsockConfig { cid, path }),
+        iothread,
+    })
+}
+
+/// `--balloon SIZE[,stats=SECONDS][,reporting=on][,deflate-on-oom=on]`.
+fn balloon(text: &str) -> Result<Device, String> {
+    let mut options = OptionList::new("--balloon", text);
+    let Some(size) = options.take_first() else {
+        return Err(options.error("it needs a size, such as 64m, or 0"));
+    };
+    let target = parse_size(&size).map_err(|error| options.error(error))?;
+    let config = balloon::Config {
+        target,
+        deflate_on_oom: options.take_switch("deflate-on-oom")?.unwrap_or(false),
+        free_page_reporting: options.take_switch("reporting")?.unwrap_or(false),
+        stats_interval: options
+            .parse_with("stats", parse_duration)?
+            .unwrap_or_default(),
+    };
+    let iothread = options.take_switch("iothread")?.unwrap_or(false);
+    options.finish()?;
+    Ok(Device {
+        kind: DeviceKind::Balloon(config),
         iothread,
     })
 }

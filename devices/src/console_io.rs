@@ -390,6 +390,11 @@ impl Sink {
         }
     }
 
+    /// Whether what is written is thrown away: nobody is to wait for the host.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     #[cfg(test)]
     pub(crate) fn is_watched(&self) -> bool {
         self.watch == Watch::On

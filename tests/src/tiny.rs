@@ -109,6 +109,7 @@ impl Machine {
             input: Some(Input::new(input_reader.into())),
             output: Output::new(output.into()).unwrap(),
             filter: Box::new(Transparent),
+            size: (0, 0),
         };
         let payload = Payload::Code {
             bytes: code,

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use devices::backend::user_backend::UserNetControl;
+use devices::virtio::balloon::BalloonControl;
+use devices::virtio::console::ConsoleControl;
 use devices::virtio::net::NetControl;
 
 /// The controls of a machine's devices, by their ids.
@@ -12,4 +14,8 @@ pub struct Controls {
     pub cards: BTreeMap<String, NetControl>,
     /// User networks, by the ids of their cards.
     pub user_networks: BTreeMap<String, UserNetControl>,
+    /// The balloon.
+    pub balloon: Option<BalloonControl>,
+    /// The virtio console.
+    pub console: Option<ConsoleControl>,
 }

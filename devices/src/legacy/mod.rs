@@ -14,4 +14,4 @@ pub mod serial;
 pub mod serial_worker;
 
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;

@@ -135,7 +135,7 @@ impl SerialWorker {
             let pause = self.pump_output();
             self.sink.watch(pause == Pause::Blocked, ops);
             match pause {
-                Pause::Blocked => return,
+                Pause::Blocked if !self.sink.has_failed() => return,
                 Pause::Turn => {
                     // Fails only when the counter is at its maximum: it is readable then too.
                     let _ = self.wake.write(1);
@@ -147,7 +147,7 @@ impl SerialWorker {
                         return;
                     }
                 }
-                Pause::Empty => {}
+                Pause::Empty | Pause::Blocked => {}
             }
             if self.lingering || lock(&self.serial).rest() {
                 return;

@@ -22,7 +22,9 @@
 //! holds while he waits. The thread of an event loop never takes a transport's lock: a vCPU that holds
 //! one may be waiting for that loop.
 
+pub mod balloon;
 pub mod chain;
+pub mod console;
 pub mod interrupt;
 pub mod net;
 pub mod queue;
