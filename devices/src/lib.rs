@@ -8,6 +8,7 @@
 //! Knows nothing of KVM, HTTP or the command line. Nothing here trusts the guest: a device takes any
 //! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
 
+pub mod backend;
 pub mod bus;
 pub mod event;
 pub mod interrupt;

@@ -1,0 +1,3 @@
+//! Where devices keep or send what the guest gives them, on the host.
+
+pub mod disk;
