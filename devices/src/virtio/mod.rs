@@ -22,6 +22,7 @@
 //! holds while he waits. The thread of an event loop never takes a transport's lock: a vCPU that holds
 //! one may be waiting for that loop.
 
+pub mod block;
 pub mod chain;
 pub mod interrupt;
 pub mod queue;

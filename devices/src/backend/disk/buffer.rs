@@ -1,9 +1,6 @@
 //! Guest memory as the kernel of the host takes it.
 
-#![expect(
-    unsafe_code,
-    reason = "guest memory is given to the kernel by address"
-)]
+#![expect(unsafe_code, reason = "guest memory is given to the kernel by address")]
 
 use std::sync::Arc;
 

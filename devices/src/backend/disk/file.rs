@@ -80,7 +80,6 @@ impl HostFile {
     /// Locks `len` bytes, or all from `start` on if that is 0.
     fn lock_range(&self, kind: libc::c_int, start: i64, len: i64) -> io::Result<bool> {
         let lock = libc::flock {
-            #[expect(clippy::cast_possible_truncation, reason = "0 to 2")]
             l_type: kind as libc::c_short,
             l_whence: 0,
             l_start: start,
@@ -88,7 +87,8 @@ impl HostFile {
             l_pid: 0,
         };
         // SAFETY: F_OFD_SETLK reads a flock, which lives during the call.
-        let result = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        let result =
+            unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
         if result == 0 {
             return Ok(true);
         }
@@ -97,7 +97,9 @@ impl HostFile {
             Some(libc::EAGAIN | libc::EACCES) => Ok(false),
             // No locks there, as on some network and FUSE file systems.
             Some(libc::EINVAL | libc::ENOLCK | libc::EOPNOTSUPP) => {
-                log::warn!("The file system of a disk has no locks: nothing keeps two guests apart");
+                if kind != libc::F_UNLCK {
+                    log::warn!("A disk cannot be locked there: nothing keeps two guests apart");
+                }
                 Ok(true)
             }
             _ => Err(error),
@@ -273,6 +275,13 @@ impl HostFile {
     /// What was written is durable when this returns.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // Others, such as a child that was forked just now, may have the file as well.
+        let _ = self.lock_range(libc::F_UNLCK, 0, 0);
     }
 }
 

@@ -112,7 +112,9 @@ pub(super) fn read_image(
     image.map_read(offset, bytes.len() as u64, &mut extents)?;
     let files = image.files();
     for extent in extents {
-        let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(bytes.len());
+        let len = usize::try_from(extent.len)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let (now, later) = bytes.split_at_mut(len);
         match extent.source {
             Source::Zero => now.fill(0),
@@ -120,9 +122,9 @@ pub(super) fn read_image(
                 .get(file)
                 .ok_or(io::ErrorKind::InvalidInput)?
                 .read_exact_at(now, offset)?,
-            Source::Bytes(from, at) => now.copy_from_slice(
-                from.get(at..at + len).ok_or(io::ErrorKind::InvalidData)?,
-            ),
+            Source::Bytes(from, at) => {
+                now.copy_from_slice(from.get(at..at + len).ok_or(io::ErrorKind::InvalidData)?);
+            }
         }
         bytes = later;
     }

@@ -163,16 +163,16 @@ impl Disk {
         let len = buffer.len();
         let mut extents = std::mem::take(&mut self.extents);
         extents.clear();
-        let mapped = self.check(offset, len, kind == OpKind::Write).and_then(|()| {
-            match kind {
+        let mapped = self
+            .check(offset, len, kind == OpKind::Write)
+            .and_then(|()| match kind {
                 _ if len == 0 => Ok(()),
                 OpKind::Read => self.image.map_read(offset, len, &mut extents),
                 _ => {
                     self.commit_if_wanted()?;
                     self.image.map_write(offset, len, &mut extents)
                 }
-            }
-        });
+            });
         match mapped {
             Ok(()) => self.start(id, kind, buffer, &extents),
             Err(error) => self.done.push((id, Err(error))),

@@ -9,9 +9,9 @@ use std::sync::{Arc, Once};
 
 use thiserror::Error;
 
+use super::engine::Engine;
 use super::engine::sync::Sync;
 use super::engine::uring::Uring;
-use super::engine::Engine;
 use super::file::HostFile;
 use super::image::Image;
 use super::qcow2::{Qcow2, is_qcow2};

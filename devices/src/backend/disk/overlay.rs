@@ -212,7 +212,10 @@ impl Overlay {
     fn new(base: Box<dyn Image>, file: HostFile, persistent: bool) -> Self {
         let size = base.size();
         let block = block_for(size);
-        let map = size.div_ceil(block).div_ceil(8).next_multiple_of(MAP_PAGE as u64);
+        let map = size
+            .div_ceil(block)
+            .div_ceil(8)
+            .next_multiple_of(MAP_PAGE as u64);
         let data = if persistent {
             (MAP_OFFSET + map).next_multiple_of(DATA_ALIGN)
         } else {
@@ -235,7 +238,10 @@ impl Overlay {
 
     /// Byte and bit of a block. A block of the disk is in the map.
     fn place(block: u64) -> (usize, u8) {
-        (usize::try_from(block / 8).unwrap_or(usize::MAX), 1 << (block % 8))
+        (
+            usize::try_from(block / 8).unwrap_or(usize::MAX),
+            1 << (block % 8),
+        )
     }
 
     fn is_here(&self, block: u64) -> bool {
@@ -291,7 +297,8 @@ impl Overlay {
         let start = self.bounds(blocks.start).0;
         let end = self.bounds(blocks.end - 1).1;
         if unmap {
-            self.file.discard_to_zeroes(self.data + start, end - start)?;
+            self.file
+                .discard_to_zeroes(self.data + start, end - start)?;
         } else {
             self.file.write_zeroes(self.data + start, end - start)?;
         }

@@ -104,9 +104,7 @@ impl TestDisk {
         self.disk.read(0, offset, &buffer);
         self.finish()?;
         let mut bytes = vec![0; len];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(0))
-            .unwrap();
+        self.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
         Ok(bytes)
     }
 
@@ -184,9 +182,7 @@ pub(crate) fn compare_with_model(
             }
             8 | 9 => {
                 let unmap = what == 8;
-                test.disk
-                    .write_zeroes(offset, len as u64, unmap)
-                    .unwrap();
+                test.disk.write_zeroes(offset, len as u64, unmap).unwrap();
                 model[range].fill(0);
             }
             10 => test.flush().unwrap(),

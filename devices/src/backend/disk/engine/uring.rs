@@ -239,6 +239,8 @@ impl Engine for Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         self.drain(&mut Vec::new());
+        // The kernel takes its time with a ring that was closed, and would keep the files open.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
@@ -251,7 +253,9 @@ fn entry(op: &Op) -> squeue::Entry {
     let count = u32::try_from(iovecs.len()).unwrap_or(0);
     // More than the kernel does at once is done when it has ended.
     let single = match iovecs {
-        [only] => u32::try_from(only.iov_len).ok().map(|len| (only.iov_base, len)),
+        [only] => u32::try_from(only.iov_len)
+            .ok()
+            .map(|len| (only.iov_base, len)),
         _ => None,
     };
     match (op.kind, single) {
@@ -277,7 +281,9 @@ fn entry(op: &Op) -> squeue::Entry {
 fn finish(files: &[Arc<HostFile>], op: &Op, result: i32) -> io::Result<()> {
     let done = match u64::try_from(result) {
         Ok(done) => done,
-        Err(_) if matches!(result.saturating_neg(), libc::EINTR | libc::EAGAIN) => return perform(files, op),
+        Err(_) if matches!(result.saturating_neg(), libc::EINTR | libc::EAGAIN) => {
+            return perform(files, op);
+        }
         Err(_) => return Err(io::Error::from_raw_os_error(result.saturating_neg())),
     };
     if op.kind == OpKind::Sync || done == op.buffer.len() {

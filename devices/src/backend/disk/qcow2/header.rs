@@ -23,12 +23,10 @@ pub(super) const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 /// Bytes of the largest image file: offsets have 56 bits.
 pub(super) const MAX_FILE: u64 = 1 << 56;
 
-// Incompatible features.
+// Incompatible features. External data (bit 2) and subclusters (bit 4) are among the others.
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
-const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
-const EXTENDED_L2: u64 = 1 << 4;
 
 /// Why an image cannot be used.
 #[derive(Debug, Error)]
@@ -151,7 +149,6 @@ impl Header {
             let features = be64(bytes, 72);
             let known = DIRTY | CORRUPT | COMPRESSION_TYPE;
             if features & !known != 0 {
-                debug_assert!((EXTERNAL_DATA | EXTENDED_L2) & known == 0);
                 return Err(Error::Features {
                     features: features & !known,
                 });

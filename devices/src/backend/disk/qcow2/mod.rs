@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 use compressed::{Compressed, Place};
 pub use header::Error;
-use header::{AUTOCLEAR_OFFSET, Header};
 pub(super) use header::is_qcow2;
+use header::{AUTOCLEAR_OFFSET, Header};
 use refcounts::Refcounts;
 use table::{Tables, entry};
 
@@ -83,7 +83,9 @@ impl Qcow2 {
         let file = file.with_zeroes_beyond_end();
         let mut raw = vec![0; header.l1_entries * 8];
         file.read_exact_at(&mut raw, header.l1_offset)?;
-        let l1 = (0..header.l1_entries).map(|index| entry(&raw, index)).collect();
+        let l1 = (0..header.l1_entries)
+            .map(|index| entry(&raw, index))
+            .collect();
         if writable && header.has_autoclear {
             file.write_all_at(&[0; 8], AUTOCLEAR_OFFSET)?;
         }
@@ -169,7 +171,10 @@ impl Qcow2 {
     fn set_entry(&mut self, cluster: u64, entry: u64) -> io::Result<()> {
         let (l1_index, index) = self.place(cluster);
         let old = self.l2_offset(l1_index)?;
-        let is_own = self.l1.get(l1_index).is_some_and(|entry| entry & COPIED != 0);
+        let is_own = self
+            .l1
+            .get(l1_index)
+            .is_some_and(|entry| entry & COPIED != 0);
         let table = match old {
             Some(table) if is_own => table,
             _ => self.new_l2(l1_index, old)?,
@@ -360,7 +365,10 @@ impl Qcow2 {
             let start = sector * L1_SECTOR;
             let end = (start + L1_SECTOR).min(self.l1.len());
             let entries = self.l1.get(start..end).unwrap_or_default();
-            let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            let bytes: Vec<u8> = entries
+                .iter()
+                .flat_map(|entry| entry.to_be_bytes())
+                .collect();
             self.file
                 .write_all_at(&bytes, self.header.l1_offset + start as u64 * 8)?;
         }
@@ -489,3 +497,7 @@ impl Image for Qcow2 {
         self.cluster()
     }
 }
+
+#[cfg(test)]
+#[path = "qcow2_test.rs"]
+mod tests;

@@ -11,6 +11,9 @@ use super::{OFFSET_MASK, corrupt};
 /// Released clusters that ask for a commit, so that they can be used again: by number, and in bytes.
 const RELEASED_MAX: usize = 1 << 16;
 const RELEASED_BYTES: u64 = 256 << 20;
+/// Counts that are looked at for one that is free, before the end of the file and again behind it. An
+/// image may claim that an exabyte is in use.
+const SEARCH_MAX: u64 = 1 << 24;
 
 /// Reference counts, in blocks of one cluster, and the table that says where the blocks are.
 pub(super) struct Refcounts {
@@ -132,9 +135,18 @@ impl Refcounts {
 
     /// Takes a free cluster. Also says whether it has never been used: then it is all zeroes.
     pub(super) fn allocate(&mut self, file: &HostFile) -> io::Result<(u64, bool)> {
+        let mut searched = 0;
         loop {
             let Some(cluster) = self.find_free(file, self.hint)? else {
                 self.hint = self.hint - self.hint % self.per_block() + self.per_block();
+                searched += self.per_block();
+                if searched > SEARCH_MAX {
+                    if self.hint >= self.end {
+                        return Err(io::ErrorKind::StorageFull.into());
+                    }
+                    self.hint = self.end;
+                    searched = 0;
+                }
                 continue;
             };
             if cluster >= MAX_FILE >> self.cluster_bits {
@@ -261,7 +273,10 @@ impl Refcounts {
 
     fn table_bytes(&self, range: Range<usize>) -> Vec<u8> {
         let entries = self.table.get(range).unwrap_or_default();
-        entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
+        entries
+            .iter()
+            .flat_map(|entry| entry.to_be_bytes())
+            .collect()
     }
 
     /// Counts released clusters down: nothing in the file refers to them any more. Returns those that
