@@ -315,3 +315,7 @@ impl VirtioDevice for Block {
 #[cfg(test)]
 #[path = "block_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "block_bench.rs"]
+mod bench;

@@ -24,6 +24,8 @@ use crate::virtio::queue::{self, Queue};
 
 /// Bytes after which other workers of the loop have their turn.
 const BYTES_PER_TURN: u64 = 16 << 20;
+/// What a discard counts as: the host has to free extents, however long the range is.
+const DISCARD_COST: u64 = 1 << 20;
 
 // Which descriptor an event is for; below these, the kick of the queue with that number.
 const COMPLETION: u32 = 0x100;
@@ -202,8 +204,8 @@ impl Worker {
                 self.limiter.watch(TIMER, ops);
                 return Ok(());
             }
+            left = left.saturating_sub(cost(&request));
             self.start(index, &chain, request)?;
-            left = left.saturating_sub(bytes);
             if left == 0 {
                 break;
             }
@@ -338,7 +340,7 @@ impl Worker {
     fn note_completions(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
         for (id, result) in completions.drain(..) {
-            self.ended(id, result);
+            self.ended(id, &result);
         }
         self.completions = completions;
         if self.unsynced.is_empty() || !self.syncing.is_empty() {
@@ -358,12 +360,12 @@ impl Worker {
     }
 
     /// The disk has done a request, or failed.
-    fn ended(&mut self, id: u32, result: io::Result<()>) {
+    fn ended(&mut self, id: u32, result: &io::Result<()>) {
         let Some(request) = self.requests.get(id as usize).and_then(Option::as_ref) else {
             return;
         };
         let doing = request.doing;
-        if let Err(error) = &result {
+        if let Err(error) = result {
             self.shared.log_once(doing.name(), error);
         }
         let is_ok = result.is_ok();
@@ -473,6 +475,16 @@ impl Worker {
         if let Some(event) = self.disk.event() {
             watch(event, COMPLETION, ops);
         }
+    }
+}
+
+/// What a request may take of a turn, in bytes.
+fn cost(request: &Request) -> u64 {
+    match &request.command {
+        Ok(Command::Read { .. } | Command::Write { .. }) => request.data.len().into(),
+        Ok(Command::WriteZeroes(ranges)) => ranges.iter().map(|range| range.len).sum(),
+        Ok(Command::Discard(_)) => DISCARD_COST,
+        _ => 0,
     }
 }
 
