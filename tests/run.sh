@@ -16,9 +16,14 @@ say() { echo "tests/run.sh: $*"; }
 
 # --- What is needed -----------------------------------------------------------------------------
 missing=()
+PATH=$PATH:/usr/sbin:/sbin
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need cc build-essential
 need git git
+need mke2fs e2fsprogs
+need mksquashfs squashfs-tools
+need mkfs.erofs erofs-utils
+need ip iproute2
 [ -x /bin/busybox ] && /bin/busybox --list | grep -qx insmod || missing+=(busybox-static)
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing ${missing[*]}"
@@ -40,11 +45,14 @@ say "build"
 cargo build --quiet --release
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 mote=$target/x86_64-unknown-linux-gnu/release/mote
+probe=$target/x86_64-unknown-linux-gnu/release/guest-probe
 cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
+# Groups of cases whose guests are Linux.
+linux_groups=(boot:: end:: console:: console_virtio:: block:: net:: vsock:: balloon:: entropy:: pci::)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1
@@ -54,12 +62,15 @@ suite() {
 
 # Runs the Linux cases in an emulated host: every N-th of them, from the I-th on.
 in_emulated_host() {
-    local tuned packaged
+    local tuned packaged tool tools=()
+    for tool in mke2fs mksquashfs mkfs.erofs ip; do tools+=(--file "$(realpath "$(command -v $tool)"):/usr/sbin/$tool"); done
     tuned=$(readlink -f "$kernels/tuned")
     packaged=$(readlink -f "$kernels/packaged")
     tests/emulated-host/run --memory 12G --timeout 2400 \
-        --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" \
+        --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" --env TEST_LINUX=1 \
+        --env GUEST_PROBE=/usr/bin/guest-probe \
         --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
+        --file "$probe:/usr/bin/guest-probe" "${tools[@]}" \
         --file "$tuned:/root/.cache/mote/kernel/tuned" \
         --file "$packaged:/root/.cache/mote/kernel/packaged" \
         -- cases --test-threads 1 ${filter:+"$filter"} --skip bad_input::
@@ -71,11 +82,11 @@ if [ -z "$filter" ]; then
 fi
 if "$mote" doctor >"$log/doctor"; then
     say "end-to-end tests"
-    suite cases env "MOTE=$mote" "$cases" ${filter:+"$filter"}
+    suite cases env "MOTE=$mote" "GUEST_PROBE=$probe" "$cases" ${filter:+"$filter"}
 else
     say "this host cannot boot Linux guests: $(grep -m1 ^fatal "$log/doctor" || tail -n 1 "$log/doctor")"
     say "end-to-end tests without Linux, here"
-    suite here env "MOTE=$mote" "$cases" ${filter:+"$filter"} --skip boot:: --skip end:: --skip console::
+    suite here env "MOTE=$mote" "$cases" ${filter:+"$filter"} "${linux_groups[@]/#/--skip=}"
     say "end-to-end tests, in $jobs emulated host(s)"
     for job in $(seq "$jobs"); do
         suite "emulated-$job" in_emulated_host "$job" "$jobs" &

@@ -1,6 +1,6 @@
 //! Keys that are for mote, not for the guest: Ctrl-A and one more.
 
-use devices::legacy::serial_worker::InputFilter;
+use devices::console_io::InputFilter;
 use vmm::{PowerButton, StopRequest, Stopper};
 
 use crate::message::say;

@@ -1,16 +1,19 @@
 //! The `mote` binary: subcommands, the error chain, exit codes.
 //!
 //! Reading order: `main`, `args` (flags), `run` (a guest in the foreground), `guest` (which kernel,
-//! initrd and command line), `config_file`, `console` with `terminal` and `keys`, `signals`,
-//! `status` (exit codes), `doctor`.
+//! initrd and command line), `devices` with `options`, `config_file`, `console` with `terminal` and
+//! `keys`, `signals`, `logger`, `status` (exit codes), `doctor`.
 
 mod args;
 mod config_file;
 mod console;
+mod devices;
 mod doctor;
 mod guest;
 mod keys;
+mod logger;
 mod message;
+mod options;
 mod quantity;
 mod run;
 mod signals;

@@ -15,16 +15,16 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::args::{Boot, ConsoleKind, RunArgs};
 use crate::config_file::{self, ConfigFile};
 use crate::console;
+use crate::devices;
 use crate::guest::{self, Guest};
 use crate::keys::Targets;
+use crate::logger;
 use crate::message::say;
-use crate::signals::SignalWatch;
+use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
 
 const DEFAULT_CPUS: u32 = 1;
 const DEFAULT_MEMORY: u64 = 128 << 20;
-/// Slots that are there for devices, empty or not.
-const VIRTIO_SLOTS: u32 = 4;
 /// What every Linux prints when it gives up.
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 
@@ -55,6 +55,9 @@ pub(crate) enum Error {
         #[source]
         source: BuildError,
     },
+    /// A flag about a device.
+    #[error("{0}")]
+    Device(String),
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -82,8 +85,17 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         Some(path) => config_file::read(path)?,
         None => ConfigFile::default(),
     };
+    logger::start(args.verbose);
     let config = configure(args, &file)?;
     let guest = guest::choose(args, &file)?;
+    let device_error = |error: config::Error| Error::Device(error.to_string());
+    let mut config = config
+        .with_pci(args.pci)
+        .and_then(|config| config.with_console(console_of(guest.console)))
+        .map_err(device_error)?;
+    for device in devices::devices(args).map_err(Error::Device)? {
+        config = config.with_device(device).map_err(device_error)?;
+    }
     if args.verbose > 0 {
         describe(&config, &guest);
     }
@@ -105,8 +117,8 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     };
 
     let targets = Targets::default();
-    let (console, terminal) = match args.console {
-        ConsoleKind::Serial => {
+    let (console, terminal) = match guest.console {
+        ConsoleKind::Serial | ConsoleKind::Virtio => {
             let (console, terminal) =
                 console::open(targets.clone()).map_err(host("the console"))?;
             (Some(console), terminal)
@@ -118,6 +130,10 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     let _ = targets.set((vm.stopper(), vm.power_button()));
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
+    if let (Some(console), Some(_)) = (&vm.controls().console, &terminal) {
+        let window = WindowWatch::new(console.clone()).map_err(host("signal handlers"))?;
+        vm.add_subscriber(Box::new(window));
+    }
     if let Some(timeout) = args.timeout {
         let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
         vm.add_subscriber(Box::new(timeout));
@@ -128,6 +144,13 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))
+}
+
+fn console_of(kind: ConsoleKind) -> config::ConsoleKind {
+    match kind {
+        ConsoleKind::Virtio => config::ConsoleKind::Virtio,
+        ConsoleKind::Serial | ConsoleKind::Off => config::ConsoleKind::Serial,
+    }
 }
 
 /// Says which file an error is about.
@@ -156,11 +179,7 @@ fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
             .map(|mib| mib.min(u64::MAX >> 20) << 20))
         .unwrap_or(DEFAULT_MEMORY);
     Config::new(cpus, memory)
-        .and_then(|config| {
-            config
-                .with_boot_timer(args.boot_timer)
-                .with_virtio_slots(VIRTIO_SLOTS)
-        })
+        .map(|config| config.with_boot_timer(args.boot_timer))
         .map_err(|source| {
             let setting = match (&source, args.cpus, args.memory) {
                 (config::Error::Cpus { cpus }, None, _) => format!("vcpu_count {cpus}"),

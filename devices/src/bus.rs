@@ -1,14 +1,19 @@
 //! From an address to the device that answers there: one [`Bus`] for ports, one for MMIO.
 //!
 //! # Locks
-//! A bus is built once and then shared without a lock. For an access it takes the lock of the one
-//! device it leads to, and holds no other. In there the device may take, in this order,
-//! 1. its own lock (held),
-//! 2. the IOAPIC's, through [`InterruptLine::set`](crate::interrupt::InterruptLine::set),
-//! 3. what the [`MsiSink`](crate::interrupt::MsiSink) or the
-//!    [`EventSink`](crate::event::EventSink) takes.
+//! Devices come and go while the guest runs. For an access the bus takes the lock of its list for as
+//! long as it takes to find the device, lets go of it, and then takes the lock of that device. In there
+//! the device may take, in this order,
+//! 1. its own lock (held); on a PCI bus, that of the function that the access leads on to,
+//! 2. a bus's list, to move itself or another device ([`Bus::insert`], [`Bus::remove`]),
+//! 3. the IOAPIC's, through [`InterruptLine::set`](crate::interrupt::InterruptLine::set),
+//! 4. what the [`MsiSink`](crate::interrupt::MsiSink), the
+//!    [`MsiVectors`](crate::pci::msix::MsiVectors) or the [`EventSink`](crate::event::EventSink)
+//!    takes.
 //!
-//! Nothing goes the other way: the IOAPIC never calls a device, and a sink calls neither.
+//! Nothing goes the other way: nobody waits for a device with a list's lock held, the IOAPIC never
+//! calls a device, and a sink calls neither. A device that was removed may still get accesses that had
+//! been found before: it is dropped after the last of them.
 //!
 //! # Unmapped addresses
 //! As on a PC, a read that no device answers gives all ones and a write vanishes. Both are counted
@@ -17,7 +22,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use thiserror::Error;
 
@@ -94,8 +99,8 @@ struct Range {
 /// Devices by address.
 #[derive(Default)]
 pub struct Bus {
-    // Fixed configuration, once the machine is built: sorted by address, not overlapping.
-    ranges: Vec<Range>,
+    // Runtime glue: sorted by address, not overlapping.
+    ranges: RwLock<Vec<Range>>,
 
     // Volatile state.
     unmapped_reads: AtomicU64,
@@ -110,7 +115,7 @@ impl Bus {
 
     /// Lets `device` answer the `len` addresses from `base` on.
     pub fn insert(
-        &mut self,
+        &self,
         base: u64,
         len: u64,
         device: Arc<Mutex<dyn BusDevice>>,
@@ -119,23 +124,34 @@ impl Bus {
         let last = base
             .checked_add(past_first)
             .ok_or(Error::WrapAround { base, len })?;
-        let index = self.ranges.partition_point(|range| range.last < base);
-        match self.ranges.get(index) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let index = ranges.partition_point(|range| range.last < base);
+        match ranges.get(index) {
             Some(other) if other.base <= last => {
                 let other = other.base;
                 Err(Error::Overlap { base, len, other })
             }
             _ => {
-                self.ranges.insert(index, Range { base, last, device });
+                ranges.insert(index, Range { base, last, device });
                 Ok(())
             }
         }
     }
 
+    /// Takes away the device whose range starts at `base`. Accesses that had found it may still be on
+    /// their way to it.
+    pub fn remove(&self, base: u64) -> Option<Arc<Mutex<dyn BusDevice>>> {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let index = ranges
+            .binary_search_by_key(&base, |range| range.base)
+            .ok()?;
+        Some(ranges.remove(index).device)
+    }
+
     /// Reads `data.len()` bytes at `addr`.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> Access {
         if let Some((device, offset)) = self.find(addr, data.len()) {
-            lock(device).read(offset, data);
+            lock(&device).read(offset, data);
             return Access::Handled;
         }
         data.fill(0xff);
@@ -146,7 +162,7 @@ impl Bus {
     /// Writes `data` at `addr`.
     pub fn write(&self, addr: u64, data: &[u8]) -> Access {
         if let Some((device, offset)) = self.find(addr, data.len()) {
-            lock(device).write(offset, data);
+            lock(&device).write(offset, data);
             return Access::Handled;
         }
         self.unmapped_writes.fetch_add(1, Ordering::Relaxed);
@@ -162,19 +178,21 @@ impl Bus {
     }
 
     /// The device that answers all of `addr .. addr + len`, and the offset of `addr` in its range.
-    fn find(&self, addr: u64, len: usize) -> Option<(&Mutex<dyn BusDevice>, u64)> {
-        let index = self.ranges.partition_point(|range| range.last < addr);
-        let range = self.ranges.get(index)?;
+    fn find(&self, addr: u64, len: usize) -> Option<(Arc<Mutex<dyn BusDevice>>, u64)> {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let index = ranges.partition_point(|range| range.last < addr);
+        let range = ranges.get(index)?;
         let offset = addr.checked_sub(range.base)?;
         let room = range.last - addr;
         let past_first = u64::try_from(len).ok()?.saturating_sub(1);
-        (past_first <= room).then_some((&*range.device, offset))
+        (past_first <= room).then(|| (Arc::clone(&range.device), offset))
     }
 }
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranges = self.ranges.iter().map(|range| range.base..=range.last);
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let ranges = ranges.iter().map(|range| range.base..=range.last);
         f.debug_list().entries(ranges).finish()
     }
 }

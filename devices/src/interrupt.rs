@@ -26,9 +26,10 @@ pub trait MsiSink: Send + Sync {
     /// Delivers `message` once.
     fn signal(&self, message: MsiMessage);
 
-    /// Says whose end of interrupt the IOAPIC has to be told of (`IoApic::eoi`): from now on that of
-    /// `message` for `pin`, or of none. Only level-triggered inputs need it, and an edge-triggered
-    /// one never causes a call, as this is slow (KVM waits for an RCU grace period).
+    /// Says what `pin` means from now on: `message`, or nothing. For a level-triggered input, so that
+    /// its end of interrupt is reported (`IoApic::eoi`); for one that an eventfd asserts, so that the
+    /// eventfd sends it. Any other never causes a call, as this is slow (KVM waits for an RCU grace
+    /// period).
     fn route(&self, pin: u32, message: Option<MsiMessage>);
 }
 

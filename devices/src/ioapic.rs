@@ -15,8 +15,8 @@ use crate::bus::{BusDevice, put_register};
 use crate::interrupt::{InterruptLine, MsiMessage, MsiSink};
 use crate::lock;
 
-/// The most inputs that one can have.
-pub const MAX_PINS: u32 = 24;
+/// The most inputs that one can have here: a PC's has 24, a guest takes what the version register says.
+pub const MAX_PINS: u32 = 64;
 const VERSION: u32 = 0x20;
 
 // Register windows, as offsets.
@@ -107,6 +107,11 @@ impl Redirection {
         }
     }
 
+    /// The message of an input that knows no level.
+    fn edge_message(self) -> MsiMessage {
+        Self(self.0 & !RTE_LEVEL).message()
+    }
+
     fn message(self) -> MsiMessage {
         let mut address = MSI_ADDRESS | self.0 >> RTE_DESTINATION_SHIFT << MSI_DESTINATION_SHIFT;
         if self.0 & RTE_LOGICAL != 0 {
@@ -134,12 +139,14 @@ pub struct IoApic {
     id: u32,
     selected: u8,
     redirections: Vec<Redirection>,
+    /// Inputs that an eventfd asserts, without a call to this controller, one bit each.
+    by_eventfd: u64,
     /// Asserted inputs, one bit each.
-    lines: u32,
+    lines: u64,
     /// Inputs with a rising edge that no message was sent for. One that comes while its input is
     /// masked is sent when it is unmasked if the line is still asserted then: the datasheet has it
     /// ignored, which loses the interrupt of a device that was quicker than its driver.
-    edges: u32,
+    edges: u64,
     /// What the sink was last told to route.
     routed: Vec<Option<MsiMessage>>,
 }
@@ -157,10 +164,17 @@ impl IoApic {
             id: 0,
             selected: 0,
             redirections: vec![Redirection::RESET; pins as usize],
+            by_eventfd: 0,
             lines: 0,
             edges: 0,
             routed: vec![None; pins as usize],
         }
+    }
+
+    /// Input `pin` is asserted by an eventfd that the sink listens to: it is an edge, whatever the guest
+    /// has programmed, and the sink is told of its message while it is not masked.
+    pub fn assert_by_eventfd(&mut self, pin: u32) {
+        self.by_eventfd |= 1 << pin;
     }
 
     /// A local APIC has ended an interrupt with this vector, which may be a level-triggered input's.
@@ -215,7 +229,9 @@ impl IoApic {
     /// needs that one's.
     fn update_route(&mut self, pin: usize) {
         let entry = self.redirections[pin];
+        let by_eventfd = self.by_eventfd & 1 << pin != 0;
         let route = match (entry.is_level(), entry.is_masked()) {
+            (_, false) if by_eventfd => Some(entry.edge_message()),
             (true, false) => Some(entry.message()),
             (true, true) if entry.remote_irr() => return,
             _ => None,

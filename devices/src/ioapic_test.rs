@@ -1,6 +1,8 @@
 use super::*;
 use crate::interrupt::test_support::{Call, MsiRecorder};
 
+/// As many inputs as a PC has.
+const PINS: u32 = 24;
 const EDGE: u64 = 0x31;
 const LEVEL: u64 = RTE_LEVEL | 0x40;
 const EDGE_MESSAGE: MsiMessage = MsiMessage {
@@ -22,7 +24,7 @@ struct Fixture {
 impl Fixture {
     fn new(pin: u8) -> Self {
         let sink = MsiRecorder::new();
-        let ioapic = Arc::new(Mutex::new(IoApic::new(sink.clone(), MAX_PINS)));
+        let ioapic = Arc::new(Mutex::new(IoApic::new(sink.clone(), PINS)));
         let line = Pin::new(ioapic.clone(), pin.into());
         Self {
             sink,
@@ -259,5 +261,37 @@ fn other_sizes_read_and_write_nothing_they_should_not() {
 #[test]
 #[should_panic(expected = "no input 24")]
 fn a_wire_to_no_input_is_our_mistake() {
-    let _ = Pin::new(Fixture::new(0).ioapic, MAX_PINS);
+    let _ = Pin::new(Fixture::new(0).ioapic, PINS);
+}
+
+#[test]
+fn an_input_that_an_eventfd_asserts_has_its_message_as_long_as_it_is_not_masked() {
+    let ioapic = Fixture::new(20);
+    lock(&ioapic.ioapic).assert_by_eventfd(20);
+    ioapic.program(EDGE);
+    ioapic.expect(&[route(20, EDGE_MESSAGE)]);
+    // Moved to another CPU.
+    ioapic.program(EDGE | 2 << RTE_DESTINATION_SHIFT);
+    let moved = MsiMessage {
+        address: 0xfee0_2000,
+        ..EDGE_MESSAGE
+    };
+    // The high half is written first: the entry is not masked in between.
+    ioapic.expect(&[route(20, moved)]);
+    ioapic.program(RTE_MASKED | EDGE);
+    ioapic.expect(&[route(20, EDGE_MESSAGE), Call::Route(20, None)]);
+}
+
+#[test]
+fn a_level_that_an_eventfd_asserts_is_an_edge() {
+    let ioapic = Fixture::new(20);
+    lock(&ioapic.ioapic).assert_by_eventfd(20);
+    ioapic.program(LEVEL);
+    let edge = MsiMessage {
+        data: 0x4040,
+        ..LEVEL_MESSAGE
+    };
+    ioapic.expect(&[route(20, edge)]);
+    ioapic.eoi(0x40);
+    ioapic.expect(&[]);
 }

@@ -3,17 +3,20 @@
 //! Reading order: `event` and `interrupt` (the two ways out of a device: to the monitor and to the
 //! guest), `bus` (from an address to a device, and the order of locks), `ioapic` (from a line to an
 //! MSI), then `legacy`: `boot_timer` is the smallest device and shows the shape, `serial` is the
-//! largest and `serial_worker` is its other half on the I/O thread.
+//! largest and `serial_worker` is its other half on the I/O thread; `console_io` is the host's end of
+//! any console. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand.
 //!
 //! Knows nothing of KVM, HTTP or the command line. Nothing here trusts the guest: a device takes any
 //! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
 
 pub mod backend;
 pub mod bus;
+pub mod console_io;
 pub mod event;
 pub mod interrupt;
 pub mod ioapic;
 pub mod legacy;
+pub mod pci;
 pub mod rate_limiter;
 pub mod virtio;
 

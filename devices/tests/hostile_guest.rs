@@ -16,7 +16,6 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::{OUTPUT_MAX, Serial};
-use devices::legacy::virtio_slots::VirtioSlots;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const ACCESSES: u32 = 1_000_000;
@@ -104,9 +103,8 @@ impl Machine {
             (3, Arc::new(Mutex::new(AcpiPm::new(sink.clone())))),
             (1, Arc::new(Mutex::new(PvPanic::new(sink.clone())))),
             (1, Arc::new(Mutex::new(BootTimer::new(sink.clone())))),
-            (0x3000, Arc::new(Mutex::new(VirtioSlots))),
         ];
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         for ((len, device), base) in devices.iter().zip((0..).step_by(0x4000)) {
             bus.insert(base, *len, device.clone()).unwrap();
         }

@@ -23,8 +23,15 @@ pub use crate::elf::Error as ElfError;
 const AREA: &str = "initramfs";
 /// What the first process does.
 const INIT: &str = include_str!("initramfs/init.sh");
+/// What busybox's DHCP client calls to set up an interface.
+const DHCP: &str = include_str!("initramfs/dhcp.sh");
+/// Where Debian's busybox looks for it, and where it was meant to be.
+const DHCP_PATHS: [&str; 2] = [
+    "etc/udhcpc/default.script",
+    "usr/share/udhcpc/default.script",
+];
 /// Counts changes of how the archive is laid out.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Modules are read from here, in the order of their names.
 const MODULES: &str = "lib/modules/mote";
 /// Far more than a guest needs; the archive is put together in memory.
@@ -103,7 +110,7 @@ pub fn default_initramfs(
         })?;
     let mut settled = busybox_identity.is_settled();
     let mut key = Sha256::new();
-    key.update(format!("{LAYOUT}\n{INIT}\n{busybox_identity}\n"));
+    key.update(format!("{LAYOUT}\n{INIT}\n{DHCP}\n{busybox_identity}\n"));
     for path in &modules {
         let identity = fs::metadata(path)
             .map(|metadata| Identity::of(&metadata))
@@ -180,6 +187,7 @@ fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>, Error> {
             "bin",
             "dev",
             "etc",
+            "etc/udhcpc",
             "lib",
             "lib/modules",
             MODULES,
@@ -189,6 +197,8 @@ fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>, Error> {
             "sys",
             "tmp",
             "usr",
+            "usr/share",
+            "usr/share/udhcpc",
         ] {
             archive.directory(directory)?;
         }
@@ -198,6 +208,9 @@ fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>, Error> {
         archive.symlink("usr/bin", "../bin")?;
         archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
         archive.file("etc/group", 0o644, b"root:x:0:\n")?;
+        for path in DHCP_PATHS {
+            archive.file(path, 0o755, DHCP.as_bytes())?;
+        }
         archive.file("init", 0o755, INIT.as_bytes())
     })?;
     let program = fs::read(busybox).map_err(read_error(busybox))?;

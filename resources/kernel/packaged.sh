@@ -4,17 +4,19 @@
 #   resources/kernel/packaged.sh          fetch (or find) it; prints the path of vmlinuz
 #   resources/kernel/packaged.sh --path   print where it is or would be, fetch nothing
 #
-# Result: $XDG_CACHE_HOME/mote/kernel/packaged-VERSION/{vmlinuz,config,modules/NN-NAME.ko}, and
+# Result: $XDG_CACHE_HOME/mote/kernel/packaged-VERSION-HASH/{vmlinuz,config,modules/NN-NAME.ko}, and
 # the link $XDG_CACHE_HOME/mote/kernel/packaged. The modules are what a mote guest needs and the
-# kernel has not built in; loading them in the order of their names works.
+# kernel has not built in; loading them in the order of their names works. HASH is that of the list.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mote/kernel
 . "$here/debian-kernel.sh"
 
-modules="virtio_mmio virtio_blk virtio_net vsock vmw_vsock_virtio_transport virtio_console
-    virtio-rng virtio_balloon overlay ext4"
+# Buses and devices first, then what file systems need. One that is built in is named all the same: it
+# may not be in another version.
+modules="virtio_mmio virtio_pci virtio_console virtio_blk virtio_net vsock vmw_vsock_virtio_transport
+    virtio-rng virtio_balloon ext4 squashfs erofs overlay loop"
 
 path_only=no
 for argument in "$@"; do
@@ -25,7 +27,8 @@ for argument in "$@"; do
 done
 
 debian_kernel_resolve
-name=packaged-$debian_kernel_version
+# shellcheck disable=SC2086
+name=packaged-$debian_kernel_version-$(echo $modules | sha256sum | cut -c1-8)
 out=$cache/$name
 if [ "$path_only" = yes ]; then echo "$out/vmlinuz"; exit 0; fi
 

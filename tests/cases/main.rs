@@ -1,13 +1,21 @@
 //! All end-to-end cases in one binary; `tests/run.sh` runs it where its guests can run.
 //!
-//! A case whose needs the host does not meet is listed as ignored, with the reason in its kind.
+//! A case whose needs the host does not meet is listed as ignored, with the reason in its kind. Where
+//! `TEST_LINUX` is set, a host that cannot boot Linux guests is a failure.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod balloon;
+mod block;
 mod boot;
 mod console;
+mod console_virtio;
 mod end;
+mod entropy;
+mod net;
+mod pci;
 mod tiny;
+mod vsock;
 
 use std::sync::{PoisonError, RwLock};
 
@@ -22,11 +30,24 @@ type Case = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
+    tests::network::allow_many_files();
     let no_kvm = tests::tiny::kvm()
         .is_none()
         .then(|| "no /dev/kvm".to_owned());
     let no_linux = can_boot_linux().err();
+    if let Some(why) = no_linux
+        .as_ref()
+        .filter(|_| std::env::var_os("TEST_LINUX").is_some())
+    {
+        panic!("Linux guests have to boot here, and cannot: {why}");
+    }
     let no_kvm_to_replace = no_kvm.clone().or_else(|| tests::sandbox::can_mount().err());
+    let or = |first: &Option<String>, second: fn() -> Result<(), String>| {
+        first.clone().or_else(|| second().err())
+    };
+    let no_mounts = or(&no_linux, tests::sandbox::can_mount);
+    let no_networks = or(&no_linux, tests::network::can_make_networks);
+    let no_vhost = or(&no_networks, net::can_use_vhost);
     let mut trials = Vec::new();
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
@@ -37,6 +58,16 @@ fn main() {
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
         ("console", console::CASES, &no_linux),
+        ("console_virtio", console_virtio::CASES, &no_linux),
+        ("block", block::CASES, &no_linux),
+        ("block", block::HOST_CASES, &no_mounts),
+        ("net", net::CASES, &no_networks),
+        ("net", net::VHOST_CASES, &no_vhost),
+        ("vsock", vsock::CASES, &no_linux),
+        ("balloon", balloon::CASES, &no_linux),
+        ("entropy", entropy::CASES, &no_linux),
+        ("pci", pci::CASES, &no_linux),
+        ("pci", pci::NETWORK_CASES, &no_networks),
     ] {
         for &(name, case) in cases {
             trials.push(trial(group, name, case, skipped.as_deref()));

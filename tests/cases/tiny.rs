@@ -170,7 +170,7 @@ fn ioapic_registers() {
         a.out(dx, al)?;
         reset(a)
     });
-    let last = layout::ioapic_pins(tests::tiny::VIRTIO_SLOTS) - 1;
+    let last = layout::ioapic_pins(tests::tiny::VIRTIO_DEVICES) - 1;
     assert_eq!(ended.output, [0x20, last as u8], "version and last input");
 }
 

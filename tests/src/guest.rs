@@ -1,11 +1,13 @@
 //! Linux guests: which kernels there are, initial RAM disks made for a case, commands run inside.
 
-use std::fs;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use cpio::newc::{self, ModeFileType};
 use image::cache::Cache;
+use vmm_sys_util::tempdir::TempDir;
 
 use crate::monitor::{Ended, mote};
 
@@ -56,11 +58,14 @@ fn is_kernel_message(line: &str) -> bool {
 
 /// An initial RAM disk of busybox and this script as its first process.
 pub fn initrd(directory: &Path, init: &str) -> PathBuf {
+    initrd_with(directory, init, &[])
+}
+
+/// The same with more programs: names and what they are copied from.
+pub fn initrd_with(directory: &Path, init: &str, programs: &[(&str, &Path)]) -> PathBuf {
     let path = directory.join("initrd.cpio");
-    let busybox = fs::read("/bin/busybox").unwrap();
-    let script = format!("#!/bin/busybox sh\n{init}\n");
     let mut archive = Vec::new();
-    for directory in ["bin", "dev", "proc", "sys"] {
+    for directory in ["bin", "dev", "proc", "sys", "tmp", "mnt"] {
         add(
             &mut archive,
             entry(directory, 0o755, ModeFileType::Directory),
@@ -69,11 +74,16 @@ pub fn initrd(directory: &Path, init: &str) -> PathBuf {
     }
     let console = entry("dev/console", 0o600, ModeFileType::Char);
     add(&mut archive, console.rdev_major(5).rdev_minor(1), &[]);
-    add(
-        &mut archive,
-        entry("bin/busybox", 0o755, ModeFileType::Regular),
-        &busybox,
-    );
+    let busybox = ("bin/busybox", Path::new("/bin/busybox"));
+    for (name, source) in [busybox].iter().chain(programs) {
+        let program = fs::read(source).unwrap();
+        add(
+            &mut archive,
+            entry(name, 0o755, ModeFileType::Regular),
+            &program,
+        );
+    }
+    let script = format!("#!/bin/busybox sh\n{init}\n");
     add(
         &mut archive,
         entry("init", 0o755, ModeFileType::Regular),
@@ -81,6 +91,74 @@ pub fn initrd(directory: &Path, init: &str) -> PathBuf {
     );
     fs::write(&path, newc::trailer(archive).unwrap()).unwrap();
     path
+}
+
+/// The program that exercises devices from inside: `$GUEST_PROBE`, else the one that cargo built
+/// beside this test.
+pub fn probe() -> PathBuf {
+    if let Some(path) = env::var_os("GUEST_PROBE") {
+        return path.into();
+    }
+    let test = env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join("guest-probe");
+    assert!(
+        path.exists(),
+        "there is no {path:?}: run `cargo build` first, or set GUEST_PROBE"
+    );
+    path
+}
+
+/// What runs before and after the script of a [`probing`] guest. A function of this name makes it
+/// short to say that something must work.
+const PROLOGUE: &str = r#"
+    export PATH=/bin HOME=/
+    busybox --install -s /bin
+    mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
+    mount -t tmpfs tmp /tmp
+    ip link set lo up 2>/dev/null
+    ulimit -n 8192
+    cd /tmp
+    failures=0
+    must() { "$@" || { echo "FAILED ($?): $*"; failures=$((failures + 1)); }; }
+    must_not() { "$@" && { echo "SUCCEEDED: $*"; failures=$((failures + 1)); }; }
+"#;
+const EPILOGUE: &str = r#"
+    wait
+    echo "FAILURES $failures"
+    stty onlcr
+    [ -d /sys/firmware/acpi ] && poweroff -f
+    reboot -f
+"#;
+
+/// An initial RAM disk of busybox, the probe, and this script. In it `must COMMAND` and `must_not
+/// COMMAND` count what goes wrong: see [`expect_success`].
+pub fn probing(directory: &Path, script: &str) -> PathBuf {
+    let init = format!("{PROLOGUE}\n{script}\n{EPILOGUE}");
+    initrd_with(directory, &init, &[("bin/guest-probe", &probe())])
+}
+
+/// Runs a [`probing`] guest with these options; fails unless all of the script did well. Returns what
+/// it printed.
+#[track_caller]
+pub fn run_probing<S: AsRef<OsStr>>(options: &[S], script: &str) -> String {
+    let directory = TempDir::new().unwrap();
+    let initrd = probing(directory.as_path(), script);
+    let arguments = [
+        OsStr::new("run"),
+        OsStr::new("--initrd"),
+        initrd.as_os_str(),
+    ];
+    let options = options.iter().map(AsRef::as_ref);
+    expect_success(&mote(arguments.into_iter().chain(options)))
+}
+
+/// Fails unless a [`probing`] guest ended, and nothing in it went wrong.
+#[track_caller]
+pub fn expect_success(ended: &Ended) -> String {
+    assert_eq!(ended.status, 0, "{ended:#?}");
+    let output = output(ended);
+    assert!(output.contains("FAILURES 0\n"), "{ended:#?}");
+    output
 }
 
 /// An initial RAM disk of this one program.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use arch::layout;
 use arch::regs::CpuMode;
-use devices::legacy::serial_worker::{Input, InputFilter, Output};
+use devices::console_io::{Input, InputFilter, Output};
 use iced_x86::IcedError;
 pub use iced_x86::code_asm;
 use iced_x86::code_asm::{CodeAssembler, al, dx};
-use vmm::config::{Config, Payload};
+use vmm::config::{Config, Device, DeviceKind, Payload};
 use vmm::{BootMark, Console, StopReason, StopRequest, Vm};
 
 use crate::DEADLINE;
@@ -19,8 +19,8 @@ use crate::DEADLINE;
 /// Where the code is put: below 64 KiB, so that it can be entered in each mode, and off all tables.
 pub const CODE: u64 = 0x1_0000 - 0x8000;
 
-/// How many virtio-mmio slots the machine has.
-pub const VIRTIO_SLOTS: u32 = 4;
+/// How many virtio devices the machine has.
+pub const VIRTIO_DEVICES: u32 = 4;
 
 /// Assembles code that will be at [`CODE`].
 pub fn assemble(
@@ -63,17 +63,21 @@ pub fn reset(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(end)
 }
 
-/// A machine with one vCPU, 16 MiB, four virtio-mmio slots and a boot timer.
+/// A machine with one vCPU, 16 MiB, four entropy devices and a boot timer.
 pub fn config() -> Config {
     config_of(1, 16 << 20)
 }
 
 /// The same with so many vCPUs and so much memory.
 pub fn config_of(cpus: u32, memory: u64) -> Config {
-    Config::new(cpus, memory)
-        .and_then(|config| config.with_virtio_slots(VIRTIO_SLOTS))
-        .unwrap()
-        .with_boot_timer(true)
+    let entropy = Device {
+        kind: DeviceKind::Entropy,
+        iothread: false,
+    };
+    let config = Config::new(cpus, memory).unwrap().with_boot_timer(true);
+    (0..VIRTIO_DEVICES).fold(config, |config, _| {
+        config.with_device(entropy.clone()).unwrap()
+    })
 }
 
 /// A machine whose serial port leads to this process.
@@ -105,6 +109,7 @@ impl Machine {
             input: Some(Input::new(input_reader.into())),
             output: Output::new(output.into()).unwrap(),
             filter: Box::new(Transparent),
+            size: (0, 0),
         };
         let payload = Payload::Code {
             bytes: code,

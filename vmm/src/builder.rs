@@ -1,15 +1,20 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
+mod virtio;
+
 use std::fs::File;
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
 use arch::regs::{CpuMode, Entry};
 use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
+use devices::backend::{tap, vhost_net};
 use devices::bus::{self, Bus};
+use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
 use devices::interrupt::MsiSink;
 use devices::ioapic::{IoApic, Pin};
@@ -21,21 +26,25 @@ use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
-use devices::legacy::serial_worker::{Input, InputFilter, Output, SerialWorker};
-use devices::legacy::virtio_slots::VirtioSlots;
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use devices::legacy::serial_worker::SerialWorker;
+use devices::virtio::worker::EventLoop;
+use devices::virtio::{VirtioDevice, console, net, vsock};
+use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::config::{Config, Payload};
+use crate::config::{Config, ConsoleKind, Payload};
+use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
-use crate::interrupts::MsiInjector;
+use crate::interrupts::Interrupts;
+use crate::pci::{self, Pci};
 use crate::vcpu::{Buses, Vcpu};
 use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
+use virtio::Made;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -68,6 +77,24 @@ pub enum Error {
     /// Two devices at one address: a mistake in the layout.
     #[error("Cannot put a device on the bus")]
     Bus(#[from] bus::Error),
+    /// A device on the PCI bus.
+    #[error("Cannot put a device on the PCI bus")]
+    Pci(#[from] pci::Error),
+    /// A network card.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
+    /// vhost-net.
+    #[error(transparent)]
+    Vhost(#[from] vhost_net::Error),
+    /// The virtio console.
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    /// Sockets between guest and host.
+    #[error("Cannot make the vsock device")]
+    Vsock(#[from] vsock::Error),
     /// The host refused a thread, an eventfd or an epoll.
     #[error("Cannot make {what}")]
     Host {
@@ -82,7 +109,7 @@ pub enum Error {
     EventLoop(#[source] event_manager::Error),
 }
 
-/// Where the serial port leads to.
+/// Where the console leads to: a serial port or a virtio console.
 pub struct Console {
     /// What is typed; none when there is nothing to read.
     pub input: Option<Input>,
@@ -90,6 +117,8 @@ pub struct Console {
     pub output: Output,
     /// Looks at what is typed before the guest does.
     pub filter: Box<dyn InputFilter>,
+    /// Columns and rows of a terminal, for a virtio console; 0 where they are not known.
+    pub size: (u16, u16),
 }
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
@@ -103,7 +132,23 @@ pub(crate) fn build(
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let image = check_payload(&payload, config)?;
-    let memory = memory::allocate(config.memory())?;
+    let memory = Arc::new(memory::allocate(config.memory())?);
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
+    let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
+    let Made {
+        mut devices,
+        mut controls,
+    } = virtio::make(config.devices(), &event_loop)?;
+    let mut serial = None;
+    match (console, config.console()) {
+        (Some(console), ConsoleKind::Virtio) => {
+            let console = virtio::make_console(console, &event_loop, &mut event_manager)?;
+            controls.console = Some(console.control());
+            devices.insert(0, Box::new(console));
+        }
+        (console, _) => serial = console,
+    }
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus())?;
@@ -113,7 +158,7 @@ pub(crate) fn build(
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, console, &vm, &events)?;
+    let machine = Machine::new(config, serial, devices, &vm, &memory, &events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
@@ -123,8 +168,6 @@ pub(crate) fn build(
         regs::set_up(boot_vcpu, &entry)?;
     }
 
-    let mut event_manager: EventManager<Box<dyn MutEventSubscriber>> =
-        EventManager::new().map_err(Error::EventLoop)?;
     event_manager.add_subscriber(Box::new(Wake(Arc::clone(&events))));
     if let Some(worker) = &machine.console {
         event_manager.add_subscriber(Box::new(Arc::clone(worker)));
@@ -133,13 +176,17 @@ pub(crate) fn build(
         buses,
         console,
         power_button,
+        pci,
     } = machine;
     let vcpus = spawn(vcpus, &buses, &events, &memory)?;
     Ok(Vm {
+        _event_loop_ends: EndOnDrop(ended),
         vcpus,
         event_manager,
         console,
         power_button,
+        pci,
+        controls,
         events,
         vm,
         memory,
@@ -201,26 +248,29 @@ struct Machine {
     buses: Arc<Buses>,
     console: Option<SharedSerialWorker>,
     power_button: PowerButton,
+    pci: Option<Arc<Pci>>,
 }
 
 impl Machine {
     fn new(
         config: &Config,
         console: Option<Console>,
+        virtio: Vec<Box<dyn VirtioDevice>>,
         vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemoryMmap>,
         events: &Arc<Events>,
     ) -> Result<Self, Error> {
-        let msi: Arc<dyn MsiSink> = Arc::new(MsiInjector::new(Arc::clone(vm)));
+        let interrupts = Arc::new(Interrupts::new(Arc::clone(vm)));
         let ioapic = Arc::new(Mutex::new(IoApic::new(
-            msi,
+            Arc::clone(&interrupts) as Arc<dyn MsiSink>,
             layout::ioapic_pins(config.virtio_slots()),
         )));
         let line = |gsi| Arc::new(Pin::new(Arc::clone(&ioapic), gsi));
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
-        let mut io = Bus::new();
+        let io = Bus::new();
         let console = match console {
-            Some(console) => Some(add_serial_port(&mut io, console, line(layout::SERIAL_GSI))?),
+            Some(console) => Some(add_serial_port(&io, console, line(layout::SERIAL_GSI))?),
             None => None,
         };
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
@@ -244,36 +294,41 @@ impl Machine {
             2,
             Arc::new(Mutex::new(Pic::default())),
         )?;
-        io.insert(
-            layout::PCI_CONFIG_PORT.into(),
-            8,
-            Arc::new(Mutex::new(PciConfig::default())),
-        )?;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
             io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
         }
 
-        let mut mmio = Bus::new();
+        let mmio = Arc::new(Bus::new());
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
-        if config.virtio_slots() > 0 {
-            let size = u64::from(config.virtio_slots()) * layout::VIRTIO_MMIO_SIZE;
-            mmio.insert(
-                layout::VIRTIO_MMIO_START,
-                size,
-                Arc::new(Mutex::new(VirtioSlots)),
+        let pci = if config.pci() {
+            let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory)?;
+            for device in virtio {
+                pci.insert(device)?;
+            }
+            Some(Arc::new(pci))
+        } else {
+            io.insert(
+                layout::PCI_CONFIG_PORT.into(),
+                layout::PCI_CONFIG_SIZE.into(),
+                Arc::new(Mutex::new(PciConfig::default())),
             )?;
-        }
+            for (slot, device) in (0..).zip(virtio) {
+                virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
+            }
+            None
+        };
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
             console,
             power_button: PowerButton(ged),
+            pci,
         })
     }
 }
 
 fn add_serial_port(
-    io: &mut Bus,
+    io: &Bus,
     console: Console,
     line: Arc<Pin>,
 ) -> Result<SharedSerialWorker, Error> {
@@ -289,6 +344,7 @@ fn add_serial_port(
         input,
         output,
         filter,
+        size: _,
     } = console;
     let worker = SerialWorker::new(port, ready, input, output, filter)
         .map_err(host("the console's worker"))?;
@@ -369,6 +425,7 @@ fn load(
         let tables = acpi::Config {
             cpus: config.cpus(),
             virtio_slots: config.virtio_slots(),
+            pci_slots: config.pci_slots(),
             serial,
         };
         Some(acpi::write_tables(memory, &tables)?)
@@ -396,7 +453,7 @@ fn spawn(
     vcpus: Vec<VcpuFd>,
     buses: &Arc<Buses>,
     events: &Arc<Events>,
-    memory: &GuestMemoryMmap,
+    memory: &Arc<GuestMemoryMmap>,
 ) -> Result<Vec<crate::vcpu::VcpuHandle>, Error> {
     (0..)
         .zip(vcpus)
@@ -406,7 +463,7 @@ fn spawn(
                 fd,
                 buses: Arc::clone(buses),
                 events: Arc::clone(events),
-                memory: memory.clone(),
+                memory: Arc::clone(memory),
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

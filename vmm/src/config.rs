@@ -6,6 +6,11 @@ use std::path::PathBuf;
 
 use arch::kernel::Protocol;
 use arch::regs::CpuMode;
+use devices::backend::tap::TapConfig;
+use devices::backend::user_net;
+use devices::virtio::balloon;
+use devices::virtio::net::NetConfig;
+use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
 
 use crate::kvm::DEFAULT_DEVICE;
@@ -39,11 +44,9 @@ pub enum Error {
         /// How much was asked for.
         bytes: u64,
     },
-    /// More virtio-mmio slots than interrupt lines.
-    #[error("A guest has at most {max} virtio-mmio slots, not {slots}")]
-    VirtioSlots {
-        /// How many were asked for.
-        slots: u32,
+    /// More virtio devices than interrupt lines or PCI slots.
+    #[error("A guest has at most {max} virtio devices")]
+    TooManyDevices {
         /// How many there can be.
         max: u32,
     },
@@ -82,11 +85,68 @@ pub struct Config {
     cpus: u32,
     memory: u64,
     boot_timer: bool,
-    virtio_slots: u32,
+    pci: bool,
+    console: ConsoleKind,
+    devices: Vec<Device>,
+}
+
+/// Where the guest has its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleKind {
+    /// At a serial port, ttyS0: an exit for each character.
+    #[default]
+    Serial,
+    /// At a virtio console, hvc0.
+    Virtio,
+}
+
+/// A virtio device, as it is to be made.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// It gets a thread of its own instead of the machine's event loop.
+    pub iothread: bool,
+}
+
+/// The devices that there are.
+#[derive(Clone, Debug)]
+pub enum DeviceKind {
+    /// Entropy.
+    Entropy,
+    /// A network card.
+    Net(NetDevice),
+    /// Sockets between guest and host.
+    Vsock(VsockConfig),
+    /// Memory that can be given back.
+    Balloon(balloon::Config),
+}
+
+/// A network card, and what it is connected to.
+#[derive(Clone, Debug)]
+pub struct NetDevice {
+    /// The card.
+    pub card: NetConfig,
+    /// The other end.
+    pub network: Network,
+}
+
+/// What a network card is connected to.
+#[derive(Clone, Debug)]
+pub enum Network {
+    /// An interface of the host.
+    Tap {
+        /// Which.
+        tap: TapConfig,
+        /// The host's kernel serves the rings (vhost-net).
+        vhost: bool,
+    },
+    /// A network in this process, for which nobody needs to be root.
+    User(Box<user_net::Config>),
 }
 
 impl Config {
-    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, and no virtio-mmio slots.
+    /// A machine with `cpus` vCPUs and `memory` bytes of RAM, and no virtio devices.
     pub fn new(cpus: u32, memory: u64) -> Result<Self, Error> {
         if cpus == 0 || cpus > MAX_CPUS {
             return Err(Error::Cpus { cpus });
@@ -102,7 +162,9 @@ impl Config {
             cpus,
             memory,
             boot_timer: false,
-            virtio_slots: 0,
+            pci: false,
+            console: ConsoleKind::default(),
+            devices: Vec::new(),
         })
     }
 
@@ -118,14 +180,51 @@ impl Config {
         self
     }
 
-    /// With so many virtio-mmio slots.
-    pub fn with_virtio_slots(mut self, slots: u32) -> Result<Self, Error> {
-        let max = arch::layout::VIRTIO_MMIO_MAX_SLOTS;
-        if slots > max {
-            return Err(Error::VirtioSlots { slots, max });
-        }
-        self.virtio_slots = slots;
+    /// With a PCI bus that the virtio devices are on, or with MMIO slots for them.
+    pub fn with_pci(mut self, pci: bool) -> Result<Self, Error> {
+        self.pci = pci;
+        self.check_devices()?;
         Ok(self)
+    }
+
+    /// With the console, if there is one, at a serial port or at a virtio console, which is the first
+    /// virtio device then.
+    pub fn with_console(mut self, console: ConsoleKind) -> Result<Self, Error> {
+        self.console = console;
+        self.check_devices()?;
+        Ok(self)
+    }
+
+    /// With one more virtio device.
+    pub fn with_device(mut self, device: Device) -> Result<Self, Error> {
+        self.devices.push(device);
+        self.check_devices()?;
+        Ok(self)
+    }
+
+    fn check_devices(&self) -> Result<(), Error> {
+        let max = if self.pci {
+            arch::layout::PCI_MAX_SLOTS
+        } else {
+            arch::layout::VIRTIO_MMIO_MAX_SLOTS
+        };
+        if self.device_count() > max {
+            return Err(Error::TooManyDevices { max });
+        }
+        Ok(())
+    }
+
+    /// Of virtio devices, with the console.
+    fn device_count(&self) -> u32 {
+        let console = u32::from(self.console == ConsoleKind::Virtio);
+        u32::try_from(self.devices.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(console)
+    }
+
+    /// Where the console is, if there is one.
+    pub fn console(&self) -> ConsoleKind {
+        self.console
     }
 
     /// The KVM device.
@@ -148,8 +247,27 @@ impl Config {
         self.boot_timer
     }
 
-    /// How many virtio-mmio slots.
+    /// The virtio devices, in the order in which the guest finds them.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// Whether there is a PCI bus.
+    pub fn pci(&self) -> bool {
+        self.pci
+    }
+
+    /// How many virtio-mmio slots they take.
     pub fn virtio_slots(&self) -> u32 {
-        self.virtio_slots
+        if self.pci { 0 } else { self.device_count() }
+    }
+
+    /// How many PCI slots the guest is told of: all that there are, as devices may come into any.
+    pub fn pci_slots(&self) -> u32 {
+        if self.pci {
+            arch::layout::PCI_MAX_SLOTS
+        } else {
+            0
+        }
     }
 }

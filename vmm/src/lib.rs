@@ -6,7 +6,7 @@
 //!
 //! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `builder`
 //! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
-//! `interrupts`, `events` (what vCPUs and devices tell the event loop), `crash`, `host` (what a host
+//! `interrupts`, `event_loop`, `events` (what vCPUs and devices tell the event loop), `crash`, `host` (what a host
 //! offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
@@ -14,20 +14,28 @@
 
 mod builder;
 pub mod config;
+mod controls;
 mod crash;
+mod event_loop;
 mod events;
 pub mod host;
 mod interrupts;
 mod kvm;
 mod memory;
+mod msix;
+mod pci;
 mod teardown;
 mod vcpu;
 mod vm;
 
 pub use builder::{Console, Error as BuildError};
+pub use controls::Controls;
 pub use crash::CrashReport;
+pub use devices::pci::root::Slot as SlotId;
 pub use events::{StopReason, StopRequest, Stopper};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
+pub use msix::Error as VectorsError;
+pub use pci::{Error as PciError, HotplugHandle};
 pub use teardown::Remains;
 pub use vm::{BootMark, Error, PowerButton, Vm};

@@ -21,11 +21,11 @@ use vm_memory::GuestMemoryMmap;
 /// What is left of a machine whose vCPUs and devices are gone. Dropping it waits for KVM.
 pub struct Remains {
     vm: Arc<VmFd>,
-    memory: GuestMemoryMmap,
+    memory: Arc<GuestMemoryMmap>,
 }
 
 impl Remains {
-    pub(crate) fn new(vm: Arc<VmFd>, memory: GuestMemoryMmap) -> Self {
+    pub(crate) fn new(vm: Arc<VmFd>, memory: Arc<GuestMemoryMmap>) -> Self {
         Self { vm, memory }
     }
 

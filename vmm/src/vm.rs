@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use devices::legacy::ged::Ged;
 use devices::legacy::serial_worker::SerialWorker;
-use event_manager::{EventManager, EventOps, EventSet, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventOps, EventSet, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use crate::builder::{self, Console};
 use crate::config::{Config, Payload};
+use crate::controls::Controls;
+use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
+use crate::pci::{HotplugHandle, Pci};
 use crate::teardown::Remains;
 use crate::vcpu::VcpuHandle;
 
@@ -61,13 +64,17 @@ pub(crate) type SharedSerialWorker = Arc<Mutex<SerialWorker>>;
 // The order of the fields is the order in which they are dropped: vCPUs before the devices they
 // talk to, guest memory last.
 pub struct Vm {
+    /// First: a vCPU or a device that waits for the event loop waits for nothing then.
+    pub(crate) _event_loop_ends: EndOnDrop,
     pub(crate) vcpus: Vec<VcpuHandle>,
-    pub(crate) event_manager: EventManager<Box<dyn MutEventSubscriber>>,
+    pub(crate) event_manager: Manager,
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) power_button: PowerButton,
+    pub(crate) pci: Option<Arc<Pci>>,
+    pub(crate) controls: Controls,
     pub(crate) events: Arc<Events>,
     pub(crate) vm: Arc<VmFd>,
-    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
 }
 
 impl Vm {
@@ -88,7 +95,7 @@ impl Vm {
     }
 
     /// Adds a subscriber to the event loop that [`Vm::run`] serves.
-    pub fn add_subscriber(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
+    pub fn add_subscriber(&mut self, subscriber: Box<dyn MutEventSubscriber + Send>) {
         self.event_manager.add_subscriber(subscriber);
     }
 
@@ -100,6 +107,17 @@ impl Vm {
     /// The guest's power button.
     pub fn power_button(&self) -> PowerButton {
         self.power_button.clone()
+    }
+
+    /// How its devices are changed while it runs.
+    pub fn controls(&self) -> &Controls {
+        &self.controls
+    }
+
+    /// A handle that brings devices into the guest while it runs, and out of it again. Without PCI
+    /// all that it does fails.
+    pub fn hotplug(&self) -> HotplugHandle {
+        HotplugHandle::new(self.pci.as_ref())
     }
 
     /// Guest memory.
@@ -129,11 +147,15 @@ impl Vm {
                 Err(error) => return Err(Error::EventLoop(error)),
             }
         };
+        let deadline = Instant::now() + CONSOLE_FLUSH_TIMEOUT;
         if let Some(console) = &self.console {
             console
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .flush_blocking(Instant::now() + CONSOLE_FLUSH_TIMEOUT);
+                .flush_blocking(deadline);
+        }
+        if let Some(console) = &self.controls.console {
+            console.flush_blocking(deadline);
         }
         Ok(reason)
     }
@@ -143,8 +165,11 @@ impl Vm {
         Remains::new(self.vm, self.memory)
     }
 
-    /// The last few KiB that the guest wrote to its serial port.
+    /// The last few KiB that the guest wrote to its console.
     pub fn console_tail(&self) -> Vec<u8> {
+        if let Some(console) = &self.controls.console {
+            return console.tail();
+        }
         self.console.as_ref().map_or_else(Vec::new, |console| {
             console
                 .lock()

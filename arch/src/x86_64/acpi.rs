@@ -1,6 +1,8 @@
 //! ACPI tables (ACPI 6.5), hardware-reduced: no PM timer, no SCI, no PIC. A guest's kernel parses them at
 //! every boot, so there is no more AML in them than it needs.
 
+mod pci;
+
 use acpi_tables::aml::{
     And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
     If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace,
@@ -14,15 +16,15 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, aml};
+use acpi_tables::{Aml, AmlSink, aml};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_S5_SLEEP_TYPE, ACPI_SLEEP_CONTROL_PORT,
     ACPI_SLEEP_STATUS_PORT, ACPI_START, GED_GSI, GED_PORT, GED_POWER_BUTTON, IOAPIC_START,
-    LAPIC_START, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_SIZE, VIRTIO_MMIO_GSI,
-    VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
+    LAPIC_START, PCI_MAX_SLOTS, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_SIZE,
+    VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
 };
 
 const OEM_ID: [u8; 6] = *b"MOTE  ";
@@ -46,6 +48,8 @@ pub struct Config {
     pub cpus: u32,
     /// virtio-mmio slots.
     pub virtio_slots: u32,
+    /// PCI slots that a device is in or can come into; 0 for a machine without PCI.
+    pub pci_slots: u32,
     /// Whether there is COM1.
     pub serial: bool,
 }
@@ -66,6 +70,12 @@ pub enum Error {
         /// How many.
         cpus: u32,
     },
+    /// More slots than a bus has.
+    #[error("{slots} PCI slots are more than a bus has ({PCI_MAX_SLOTS})")]
+    TooManyPciSlots {
+        /// How many.
+        slots: u32,
+    },
     /// Guest memory refused it.
     #[error("Cannot write into guest memory")]
     Write(#[source] vm_memory::GuestMemoryError),
@@ -75,6 +85,10 @@ pub enum Error {
 pub fn write_tables(memory: &GuestMemoryMmap, config: &Config) -> Result<GuestAddress, Error> {
     if config.cpus > u32::from(u8::MAX) {
         return Err(Error::TooManyCpus { cpus: config.cpus });
+    }
+    if config.pci_slots > PCI_MAX_SLOTS {
+        let slots = config.pci_slots;
+        return Err(Error::TooManyPciSlots { slots });
     }
     let mut writer = Writer {
         memory,
@@ -86,6 +100,9 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &Config) -> Result<GuestAd
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if config.pci_slots > 0 {
+        xsdt.add_entry(writer.put(&bytes(&pci::mcfg()))?);
+    }
     let xsdt = writer.put(&bytes(&xsdt))?;
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     memory
@@ -119,6 +136,22 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     table.to_aml_bytes(&mut bytes);
     bytes
+}
+
+/// Code that was made before.
+#[derive(Default)]
+struct Code(Vec<u8>);
+
+impl Code {
+    fn of(code: &dyn Aml) -> Self {
+        Self(bytes(code))
+    }
+}
+
+impl Aml for Code {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
 }
 
 fn port(port: u16) -> GAS {
@@ -182,7 +215,11 @@ fn dsdt(config: &Config) -> Vec<u8> {
         virtio_slot(slot, &mut devices);
     }
     pvpanic(&mut devices);
+    if config.pci_slots > 0 {
+        pci::host_bridge(config.pci_slots, &mut devices);
+    }
     power_button(&mut devices);
+    event_device(config, &mut devices);
     code.extend(Scope::raw("\\_SB_".into(), devices));
 
     let mut table = Sdt::new(
@@ -266,7 +303,6 @@ fn pvpanic(sink: &mut Vec<u8>) {
     .to_aml_bytes(sink);
 }
 
-/// The power button, and the generic event device that tells of its being pressed (section 5.6.9).
 fn power_button(sink: &mut Vec<u8>) {
     Device::new(
         "PWRB".into(),
@@ -276,6 +312,16 @@ fn power_button(sink: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(sink);
+}
+
+/// The generic event device (section 5.6.9), which tells of the power button's being pressed and of
+/// PCI functions that come and go.
+fn event_device(config: &Config, sink: &mut Vec<u8>) {
+    let pci_hotplug = if config.pci_slots > 0 {
+        pci::announce(&Local(0))
+    } else {
+        Code::default()
+    };
     Device::new(
         "GED_".into(),
         vec![
@@ -301,6 +347,7 @@ fn power_button(sink: &mut Vec<u8>) {
                         &aml::Equal::new(&Local(1), &GED_POWER_BUTTON),
                         vec![&Notify::new(&Path::new("PWRB"), &POWER_BUTTON_PRESSED)],
                     ),
+                    &pci_hotplug,
                 ],
             ),
         ],
@@ -339,11 +386,17 @@ mod tests {
 
     #[test]
     fn a_guest_finds_every_table_with_its_checksum_right() {
-        for (cpus, virtio_slots, serial) in [(1, 0, false), (3, 4, true), (64, 19, true)] {
+        for (cpus, virtio_slots, pci_slots, serial) in [
+            (1, 0, 0, false),
+            (3, 4, 0, true),
+            (2, 0, 1, false),
+            (64, 19, 31, true),
+        ] {
             let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
             let config = Config {
                 cpus,
                 virtio_slots,
+                pci_slots,
                 serial,
             };
             let rsdp = write_tables(&memory, &config).unwrap();
@@ -353,7 +406,16 @@ mod tests {
 
             let xsdt = table(&memory, pointer(&rsdp, 24));
             assert_eq!(&xsdt[..4], b"XSDT");
-            assert_eq!(xsdt.len(), 36 + 2 * 8);
+            let pci = usize::from(pci_slots > 0);
+            assert_eq!(xsdt.len(), 36 + (2 + pci) * 8);
+            if pci > 0 {
+                let mcfg = table(&memory, pointer(&xsdt, 52));
+                assert_eq!(&mcfg[..4], b"MCFG");
+                assert_eq!(mcfg.len(), 44 + 16);
+                assert_eq!(pointer(&mcfg, 44), 0xe000_0000);
+                // Segment 0, buses 0 to 0.
+                assert_eq!(mcfg[52..], [0; 8]);
+            }
             let fadt = table(&memory, pointer(&xsdt, 36));
             assert_eq!(&fadt[..4], b"FACP");
             let madt = table(&memory, pointer(&xsdt, 44));
@@ -365,6 +427,73 @@ mod tests {
             assert_eq!(count(b"ACPI0007"), cpus as usize);
             assert_eq!(count(b"LNRO0005"), virtio_slots as usize);
             assert_eq!(count(b"COM1"), usize::from(serial));
+            assert_eq!(
+                count(b"PCI0"),
+                2 * pci,
+                "the bridge, and the event device's use"
+            );
+            assert_eq!(count(b"_EJ0"), pci_slots as usize);
+            assert_eq!(count(b"ANNC"), 2 * pci);
+            for slot in 1..=31 {
+                let name = format!("S{slot:03}");
+                let there = usize::from(slot <= pci_slots);
+                assert_eq!(count(name.as_bytes()), 2 * there, "{name}");
+            }
         }
+    }
+
+    #[test]
+    fn a_bus_has_so_many_slots() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let config = Config {
+            cpus: 1,
+            virtio_slots: 0,
+            pci_slots: 32,
+            serial: false,
+        };
+        assert!(matches!(
+            write_tables(&memory, &config),
+            Err(Error::TooManyPciSlots { slots: 32 })
+        ));
+    }
+
+    /// ACPICA's disassembler and interpreter read what Linux's, which is the same, will have to. Done
+    /// where they are installed: `cargo test -p arch -- --ignored`.
+    #[test]
+    #[ignore = "needs iasl (package acpica-tools)"]
+    fn acpica_can_read_it() {
+        let config = Config {
+            cpus: 2,
+            virtio_slots: 2,
+            pci_slots: 31,
+            serial: true,
+        };
+        let dir = std::env::temp_dir().join(format!("mote-acpi-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("dsdt.aml"), dsdt(&config)).unwrap();
+        std::fs::write(dir.join("mcfg.aml"), bytes(&pci::mcfg())).unwrap();
+        for table in ["dsdt.aml", "mcfg.aml"] {
+            let output = std::process::Command::new("iasl")
+                .args(["-d", table])
+                .current_dir(&dir)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{text}");
+            for sign in ["Error", "Warning", "Could not", "external"] {
+                assert!(!text.contains(sign), "{text}");
+            }
+        }
+        let source = std::fs::read_to_string(dir.join("dsdt.dsl")).unwrap();
+        assert!(source.contains("Device (S031)"));
+        // Compiled again, it is the same.
+        let output = std::process::Command::new("iasl")
+            .args(["-p", "again", "dsdt.dsl"])
+            .current_dir(&dir)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(" 0 Errors"), "{text}");
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -7,8 +7,9 @@
 //!      0x9_fc00   MP table (where a BIOS keeps its extended data area)
 //!      0xe_0000   ACPI tables
 //!     0x10_0000   kernel, and the initrd at the top of low RAM
-//! 0xc000_0000 ┼ device hole (LOW_RAM_END .. HIGH_RAM_START)
+//! 0xc000_0000 ┼ device hole (LOW_RAM_END .. HIGH_RAM_START): memory of PCI functions
 //! 0xd000_0000 │   virtio-mmio slots
+//! 0xe000_0000 │   PCI configuration space
 //! 0xfec0_0000 │   IOAPIC
 //! 0xfee0_0000 │   local APICs
 //! 0x1_0000_0000 ┴ the rest of RAM
@@ -62,8 +63,8 @@ pub const VIRTIO_MMIO_MAX_SLOTS: u32 = IOAPIC_MAX_PINS - VIRTIO_MMIO_GSI;
 pub const IOAPIC_START: u64 = 0xfec0_0000;
 /// Its size in bytes.
 pub const IOAPIC_SIZE: u64 = 0x1000;
-/// The most inputs of an IOAPIC of version 0x20.
-pub const IOAPIC_MAX_PINS: u32 = 24;
+/// The most inputs of the IOAPIC: more than a PC's, as every virtio-mmio device takes one.
+pub const IOAPIC_MAX_PINS: u32 = 64;
 /// MMIO window of every vCPU's local APIC.
 pub const LAPIC_START: u64 = 0xfee0_0000;
 
@@ -96,6 +97,8 @@ pub const ACPI_S5_SLEEP_TYPE: u8 = 5;
 pub const GED_PORT: u16 = 0x604;
 /// GED event bit: the power button was pressed.
 pub const GED_POWER_BUTTON: u32 = 1 << 0;
+/// GED event bit: a PCI function has come or is to go.
+pub const GED_PCI_HOTPLUG: u32 = 1 << 1;
 /// GSI of the generic event device.
 pub const GED_GSI: u32 = 3;
 
@@ -106,6 +109,23 @@ pub const KVM_IDENTITY_MAP_START: u64 = 0xfffb_c000;
 
 /// Address and data port of PCI configuration mechanism #1.
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
+/// Ports of both.
+pub const PCI_CONFIG_SIZE: u16 = 8;
+/// Where PCI functions' memory can be: the guest moves it about in there.
+pub const PCI_MMIO_START: u64 = LOW_RAM_END;
+/// Bytes of that window.
+pub const PCI_MMIO_SIZE: u64 = VIRTIO_MMIO_START - PCI_MMIO_START;
+/// Configuration space of PCI bus 0.
+pub const PCI_ECAM_START: u64 = 0xe000_0000;
+/// Bytes of one bus.
+pub const PCI_ECAM_SIZE: u64 = 1 << 20;
+/// Slots of the bus that devices can be in: 1 to 31, after the host bridge.
+pub const PCI_MAX_SLOTS: u32 = 31;
+/// Three registers of PCI hot-plug, 32 bits each: slots with new functions, slots whose functions are
+/// to go, slots that are given up.
+pub const PCI_HOTPLUG_PORT: u16 = 0x610;
+/// Ports of the three.
+pub const PCI_HOTPLUG_SIZE: u16 = 12;
 /// Command and data port of the primary interrupt controller.
 pub const PIC_PRIMARY_PORT: u16 = 0x20;
 /// Command and data port of the secondary one.

@@ -8,6 +8,8 @@ use crate::interrupt::InterruptLine;
 
 /// The power button was pressed.
 const POWER_BUTTON: u32 = 1 << 0;
+/// A PCI function has come, or is to go: [`Hotplug`](crate::pci::hotplug::Hotplug) knows which.
+const PCI_HOTPLUG: u32 = 1 << 1;
 
 /// The register.
 pub struct Ged {
@@ -28,7 +30,16 @@ impl Ged {
     /// Tells the guest that the power button was pressed. A guest that has not read of the last time
     /// hears of it once.
     pub fn press_power_button(&mut self) {
-        self.pending |= POWER_BUTTON;
+        self.raise(POWER_BUTTON);
+    }
+
+    /// Tells the guest to look at its PCI slots.
+    pub fn announce_pci_hotplug(&mut self) {
+        self.raise(PCI_HOTPLUG);
+    }
+
+    fn raise(&mut self, event: u32) {
+        self.pending |= event;
         self.line.set(true);
     }
 }
@@ -77,6 +88,19 @@ mod tests {
         assert_eq!(read(&mut ged, 0, 4), [0; 4]);
         ged.press_power_button();
         assert_eq!(line.take_edges(), 1);
+    }
+
+    #[test]
+    fn events_are_told_apart() {
+        let line = Line::new();
+        let mut ged = Ged::new(line.clone());
+        ged.announce_pci_hotplug();
+        assert!(line.is_asserted());
+        assert_eq!(read(&mut ged, 0, 4), [2, 0, 0, 0]);
+        ged.announce_pci_hotplug();
+        ged.press_power_button();
+        assert_eq!(read(&mut ged, 0, 4), [3, 0, 0, 0]);
+        assert!(!line.is_asserted());
     }
 
     #[test]

@@ -6,14 +6,12 @@
 pub mod acpi_pm;
 pub mod boot_timer;
 pub mod ged;
-mod host_fd;
 pub mod i8042;
 pub mod pci_config;
 pub mod pic;
 pub mod pvpanic;
 pub mod serial;
 pub mod serial_worker;
-pub mod virtio_slots;
 
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;

@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, PipeReader, Read, Write, pipe};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::{JoinHandle, spawn};
 
 use event_manager::{EventManager, SubscriberOps};
 
 use super::*;
+use crate::console_io::{HELD_MAX, TAIL_SIZE};
 use crate::legacy::serial::OUTPUT_HIGH_WATER;
 use crate::legacy::test_support::{Driver, noise};
 
@@ -255,7 +256,7 @@ fn a_reader_that_goes_away_is_reported_once_and_the_guest_goes_on() {
     let (host_reads, guest_writes) = pipe().unwrap();
     let mut fixture = Fixture::new(None, Output::new(guest_writes.into()).unwrap());
     let guest = fixture.guest(|driver| driver.print(&noise(200_000, 4)));
-    fixture.serve_until(|fixture| fixture.worker().output_watch == Watch::On);
+    fixture.serve_until(|fixture| fixture.worker().sink.is_watched());
     drop(host_reads);
     fixture.join(guest);
     fixture.serve_until_quiet();
@@ -307,7 +308,7 @@ fn files_are_read_to_the_end_and_written_in_order() {
     });
     assert!(fixture.join(guest) == input);
     fixture.serve_until_quiet();
-    assert!(fixture.worker().input.is_none());
+    assert!(fixture.worker().source.has_ended());
     let mut written = Vec::new();
     std::io::Seek::rewind(&mut &log).unwrap();
     (&log).read_to_end(&mut written).unwrap();
@@ -326,7 +327,7 @@ fn an_endless_file_is_read_as_the_guest_takes_it() {
             driver.received.len()
         });
         assert!(fixture.join(guest) >= len);
-        assert!(fixture.worker().held.len() <= HELD_MAX);
+        assert!(fixture.worker().source.held() <= HELD_MAX);
     }
 }
 
@@ -336,7 +337,7 @@ fn input_waits_for_the_guest_to_open_its_port() {
     let (guest_reads, host_writes) = pipe().unwrap();
     let mut fixture = Fixture::new(Some(guest_reads.into()), Output::discard());
     let host = writer(host_writes, noise(LEN, 7));
-    fixture.serve_until(|fixture| fixture.worker().held.len() == HELD_MAX);
+    fixture.serve_until(|fixture| fixture.worker().source.held() == HELD_MAX);
     assert_eq!(
         fixture.serve_until_quiet(),
         0,
@@ -363,7 +364,7 @@ fn the_filter_sees_keys_while_the_guest_hangs() {
         fixture.serve_until_quiet();
     }
     assert_eq!(*lock(&keys), 100);
-    assert_eq!(fixture.worker().held.len(), 800);
+    assert_eq!(fixture.worker().source.held(), 800);
 }
 
 #[test]
@@ -372,7 +373,7 @@ fn the_end_of_input_is_the_end_of_watching_it() {
     let mut fixture = Fixture::new(Some(guest_reads.into()), Output::discard());
     host_writes.write_all(b"last words").unwrap();
     drop(host_writes);
-    fixture.serve_until(|fixture| fixture.worker().input.is_none());
+    fixture.serve_until(|fixture| fixture.worker().source.has_ended());
     assert_eq!(fixture.serve_until_quiet(), 0);
     let guest = fixture.guest(|driver| {
         driver.open();
@@ -388,7 +389,7 @@ fn a_hang_up_of_the_terminal_is_the_end_of_input() {
     let output = Output::new(duplicate(&slave)).unwrap();
     let mut fixture = Fixture::new(Some(duplicate(&slave)), output);
     drop(master);
-    fixture.serve_until(|fixture| fixture.worker().input.is_none());
+    fixture.serve_until(|fixture| fixture.worker().source.has_ended());
     assert_eq!(fixture.serve_until_quiet(), 0);
     let guest = fixture.guest(|driver| driver.print(&noise(100_000, 8)));
     fixture.join(guest);

@@ -146,7 +146,7 @@ impl Driver {
 }
 
 /// Bytes without a pattern that a shift or a loss could keep.
-pub(super) fn noise(len: usize, mut seed: u32) -> Vec<u8> {
+pub(crate) fn noise(len: usize, mut seed: u32) -> Vec<u8> {
     let next = || {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         seed.to_be_bytes()[0]

@@ -22,12 +22,16 @@
 //! holds while he waits. The thread of an event loop never takes a transport's lock: a vCPU that holds
 //! one may be waiting for that loop.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]

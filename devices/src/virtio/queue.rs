@@ -1,8 +1,9 @@
 //! A queue that runs: a split ring whose size and addresses were checked (virtio 1.2 section 2.7), with
 //! the eventfd by which its driver kicks it and the interrupt by which it answers.
 
+use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_queue::{Queue as Ring, QueueT};
@@ -14,9 +15,14 @@ use super::interrupt::Interrupt;
 
 /// Largest size of a queue (section 2.7).
 pub const MAX_SIZE: u16 = 1 << 15;
-/// Bytes of an available ring before its entries, and of an entry.
-const AVAIL_HEADER: u64 = 4;
+/// Bytes of a ring before its entries, of an entry of the available ring, and of one of the used ring.
+const RING_HEADER: u64 = 4;
 const AVAIL_ENTRY: u64 = 2;
+const USED_ENTRY: u64 = 8;
+/// Where in the used ring its index is.
+const USED_INDEX: u64 = 2;
+/// Flag of the available ring: no interrupts (section 2.7.7).
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
 /// What is wrong with a queue. Its driver broke the rules; only a reset helps.
 #[derive(Debug, Error)]
@@ -93,6 +99,8 @@ pub struct Queue {
     interrupt: Interrupt,
     // Volatile state.
     ring: Ring,
+    /// The used index when the driver was last notified, or did not want to be.
+    notified: u16,
 }
 
 impl Queue {
@@ -142,6 +150,7 @@ impl Queue {
             kick,
             interrupt,
             ring,
+            notified: 0,
         })
     }
 
@@ -193,6 +202,7 @@ impl Queue {
     pub fn set_position(&mut self, next_avail: u16, next_used: u16) {
         self.ring.set_next_avail(next_avail);
         self.ring.set_next_used(next_used);
+        self.notified = next_used;
     }
 
     /// The next request, if there is one. On an error the queue is broken: see [`Queue::fail`].
@@ -214,7 +224,7 @@ impl Queue {
         }
         // The ring was checked to be RAM: no overflow.
         let entry = self.ring.avail_ring()
-            + AVAIL_HEADER
+            + RING_HEADER
             + AVAIL_ENTRY * u64::from(next & (self.size() - 1));
         let head: u16 = self
             .memory
@@ -248,17 +258,79 @@ impl Queue {
             .map_err(|source| Error::Ring { index, source })
     }
 
+    /// Returns several requests at once, with what was written to each: the driver sees all of them or
+    /// none (section 5.1.6.4: the buffers of one frame).
+    pub fn complete_all(&mut self, requests: &[(u16, u32)]) -> Result<(), Error> {
+        let index = self.index;
+        let size = self.size();
+        let memory_error = |source| Error::Ring {
+            index,
+            source: virtio_queue::Error::GuestMemory(source),
+        };
+        let mut next = Wrapping(self.ring.next_used());
+        for &(head, written) in requests {
+            if head >= size {
+                let source = virtio_queue::Error::InvalidDescriptorIndex;
+                return Err(Error::Ring { index, source });
+            }
+            // The ring was checked to be RAM: no overflow.
+            let entry =
+                self.ring.used_ring() + RING_HEADER + USED_ENTRY * u64::from(next.0 & (size - 1));
+            let [a, b, c, d] = u32::from(head).to_le_bytes();
+            let [e, f, g, h] = written.to_le_bytes();
+            self.memory
+                .write_slice(&[a, b, c, d, e, f, g, h], GuestAddress(entry))
+                .map_err(memory_error)?;
+            next += 1;
+        }
+        self.ring.set_next_used(next.0);
+        self.memory
+            .store(
+                next.0.to_le(),
+                GuestAddress(self.ring.used_ring() + USED_INDEX),
+                Ordering::Release,
+            )
+            .map_err(memory_error)
+    }
+
     /// Interrupts, if the driver wants to know of what was completed since the last call.
     pub fn notify(&mut self) -> Result<(), Error> {
         let index = self.index;
-        let wanted = self
-            .ring
-            .needs_notification(&*self.memory)
-            .map_err(|source| Error::Ring { index, source })?;
+        let used = self.ring.next_used();
+        if used == self.notified {
+            return Ok(());
+        }
+        // What was completed is to be seen before what the driver wants is looked at.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx() {
+            // The last field of the available ring.
+            let event = self.avail_field(RING_HEADER + AVAIL_ENTRY * u64::from(self.size()))?;
+            // Whether the index has passed it since (section 2.7.10).
+            let passed = Wrapping(used) - Wrapping(event) - Wrapping(1);
+            passed < Wrapping(used) - Wrapping(self.notified)
+        } else {
+            self.avail_field(0)? & AVAIL_F_NO_INTERRUPT == 0
+        };
+        self.notified = used;
         if wanted {
             self.interrupt.used(index);
         }
         Ok(())
+    }
+
+    /// A field of the available ring, at `offset`.
+    fn avail_field(&self, offset: u64) -> Result<u16, Error> {
+        let index = self.index;
+        // The ring was checked to be RAM: no overflow.
+        let gpa = GuestAddress(self.ring.avail_ring() + offset);
+        let field: u16 =
+            self.memory
+                .load(gpa, Ordering::Relaxed)
+                .map_err(|source| Error::Ring {
+                    index,
+                    source: virtio_queue::Error::GuestMemory(source),
+                })?;
+        Ok(u16::from_le(field))
     }
 
     /// The driver need not kick: the queue is being looked at.
@@ -287,7 +359,7 @@ impl Queue {
 }
 
 /// An error with what caused it.
-fn chain_of(error: &dyn std::error::Error) -> String {
+pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -65,7 +65,7 @@ impl Shared {
 /// Where a vCPU's accesses go.
 pub(crate) struct Buses {
     pub(crate) io: Bus,
-    pub(crate) mmio: Bus,
+    pub(crate) mmio: Arc<Bus>,
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Vcpu {
     pub(crate) buses: Arc<Buses>,
     pub(crate) events: Arc<Events>,
     /// Only to read the instruction at which KVM gave up.
-    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
 }
 
 impl Vcpu {

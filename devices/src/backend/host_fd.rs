@@ -31,19 +31,19 @@ enum Access {
 
 /// The descriptor.
 #[derive(Debug)]
-pub(super) struct HostFd {
+pub(crate) struct HostFd {
     file: File,
     access: Access,
 }
 
 impl HostFd {
     /// For reading from `fd`.
-    pub(super) fn for_reading(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn for_reading(fd: OwnedFd) -> io::Result<Self> {
         Self::new(fd.into(), OpenOptions::new().read(true))
     }
 
     /// For writing to `fd`.
-    pub(super) fn for_writing(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn for_writing(fd: OwnedFd) -> io::Result<Self> {
         Self::new(fd.into(), OpenOptions::new().write(true))
     }
 
@@ -83,7 +83,7 @@ impl HostFd {
     }
 
     /// Reads what is there now; [`io::ErrorKind::WouldBlock`] if that is nothing.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.access {
             Access::Plain => (&self.file).read(buffer),
             Access::Polled if !self.poll(libc::POLLIN, Duration::ZERO) => {
@@ -100,7 +100,7 @@ impl HostFd {
     }
 
     /// Writes as much as is taken now; [`io::ErrorKind::WouldBlock`] if that is nothing.
-    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.access {
             Access::Plain => (&self.file).write(bytes),
             Access::Polled if !self.wait_writable(Duration::ZERO) => {
@@ -118,7 +118,7 @@ impl HostFd {
     }
 
     /// Waits at most `timeout` until a write would do something, or fail. May return early.
-    pub(super) fn wait_writable(&self, timeout: Duration) -> bool {
+    pub(crate) fn wait_writable(&self, timeout: Duration) -> bool {
         self.poll(libc::POLLOUT, timeout)
     }
 

@@ -1,0 +1,98 @@
+//! virtio devices: from flags to configuration, one file a kind of flag below.
+
+mod net;
+
+use std::path::PathBuf;
+
+use devices::virtio::balloon;
+use devices::virtio::vsock::VsockConfig;
+use vmm::config::{Device, DeviceKind};
+
+use crate::args::RunArgs;
+use crate::options::OptionList;
+use crate::quantity::{parse_duration, parse_size};
+
+/// All that were asked for, in the order in which the guest finds them.
+pub(crate) fn devices(args: &RunArgs) -> Result<Vec<Device>, String> {
+    let mut devices = Vec::new();
+    for (index, text) in args.net.iter().enumerate() {
+        devices.push(net::parse(index, text)?);
+    }
+    if let Some(text) = &args.vsock {
+        devices.push(vsock(text)?);
+    }
+    if let Some(text) = &args.balloon {
+        devices.push(balloon(text)?);
+    }
+    if let Some(text) = &args.entropy {
+        devices.extend(entropy(text)?);
+    }
+    Ok(devices)
+}
+
+/// `--vsock CID:PATH` or `--vsock cid=CID,path=PATH[,iothread=on]`.
+fn vsock(text: &str) -> Result<Device, String> {
+    let mut options = OptionList::new("--vsock", text);
+    let first = options.take_first();
+    let (cid, path) = match first.as_deref().and_then(|first| first.split_once(':')) {
+        Some((cid, path)) => {
+            let cid = cid
+                .parse()
+                .map_err(|_| options.error(format_args!("'{cid}' is no context id: 3 or more")))?;
+            (Some(cid), Some(path.to_owned()))
+        }
+        None if first.is_some() => {
+            return Err(options.error("write CID:PATH or cid=CID,path=PATH"));
+        }
+        None => (options.parse("cid")?, options.take("path")?),
+    };
+    let iothread = options.take_switch("iothread")?.unwrap_or(false);
+    let (Some(cid), Some(path)) = (cid, path) else {
+        return Err(options.error("it needs a context id and a path: CID:PATH"));
+    };
+    options.finish()?;
+    let path = PathBuf::from(path);
+    Ok(Device {
+        kind: DeviceKind::Vsock(VsockConfig { cid, path }),
+        iothread,
+    })
+}
+
+/// `--balloon SIZE[,stats=SECONDS][,reporting=on][,deflate-on-oom=on]`.
+fn balloon(text: &str) -> Result<Device, String> {
+    let mut options = OptionList::new("--balloon", text);
+    let Some(size) = options.take_first() else {
+        return Err(options.error("it needs a size, such as 64m, or 0"));
+    };
+    let target = parse_size(&size).map_err(|error| options.error(error))?;
+    let config = balloon::Config {
+        target,
+        deflate_on_oom: options.take_switch("deflate-on-oom")?.unwrap_or(false),
+        free_page_reporting: options.take_switch("reporting")?.unwrap_or(false),
+        stats_interval: options
+            .parse_with("stats", parse_duration)?
+            .unwrap_or_default(),
+    };
+    let iothread = options.take_switch("iothread")?.unwrap_or(false);
+    options.finish()?;
+    Ok(Device {
+        kind: DeviceKind::Balloon(config),
+        iothread,
+    })
+}
+
+/// `--entropy on|off`.
+fn entropy(text: &str) -> Result<Option<Device>, String> {
+    let mut options = OptionList::new("--entropy", text);
+    let on = match options.take_first().as_deref() {
+        Some("on") => true,
+        Some("off") => false,
+        _ => return Err(options.error("write on or off")),
+    };
+    let iothread = options.take_switch("iothread")?.unwrap_or(false);
+    options.finish()?;
+    Ok(on.then_some(Device {
+        kind: DeviceKind::Entropy,
+        iothread,
+    }))
+}

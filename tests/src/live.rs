@@ -1,0 +1,154 @@
+//! Guests that are talked to while they run.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::monitor::{self, Ended};
+use crate::{DEADLINE, guest};
+
+/// A guest with its console on pipes.
+pub struct Live {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<String>,
+    stderr: JoinHandle<String>,
+    /// Everything that was printed so far.
+    seen: String,
+}
+
+impl Live {
+    /// Starts mote with a [`guest::probing`] guest of this script, and these options.
+    pub fn probing<S: AsRef<OsStr>>(directory: &Path, options: &[S], script: &str) -> Self {
+        let mut command = Command::new(monitor::path());
+        command.arg("run").args(options);
+        command
+            .arg("--initrd")
+            .arg(guest::probing(directory, script));
+        Self::start(command)
+    }
+
+    /// Starts a command.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut stderr = child.stderr.take().unwrap();
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in stdout.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                if sender.send(line.trim_end_matches('\r').to_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            // What is no text is seen as missing.
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        Self {
+            child,
+            stdin,
+            lines,
+            stderr,
+            seen: String::new(),
+        }
+    }
+
+    /// Waits for a line with this in it, after those that were waited for before.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push_str(&line);
+                    self.seen.push('\n');
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(error) => {
+                    let what = match error {
+                        RecvTimeoutError::Timeout => "it hangs",
+                        RecvTimeoutError::Disconnected => "it ended",
+                    };
+                    // What it says, and no process that is left behind.
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    panic!("no {text:?}, {what}: {}", self.seen);
+                }
+            }
+        }
+    }
+
+    /// Types a line.
+    pub fn send(&mut self, line: &str) {
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// What it has in memory, in bytes, the guest's included.
+    pub fn resident(&self) -> u64 {
+        resident(self.pid())
+    }
+
+    /// Ends it the hard way, and returns all that was printed.
+    pub fn kill(mut self) -> String {
+        kill_process(self.pid(), Signal::KILL).unwrap();
+        self.child.wait().unwrap();
+        self.seen.extend(self.lines.iter().map(|line| line + "\n"));
+        self.seen
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        drop(self.stdin);
+        let status = monitor::wait(&mut self.child);
+        self.seen.extend(self.lines.iter().map(|line| line + "\n"));
+        let ended = Ended {
+            status: status.map_or(-1, monitor::exit_code),
+            stdout: self.seen.into_bytes(),
+            stderr: self.stderr.join().unwrap(),
+        };
+        assert!(status.is_some(), "it hangs: {ended:#?}");
+        ended
+    }
+
+    /// Waits for the end of a [`guest::probing`] guest; fails unless all went well in it.
+    #[track_caller]
+    pub fn wait_for_success(self) -> String {
+        guest::expect_success(&self.wait())
+    }
+}
+
+/// What a process has in memory, in bytes.
+pub fn resident(process: Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}

@@ -1,0 +1,263 @@
+//! PCI: the bus with its ways to configuration space, devices in its slots, and their coming and going
+//! while the guest runs.
+//!
+//! # Locks
+//! What comes and goes does so on the thread of whoever calls a [`HotplugHandle`], or on the vCPU that
+//! gives a function up; never on an event loop, for which a function's end waits. See
+//! [`devices::bus`] for the order of locks; here one more comes after a function's, that of its
+//! window.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arch::layout;
+use devices::bus::{self, Bus};
+use devices::legacy::ged::Ged;
+use devices::legacy::pci_config::PciConfig;
+use devices::pci::hotplug::Hotplug;
+use devices::pci::msix::MsiVectors;
+use devices::pci::root::{Ecam, Full, Root, Slot};
+use devices::virtio::VirtioDevice;
+use devices::virtio::transport::pci::{
+    self as transport, BAR_SIZE, NOTIFY, NOTIFY_STRIDE, PciDevice, Window,
+};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::interrupts::Interrupts;
+use crate::msix::{self, Vectors};
+
+/// Why a device cannot come or go.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No slot is left.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// The device does not fit the transport, or the host refused something.
+    #[error(transparent)]
+    Device(#[from] transport::Error),
+    /// Its interrupts.
+    #[error(transparent)]
+    Vectors(#[from] msix::Error),
+    /// Two devices at one address: a mistake in the layout.
+    #[error("Cannot put the PCI bus into the machine")]
+    Bus(#[from] bus::Error),
+    /// There is nothing to go.
+    #[error("PCI slot {} is empty", slot.number())]
+    Empty {
+        /// The slot.
+        slot: Slot,
+    },
+    /// The machine has ended, or has no PCI.
+    #[error("The guest has no PCI bus, or has ended")]
+    NoBus,
+}
+
+/// Where the devices of the machine come from and go to.
+pub(crate) struct Pci {
+    // Runtime glue.
+    root: Arc<Root>,
+    hotplug: Arc<Mutex<Hotplug>>,
+    ged: Arc<Mutex<Ged>>,
+    mmio: Arc<Bus>,
+    interrupts: Arc<Interrupts>,
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemoryMmap>,
+}
+
+impl Pci {
+    /// A bus with a host bridge, on the machine's buses.
+    pub(crate) fn new(
+        io: &Bus,
+        mmio: &Arc<Bus>,
+        ged: &Arc<Mutex<Ged>>,
+        interrupts: &Arc<Interrupts>,
+        vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemoryMmap>,
+    ) -> Result<Self, Error> {
+        let root = Arc::new(Root::new());
+        let ecam = Arc::new(Mutex::new(Ecam(Arc::clone(&root))));
+        mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, ecam)?;
+        let ports = Arc::new(Mutex::new(PciConfig::new(Arc::clone(&root))));
+        let (start, size) = (layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_SIZE);
+        io.insert(start.into(), size.into(), ports)?;
+        let hotplug = Arc::new(Mutex::new(Hotplug::new(Arc::clone(&root))));
+        let (start, size) = (layout::PCI_HOTPLUG_PORT, layout::PCI_HOTPLUG_SIZE);
+        io.insert(start.into(), size.into(), hotplug.clone())?;
+        Ok(Self {
+            root,
+            hotplug,
+            ged: Arc::clone(ged),
+            mmio: Arc::clone(mmio),
+            interrupts: Arc::clone(interrupts),
+            vm: Arc::clone(vm),
+            memory: Arc::clone(memory),
+        })
+    }
+
+    /// Puts a device into the lowest slot that is free. A guest that runs already is not told.
+    pub(crate) fn insert(&self, device: Box<dyn VirtioDevice>) -> Result<Slot, Error> {
+        let count = transport::vector_count(&*device)?;
+        let vectors = Arc::new(Vectors::new(&self.interrupts, count)?);
+        let made = self.root.insert(|slot| {
+            let device = PciDevice::new(
+                device,
+                Arc::clone(&self.memory),
+                Arc::clone(&vectors) as Arc<dyn MsiVectors>,
+                first_address(slot),
+            )?;
+            Ok(self.with_window(device))
+        });
+        if made.is_err() {
+            vectors.release();
+        }
+        made
+    }
+
+    fn with_window(&self, device: PciDevice) -> Arc<Mutex<PciDevice>> {
+        let kicks = device.kick_fds().cloned().collect();
+        let device = Arc::new(Mutex::new(device));
+        let window = BusWindow {
+            bus: Arc::downgrade(&self.mmio),
+            device: Arc::downgrade(&device),
+            vm: Arc::clone(&self.vm),
+            kicks,
+            placed: Mutex::new(None),
+        };
+        lock(&device).set_window(Box::new(window));
+        device
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the memory of the function in `slot` is, if the guest leaves it there.
+#[expect(clippy::cast_possible_truncation, reason = "below 4 GiB")]
+fn first_address(slot: Slot) -> u32 {
+    layout::PCI_MMIO_START as u32 + u32::from(slot.number()) * BAR_SIZE
+}
+
+/// A function's memory on the bus, and its kicks in KVM.
+struct BusWindow {
+    // Runtime glue. Neither the bus nor the device is owned: both own this.
+    bus: Weak<Bus>,
+    device: Weak<Mutex<PciDevice>>,
+    vm: Arc<VmFd>,
+    kicks: Vec<Arc<EventFd>>,
+    // Volatile state.
+    placed: Mutex<Option<u64>>,
+}
+
+impl BusWindow {
+    fn kicks_at(&self, address: u64) -> impl Iterator<Item = (&EventFd, IoEventAddress)> {
+        let first = address + u64::from(NOTIFY);
+        let addresses = (first..).step_by(NOTIFY_STRIDE as usize);
+        let addresses = addresses.map(IoEventAddress::Mmio);
+        self.kicks.iter().map(|kick| &**kick).zip(addresses)
+    }
+
+    fn take_away(&self, bus: &Bus, address: u64) {
+        bus.remove(address);
+        for (kick, address) in self.kicks_at(address) {
+            // Fails only for one that could not be registered.
+            let _ = self.vm.unregister_ioevent(kick, &address, NoDatamatch);
+        }
+    }
+
+    /// Whether the memory could be put there.
+    fn put(&self, bus: &Bus, address: u64) -> bool {
+        let Some(device) = self.device.upgrade() else {
+            return false;
+        };
+        let end = address + u64::from(BAR_SIZE);
+        let window_end = layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE;
+        if address < layout::PCI_MMIO_START || end > window_end {
+            return false;
+        }
+        if bus.insert(address, BAR_SIZE.into(), device).is_err() {
+            return false;
+        }
+        for (kick, address) in self.kicks_at(address) {
+            // Without it the kick passes through the vCPU and the device.
+            let _ = self.vm.register_ioevent(kick, &address, NoDatamatch);
+        }
+        true
+    }
+}
+
+impl Window for BusWindow {
+    fn place(&self, address: Option<u32>) {
+        let Some(bus) = self.bus.upgrade() else {
+            return;
+        };
+        let mut placed = lock(&self.placed);
+        if let Some(old) = placed.take() {
+            self.take_away(&bus, old);
+        }
+        // Outside the window, or on another function's memory: the guest has put it where nothing can
+        // be, and finds nothing there.
+        *placed = address
+            .map(u64::from)
+            .filter(|address| self.put(&bus, *address));
+    }
+}
+
+/// A way to bring devices into a running guest and out of it again, from any thread but those of event
+/// loops.
+///
+/// The guest has to play along: it needs ACPI and PCI hot-plug (Linux: `CONFIG_HOTPLUG_PCI_ACPI`).
+#[derive(Clone)]
+pub struct HotplugHandle(Weak<Pci>);
+
+impl HotplugHandle {
+    pub(crate) fn new(pci: Option<&Arc<Pci>>) -> Self {
+        Self(pci.map_or_else(Weak::new, Arc::downgrade))
+    }
+
+    fn pci(&self) -> Result<Arc<Pci>, Error> {
+        self.0.upgrade().ok_or(Error::NoBus)
+    }
+
+    /// Puts `device` into the lowest slot that is free, and tells the guest.
+    pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<Slot, Error> {
+        let pci = self.pci()?;
+        let slot = pci.insert(device)?;
+        lock(&pci.hotplug).inserted(slot);
+        lock(&pci.ged).announce_pci_hotplug();
+        Ok(slot)
+    }
+
+    /// Asks the guest to let go of the device in `slot`. It may take its time, or never do it: see
+    /// [`HotplugHandle::wait_removed`].
+    pub fn remove(&self, slot: Slot) -> Result<(), Error> {
+        let pci = self.pci()?;
+        if !pci.root.is_occupied(slot) {
+            return Err(Error::Empty { slot });
+        }
+        lock(&pci.hotplug).ask_to_leave(slot);
+        lock(&pci.ged).announce_pci_hotplug();
+        Ok(())
+    }
+
+    /// Waits until the guest has let go of the device in `slot`, at most for `timeout`; whether it has.
+    /// The device is gone then, with all that it held of the host.
+    pub fn wait_removed(&self, slot: Slot, timeout: Duration) -> Result<bool, Error> {
+        // Not for as long as that: whoever waits must not keep a machine that ends.
+        let root = Arc::clone(&self.pci()?.root);
+        Ok(root.wait_removed(slot, timeout))
+    }
+
+    /// Whether there is a device in `slot`.
+    pub fn is_occupied(&self, slot: Slot) -> bool {
+        self.pci().is_ok_and(|pci| pci.root.is_occupied(slot))
+    }
+}
+
+#[cfg(test)]
+#[path = "pci_test.rs"]
+mod tests;
