@@ -282,10 +282,14 @@ fn one_that_is_made_has_an_address_and_is_gone_at_the_end() {
             .lines()
             .any(|line| line.starts_with(&hex) && line.ends_with(&six.name))
     );
-    let names = [tap.name.clone(), six.name.clone()];
+    // Names are given again at once, indices are not.
+    let interfaces = [&tap, &six].map(|tap| Interface::new(Name::new(&tap.name).unwrap()));
+    let indices = interfaces
+        .each_ref()
+        .map(|interface| interface.index().unwrap());
     drop((tap, six));
-    for name in names {
-        assert!(!exists(&name), "{name}");
+    for (interface, index) in interfaces.iter().zip(indices) {
+        assert_ne!(interface.index().ok(), Some(index));
     }
 }
 
