@@ -46,6 +46,16 @@ fn open(name: &str, queues: usize) -> Result<Tap, Error> {
     })
 }
 
+/// The name of an interface that no other run of these tests has.
+fn name(number: usize) -> String {
+    format!("mote{number}t{}", std::process::id())
+}
+
+/// A network of 256 addresses that hardly any other run has, as the first three numbers.
+fn network(kind: u8) -> [u8; 3] {
+    [198, kind, std::process::id() as u8]
+}
+
 fn exists(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).exists()
 }
@@ -94,15 +104,9 @@ struct PacketSocket {
 
 impl PacketSocket {
     fn new(interface: &str) -> Self {
-        let protocol = ETHERTYPE.to_be();
-        // SAFETY: takes numbers.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                protocol.into(),
-            )
-        };
+        // SAFETY: takes numbers. Without a protocol it hears nothing before it is bound: there are other
+        // interfaces.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         assert!(fd >= 0);
         // SAFETY: it was just made.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -112,7 +116,7 @@ impl PacketSocket {
         // SAFETY: a plain C structure, for which all zeroes are a value.
         let mut address: libc::sockaddr_ll = unsafe { zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = protocol;
+        address.sll_protocol = ETHERTYPE.to_be();
         address.sll_ifindex = index;
         let len = size_of::<libc::sockaddr_ll>() as u32;
         // SAFETY: the structure has that length.
@@ -231,7 +235,8 @@ fn one_that_is_made_has_an_address_and_is_gone_at_the_end() {
     if !can_make_taps() {
         return;
     }
-    let tap = new_tap(1, Some(9000), Some("198.18.77.1/24"));
+    let [a, b, c] = network(18);
+    let tap = new_tap(1, Some(9000), Some(&format!("{a}.{b}.{c}.1/24")));
     assert!(tap.name.starts_with("mote"), "{}", tap.name);
     assert_eq!((tap.mtu, tap.queues.len()), (9000, 1));
     let read = |name: &str, what| {
@@ -244,7 +249,7 @@ fn one_that_is_made_has_an_address_and_is_gone_at_the_end() {
             .is_up()
             .unwrap()
     );
-    UdpSocket::bind("198.18.77.1:0").unwrap();
+    UdpSocket::bind(format!("{a}.{b}.{c}.1:0")).unwrap();
     // The whole network is behind it, and not only what its class would be.
     let routes = fs::read_to_string("/proc/net/route").unwrap();
     let route = routes
@@ -252,7 +257,7 @@ fn one_that_is_made_has_an_address_and_is_gone_at_the_end() {
         .find(|line| line.starts_with(&tap.name))
         .unwrap();
     assert!(
-        route.contains("\t004D12C6\t") && route.contains("\t00FFFFFF\t"),
+        route.contains(&format!("\t00{c:02X}12C6\t")) && route.contains("\t00FFFFFF\t"),
         "{route}"
     );
     // A second one has another name.
@@ -271,10 +276,14 @@ fn one_that_is_made_has_an_address_and_is_gone_at_the_end() {
             .lines()
             .any(|line| line.starts_with(&hex) && line.ends_with(&six.name))
     );
-    let names = [tap.name.clone(), six.name.clone()];
+    // Names are given again at once, indices are not.
+    let interfaces = [&tap, &six].map(|tap| Interface::new(Name::new(&tap.name).unwrap()));
+    let indices = interfaces
+        .each_ref()
+        .map(|interface| interface.index().unwrap());
     drop((tap, six));
-    for name in names {
-        assert!(!exists(&name), "{name}");
+    for (interface, index) in interfaces.iter().zip(indices) {
+        assert_ne!(interface.index().ok(), Some(index));
     }
 }
 
@@ -283,10 +292,10 @@ fn one_that_is_there_is_opened_and_stays() {
     if !can_make_taps() {
         return;
     }
-    let name = "motetest0";
+    let name = &name(0);
     let persistent = Persistent::new(name, libc::IFF_TAP);
     let tap = open(name, 1).unwrap();
-    assert_eq!(tap.name, name);
+    assert_eq!(tap.name, *name);
     let error = open(name, 1).unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error}");
     let error = open(name, 2).unwrap_err();
@@ -300,7 +309,7 @@ fn one_that_is_there_is_opened_and_stays() {
     drop(persistent);
     assert!(!exists(name));
 
-    let name = "motetest1";
+    let name = &self::name(1);
     let _persistent = Persistent::new(name, libc::IFF_TAP | libc::IFF_MULTI_QUEUE);
     assert_eq!(open(name, 4).unwrap().queues.len(), 4);
     // One queue of one that could have several.
@@ -327,10 +336,10 @@ fn one_that_cannot_be_had_says_why() {
         let error = open(name, 1).unwrap_err();
         assert!(matches!(error, Error::Name { .. }), "{name}: {error}");
     }
-    let _tun = Persistent::new("motetest2", libc::IFF_TUN | libc::IFF_NO_PI);
-    let error = open("motetest2", 1).unwrap_err();
+    let _tun = Persistent::new(&name(2), libc::IFF_TUN | libc::IFF_NO_PI);
+    let error = open(&name(2), 1).unwrap_err();
     assert!(matches!(error, Error::NoTap { .. }), "{error}");
-    let address = "198.18.78.1/24".parse().ok();
+    let address = "198.19.78.1/24".parse().ok();
     let error = Tap::open(&TapConfig {
         source: TapSource::New { address },
         queues: 1,
@@ -353,7 +362,7 @@ fn frames_go_both_ways_up_to_the_mtu() {
         for (len, seed) in [(60, 1), (1514, 2), (9014, 3)] {
             let frame = frame(len, seed);
             send(&mut driver, TX, &frame);
-            assert_eq!(socket.recv(), frame);
+            assert!(socket.recv() == frame);
             socket.send(&frame);
             wait_for(&mut driver, &[RX], &room, &frame);
         }
@@ -406,8 +415,9 @@ fn checksums_and_segments_are_left_to_the_host() {
     if !can_make_taps() {
         return;
     }
-    let tap = new_tap(1, None, Some("198.18.79.1/24"));
-    let socket = UdpSocket::bind("198.18.79.1:0").unwrap();
+    let [a, b, c] = network(19);
+    let tap = new_tap(1, None, Some(&format!("{a}.{b}.{c}.1/24")));
+    let socket = UdpSocket::bind(format!("{a}.{b}.{c}.1:0")).unwrap();
     socket
         .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
@@ -439,7 +449,7 @@ fn checksums_and_segments_are_left_to_the_host() {
         let udp_len = (8 + len) as u16;
         let mut ip = vec![0x45, 0];
         ip.extend((20 + udp_len).to_be_bytes());
-        ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 79, 2, 198, 18, 79, 1]);
+        ip.extend([0, 0, 0, 0, 64, 17, 0, 0, a, b, c, 2, a, b, c, 1]);
         let checksum = !sum(&ip);
         ip[10..12].copy_from_slice(&checksum.to_be_bytes());
         bytes.extend(&ip);
@@ -492,7 +502,7 @@ fn several_queues_work_and_those_not_in_use_get_nothing() {
         set_pairs(&mut driver, 2);
         for (queue, seed) in [(TX, 1), (3, 2)] {
             send(&mut driver, queue, &frame(200, seed + round));
-            assert_eq!(socket.recv(), frame(200, seed + round));
+            assert!(socket.recv() == frame(200, seed + round));
         }
         socket.send(&frame(300, round));
         wait_for(&mut driver, &[RX, 2], &room, &frame(300, round));
@@ -511,7 +521,7 @@ fn an_interface_that_goes_away_does_not_keep_the_host_busy() {
     if !can_make_taps() {
         return;
     }
-    let name = "motetest3";
+    let name = &name(3);
     let persistent = Persistent::new(name, libc::IFF_TAP);
     let (mut driver, control) = card(open(name, 1).unwrap());
     driver.start(u64::MAX);

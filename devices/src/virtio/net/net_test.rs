@@ -33,7 +33,10 @@ fn frames_go_both_ways_whatever_was_negotiated() {
         assert_eq!((counters.rx.frames, counters.tx.frames), (3, 3));
         let bytes = (14 + 588 + 1514) as u64;
         assert_eq!((counters.rx.bytes, counters.tx.bytes), (bytes, bytes));
-        assert!(driver.interrupts.used(0) >= 1 && driver.interrupts.used(1) >= 1);
+        // With the event index a driver that looks early enough needs none.
+        if features != u64::MAX {
+            assert!(driver.interrupts.used(0) >= 1 && driver.interrupts.used(1) >= 1);
+        }
     }
 }
 
@@ -47,15 +50,15 @@ fn a_long_frame_is_in_as_many_buffers_as_it_takes() {
     driver.kick(RX);
     let long = frame(HEADER_LEN + MAX_FRAME, 9);
     wire.send(&long);
-    let used = driver.wait_used(RX, 44);
+    // All at once, so once told; and before the driver has seen any, which would tell what it waits for.
+    driver.wait_until("interrupt", |driver| driver.interrupts.used(0) == 1);
+    let used = driver.queues[RX].take_used();
     assert_eq!(used.len(), 44);
     assert!(used[..43].iter().all(|(_, len)| *len == 1500));
     let all: Vec<u8> = (used.iter().zip(&buffers))
         .flat_map(|((_, len), buffer)| driver.read(buffer.gpa, *len))
         .collect();
     assert!(all == received(&long, 44));
-    // All at once, so once told.
-    driver.wait_until("interrupt", |driver| driver.interrupts.used(0) == 1);
     // What it did not need is for the next one.
     wire.send(&frame(100, 1));
     let next = driver.wait_used(RX, 1);
