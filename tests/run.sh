@@ -43,7 +43,6 @@ resources/kernel/build.sh --bzimages >"$log/build" || { tail -n 50 "$log/build";
 # --- Build --------------------------------------------------------------------------------------
 say "build"
 cargo build --quiet --release
-cargo build --quiet --release -p guest-probe
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 mote=$target/x86_64-unknown-linux-gnu/release/mote
 probe=$target/x86_64-unknown-linux-gnu/release/guest-probe

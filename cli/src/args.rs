@@ -84,9 +84,19 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// The guest's console
-    #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
-    pub console: ConsoleKind,
+    /// The guest's console [default: virtio on a terminal with mote's own kernel, else serial]
+    #[arg(long, value_enum)]
+    pub console: Option<ConsoleKind>,
+
+    /// Disk with the root file system; options as for --disk
+    #[arg(long, value_name = "PATH[,…]")]
+    pub rootfs: Option<String>,
+
+    /// Disk; may be given several times. PATH is an image (raw, or qcow2 if its name ends so), with
+    /// options ro, overlay=temp|FILE, cache=writeback|unsafe, engine=io_uring|sync,
+    /// format=raw|qcow2|auto, serial=, queues=N, id=, rate=BYTES, iops=N, iothread=on
+    #[arg(long, value_name = "PATH[,…]")]
+    pub disk: Vec<String>,
 
     /// Network card; may be given several times: tap=NAME[,vhost=on|off][,queues=N], a tap of the
     /// host; tap[,ip=ADDRESS/PREFIX], one that mote makes, as root; or
@@ -98,6 +108,11 @@ pub(crate) struct RunArgs {
     /// Sockets between programs of the host and of the guest, through a Unix socket at PATH
     #[arg(long, value_name = "CID:PATH")]
     pub vsock: Option<String>,
+
+    /// Memory that the guest is to give back, of its own; with options stats=SECONDS, reporting=on,
+    /// deflate-on-oom=on
+    #[arg(long, value_name = "SIZE")]
+    pub balloon: Option<String>,
 
     /// Give the guest the host's randomness through a virtio device
     #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
@@ -127,6 +142,8 @@ pub(crate) struct RunArgs {
 /// `--console`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ConsoleKind {
+    /// virtio console hvc0 on standard input and output
+    Virtio,
     /// Serial port ttyS0 on standard input and output
     Serial,
     /// None

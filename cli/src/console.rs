@@ -7,7 +7,7 @@ use devices::console_io::{Input, InputFilter, Output};
 use vmm::Console;
 
 use crate::keys::{Keys, Targets, Transparent};
-use crate::terminal::{RawTerminal, is_foreground_terminal, is_terminal};
+use crate::terminal::{self, RawTerminal, is_foreground_terminal, is_terminal};
 
 /// The console, and the terminal that is in raw mode as long as it is kept.
 pub(crate) fn open(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
@@ -38,6 +38,7 @@ pub(crate) fn open(targets: Targets) -> io::Result<(Console, Option<RawTerminal>
             input,
             output,
             filter,
+            size: terminal::size().unwrap_or_default(),
         },
         terminal,
     ))

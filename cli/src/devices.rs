@@ -1,28 +1,47 @@
 //! virtio devices: from flags to configuration, one file a kind of flag below.
 
+mod disk;
 mod net;
 
 use std::path::PathBuf;
 
+use devices::virtio::balloon;
 use devices::virtio::vsock::VsockConfig;
 use vmm::config::{Device, DeviceKind};
 
 use crate::args::RunArgs;
 use crate::options::OptionList;
+use crate::quantity::{parse_duration, parse_size};
 
 /// All that were asked for, in the order in which the guest finds them.
-pub(crate) fn devices(args: &RunArgs) -> Result<Vec<Device>, String> {
+pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> {
     let mut devices = Vec::new();
+    // The guest's first disk is its root.
+    if let Some(text) = &args.rootfs {
+        devices.push(disk::parse("--rootfs", "rootfs", text, cpus)?);
+    }
+    for (index, text) in args.disk.iter().enumerate() {
+        let id = format!("disk{index}");
+        devices.push(disk::parse("--disk", &id, text, cpus)?);
+    }
     for (index, text) in args.net.iter().enumerate() {
         devices.push(net::parse(index, text)?);
     }
     if let Some(text) = &args.vsock {
         devices.push(vsock(text)?);
     }
+    if let Some(text) = &args.balloon {
+        devices.push(balloon(text)?);
+    }
     if let Some(text) = &args.entropy {
         devices.extend(entropy(text)?);
     }
     Ok(devices)
+}
+
+/// Whether `--rootfs` is to be read only.
+pub(crate) fn is_root_read_only(rootfs: &str) -> bool {
+    OptionList::new("--rootfs", rootfs).take_flag("ro")
 }
 
 /// `--vsock CID:PATH` or `--vsock cid=CID,path=PATH[,iothread=on]`.
@@ -53,7 +72,30 @@ fn vsock(text: &str) -> Result<Device, String> {
     })
 }
 
-/// `--entropy on|off`.
+/// `--balloon SIZE[,stats=SECONDS][,reporting=on][,deflate-on-oom=on]`.
+fn balloon(text: &str) -> Result<Device, String> {
+    let mut options = OptionList::new("--balloon", text);
+    let Some(size) = options.take_first() else {
+        return Err(options.error("it needs a size, such as 64m, or 0"));
+    };
+    let target = parse_size(&size).map_err(|error| options.error(error))?;
+    let config = balloon::Config {
+        target,
+        deflate_on_oom: options.take_switch("deflate-on-oom")?.unwrap_or(false),
+        free_page_reporting: options.take_switch("reporting")?.unwrap_or(false),
+        stats_interval: options
+            .parse_with("stats", parse_duration)?
+            .unwrap_or_default(),
+    };
+    let iothread = options.take_switch("iothread")?.unwrap_or(false);
+    options.finish()?;
+    Ok(Device {
+        kind: DeviceKind::Balloon(config),
+        iothread,
+    })
+}
+
+/// `--entropy on|off[,rate=BYTES][,iops=N]`.
 fn entropy(text: &str) -> Result<Option<Device>, String> {
     let mut options = OptionList::new("--entropy", text);
     let on = match options.take_first().as_deref() {
@@ -61,10 +103,11 @@ fn entropy(text: &str) -> Result<Option<Device>, String> {
         Some("off") => false,
         _ => return Err(options.error("write on or off")),
     };
+    let limit = net::rate(&mut options)?;
     let iothread = options.take_switch("iothread")?.unwrap_or(false);
     options.finish()?;
     Ok(on.then_some(Device {
-        kind: DeviceKind::Entropy,
+        kind: DeviceKind::Entropy(limit),
         iothread,
     }))
 }

@@ -10,6 +10,8 @@ use thiserror::Error;
 
 use crate::args::{ConsoleKind, RunArgs};
 use crate::config_file::ConfigFile;
+use crate::devices::is_root_read_only;
+use crate::terminal::is_foreground_terminal;
 
 /// Debian's busybox-static puts it here.
 const BUSYBOX: &str = "/bin/busybox";
@@ -51,6 +53,8 @@ pub(crate) struct Guest {
     pub initrd: Option<(File, PathBuf)>,
     /// Kernel command line.
     pub cmdline: String,
+    /// Its console.
+    pub console: ConsoleKind,
 }
 
 /// Chooses and opens all of it.
@@ -66,6 +70,8 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         None => default_kernel(&cache).ok_or(Error::NoKernel)?,
     };
     let kernel = image::kernel::open(&kernel_path, &cache)?;
+    let is_tuned = named.is_none() && modules.is_none();
+    let console = args.console.unwrap_or(default_console(args, is_tuned));
 
     let initrd_path = args
         .initrd
@@ -75,6 +81,8 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         Some(path) => Some((open_initrd(&path)?, path)),
         // A configuration file that names a kernel and no initrd means what it says.
         None if source.is_some() => None,
+        // The kernel mounts its root by itself; a command is what the initial RAM disk is needed for.
+        None if args.rootfs.is_some() && modules.is_none() && args.command.is_empty() => None,
         None => {
             let initramfs = image::initramfs::default_initramfs(
                 &cache,
@@ -88,8 +96,19 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         kernel_path,
         kernel,
         initrd,
-        cmdline: cmdline(args, file),
+        cmdline: cmdline(args, file, console),
+        console,
     })
+}
+
+/// A person at a terminal gets the console that costs a fraction of the exits, where the kernel is one
+/// that is known to have it.
+fn default_console(args: &RunArgs, is_tuned: bool) -> ConsoleKind {
+    if is_tuned && args.cmdline.is_none() && is_foreground_terminal() {
+        ConsoleKind::Virtio
+    } else {
+        ConsoleKind::Serial
+    }
 }
 
 /// The tuned kernel where it is cached, else the packaged one with its modules.
@@ -126,14 +145,14 @@ fn open_initrd(path: &Path) -> Result<File, Error> {
 }
 
 /// `--cmdline` or the file's `boot_args` as they are; otherwise mote's own words.
-fn cmdline(args: &RunArgs, file: &ConfigFile) -> String {
+fn cmdline(args: &RunArgs, file: &ConfigFile, console: ConsoleKind) -> String {
     let whole = args.cmdline.as_ref().or(file
         .boot_source
         .as_ref()
         .and_then(|source| source.boot_args.as_ref()));
     let mut cmdline = match whole {
         Some(whole) => whole.clone(),
-        None => default_cmdline(args),
+        None => default_cmdline(args, console),
     };
     if let Some(more) = &args.append {
         cmdline.push(' ');
@@ -151,12 +170,18 @@ fn cmdline(args: &RunArgs, file: &ConfigFile) -> String {
 /// - `pci=conf1,noearly`: there is no PCI, and no need to look for it, unless it was asked for.
 /// - `noreplace-smp`: a kernel with one CPU leaves its lock prefixes. Taking them out writes to nearly
 ///   every page of its text, which is then no longer shared with other guests (docs/start-up.md).
-fn default_cmdline(args: &RunArgs) -> String {
+fn default_cmdline(args: &RunArgs, console: ConsoleKind) -> String {
     let hostname = args.id.as_deref().unwrap_or("mote");
-    let console = match args.console {
+    let console = match console {
+        ConsoleKind::Virtio => "console=hvc0 ",
         ConsoleKind::Serial => "console=ttyS0 ",
         ConsoleKind::Off => "",
     };
+    let root = match &args.rootfs {
+        Some(rootfs) if is_root_read_only(rootfs) => "root=/dev/vda ro ",
+        Some(_) => "root=/dev/vda rw ",
+        None => "",
+    };
     let pci = if args.pci { "" } else { "pci=conf1,noearly " };
-    format!("{console}quiet panic=-1 reboot=k {pci}noreplace-smp hostname={hostname}")
+    format!("{console}{root}quiet panic=-1 reboot=k {pci}noreplace-smp hostname={hostname}")
 }

@@ -20,7 +20,7 @@ use crate::guest::{self, Guest};
 use crate::keys::Targets;
 use crate::logger;
 use crate::message::say;
-use crate::signals::SignalWatch;
+use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
 
 const DEFAULT_CPUS: u32 = 1;
@@ -86,14 +86,16 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         None => ConfigFile::default(),
     };
     logger::start(args.verbose);
+    let config = configure(args, &file)?;
+    let guest = guest::choose(args, &file)?;
     let device_error = |error: config::Error| Error::Device(error.to_string());
-    let mut config = configure(args, &file)?
+    let mut config = config
         .with_pci(args.pci)
+        .and_then(|config| config.with_console(console_of(guest.console)))
         .map_err(device_error)?;
-    for device in devices::devices(args).map_err(Error::Device)? {
+    for device in devices::devices(args, config.cpus()).map_err(Error::Device)? {
         config = config.with_device(device).map_err(device_error)?;
     }
-    let guest = guest::choose(args, &file)?;
     if args.verbose > 0 {
         describe(&config, &guest);
     }
@@ -115,8 +117,8 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     };
 
     let targets = Targets::default();
-    let (console, terminal) = match args.console {
-        ConsoleKind::Serial => {
+    let (console, terminal) = match guest.console {
+        ConsoleKind::Serial | ConsoleKind::Virtio => {
             let (console, terminal) =
                 console::open(targets.clone()).map_err(host("the console"))?;
             (Some(console), terminal)
@@ -128,6 +130,10 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     let _ = targets.set((vm.stopper(), vm.power_button()));
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
+    if let (Some(console), Some(_)) = (&vm.controls().console, &terminal) {
+        let window = WindowWatch::new(console.clone()).map_err(host("signal handlers"))?;
+        vm.add_subscriber(Box::new(window));
+    }
     if let Some(timeout) = args.timeout {
         let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
         vm.add_subscriber(Box::new(timeout));
@@ -138,6 +144,13 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))
+}
+
+fn console_of(kind: ConsoleKind) -> config::ConsoleKind {
+    match kind {
+        ConsoleKind::Virtio => config::ConsoleKind::Virtio,
+        ConsoleKind::Serial | ConsoleKind::Off => config::ConsoleKind::Serial,
+    }
 }
 
 /// Says which file an error is about.

@@ -5,10 +5,13 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use devices::virtio::console::ConsoleControl;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm::{StopRequest, Stopper};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::register_signal_handler;
+
+use crate::terminal;
 
 const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
@@ -56,9 +59,57 @@ impl MutEventSubscriber for SignalWatch {
     }
 }
 
+/// The descriptor that hears of changes of the terminal's size; -1 before there is one.
+static RESIZED: AtomicI32 = AtomicI32::new(-1);
+
+/// Tells the guest's console of the size of the terminal whenever that changes.
+pub(crate) struct WindowWatch {
+    resized: EventFd,
+    console: ConsoleControl,
+}
+
+impl WindowWatch {
+    /// Looks from now on.
+    pub(crate) fn new(console: ConsoleControl) -> io::Result<Self> {
+        let resized = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        RESIZED.store(resized.as_raw_fd(), Ordering::SeqCst);
+        register_signal_handler(libc::SIGWINCH, on_resize)?;
+        Ok(Self { resized, console })
+    }
+}
+
+impl Drop for WindowWatch {
+    fn drop(&mut self) {
+        RESIZED.store(-1, Ordering::SeqCst);
+    }
+}
+
+impl MutEventSubscriber for WindowWatch {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.resized.read();
+        if let Some((columns, rows)) = terminal::size() {
+            self.console.resize(columns, rows);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        // Fails only for a descriptor that is already there.
+        let _ = ops.add(Events::new(&self.resized, EventSet::IN));
+    }
+}
+
 extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let _ = FIRST.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
-    let wake: RawFd = WAKE.load(Ordering::SeqCst);
+    wake(&WAKE);
+}
+
+extern "C" fn on_resize(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    wake(&RESIZED);
+}
+
+/// Async-signal-safe.
+fn wake(target: &AtomicI32) {
+    let wake: RawFd = target.load(Ordering::SeqCst);
     if wake >= 0 {
         let one = 1u64;
         // SAFETY: write(2) is async-signal-safe; the buffer is 8 bytes, as an eventfd takes them.

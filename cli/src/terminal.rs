@@ -73,6 +73,19 @@ pub(crate) fn is_terminal() -> bool {
     unsafe { libc::isatty(STDIN) == 1 }
 }
 
+/// Columns and rows of the terminal, if standard input is one.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    let mut size = MaybeUninit::<libc::winsize>::uninit();
+    // SAFETY: the call fills the structure or fails.
+    let size = unsafe {
+        if libc::ioctl(STDIN, libc::TIOCGWINSZ, size.as_mut_ptr()) != 0 {
+            return None;
+        }
+        size.assume_init()
+    };
+    Some((size.ws_col, size.ws_row))
+}
+
 /// Async-signal-safe.
 fn restore() {
     if RAW.swap(false, Ordering::SeqCst)

@@ -4,6 +4,8 @@
 //! Everything runs on the fuzzer's thread, so that a crash can be repeated: the event loop is turned by
 //! hand.
 
+pub mod pci;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::bus::BusDevice;

@@ -1,5 +1,6 @@
 //! Bad input: one clear line, nothing left behind. No case boots Linux.
 
+mod devices;
 mod host;
 mod kernels;
 mod mutants;
@@ -16,6 +17,7 @@ use tests::sandbox::Sandbox;
 
 use crate::Case;
 
+pub(crate) use devices::CASES as DEVICE_CASES;
 pub(crate) use host::{CASES as HOST_CASES, CRASH_CASES};
 pub(crate) use mutants::CASES as MUTANT_CASES;
 

@@ -335,7 +335,7 @@ fn what_a_disk_says() {
         "--disk",
         &with(&image, ",serial=number-1"),
         "--disk",
-        &with(&protected, ",ro,id=second"),
+        &with(&protected, ",ro,id=second,serial=number-2"),
     ];
     let output = run_probing(
         &options,
@@ -343,7 +343,7 @@ fn what_a_disk_says() {
         echo $(cat size) $(cat serial) $(cat ro) $(ls mq | wc -l) $(cat queue/write_cache)
         [ $(cat queue/discard_max_bytes) -gt 0 ] && echo discards
         [ $(cat queue/write_zeroes_max_bytes) -gt 0 ] && echo zeroes
-        echo $(cat ../vdb/size) $(cat ../vdb/serial) $(cat ../vdb/ro)
+        echo $(cat /sys/block/vdb/size) $(cat /sys/block/vdb/serial) $(cat /sys/block/vdb/ro)
         must_not dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync 2>/dev/null
         must guest-probe block check /dev/vdb --seed 2
         must blkdiscard -o 0 -l 8388608 /dev/vda
@@ -354,7 +354,7 @@ fn what_a_disk_says() {
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines[0], "65536 number-1 0 2 write back", "{output}");
     assert_eq!(lines[1..3], ["discards", "zeroes"], "{output}");
-    assert_eq!(lines[3], "2048 second 1", "{output}");
+    assert_eq!(lines[3], "2048 number-2 1", "{output}");
     let freed = before - allocated(&image);
     assert!(freed >= 15 * MIB, "{freed} bytes were freed");
     assert!(fs::metadata(&image).unwrap().len() == SIZE);

@@ -52,6 +52,7 @@ fn main() {
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
+        ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
         ("bad_input", bad_input::CRASH_CASES, &no_kvm),
         ("bad_input", bad_input::MUTANT_CASES, &no_kvm),

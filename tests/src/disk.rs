@@ -202,3 +202,42 @@ pub fn qcow2(directory: &Path, name: &str, size: u64) -> PathBuf {
     file.write_all_at(&counts, 2 * CLUSTER).unwrap();
     path
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::tempdir::TempDir;
+
+    #[test]
+    fn images_are_made() {
+        let directory = TempDir::new().unwrap();
+        let directory = directory.as_path();
+        let contents = root(directory, "echo hello");
+        for (number, system) in (0..).zip([
+            FileSystem::Ext4(32 << 20),
+            FileSystem::Squashfs("zstd"),
+            FileSystem::Squashfs("lz4"),
+            FileSystem::Erofs(""),
+            FileSystem::Erofs("lz4hc"),
+        ]) {
+            let image = system.image(directory, &format!("image{number}"), &contents);
+            assert!(allocated(&image) > 1 << 20, "{system:?}");
+        }
+        let image = filled(directory, "filled", 1 << 20, 5);
+        assert_eq!(generations(&image, 5, 1 << 20), (1, 1));
+        let image = sparse(directory, "sparse", 1 << 20);
+        assert_eq!(generations(&image, 5, 1 << 20), (0, 0));
+        assert_eq!(allocated(&image), 0);
+    }
+
+    /// By QEMU's word, where it is at hand.
+    #[test]
+    fn a_qcow2_image_is_one() {
+        let directory = TempDir::new().unwrap();
+        let image = qcow2(directory.as_path(), "image", 10 << 30);
+        let check = Command::new("qemu-img").arg("check").arg(&image).output();
+        let Ok(output) = check else { return };
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("No errors were found"), "{output:?}");
+    }
+}

@@ -112,8 +112,10 @@ pub fn probe() -> PathBuf {
 /// short to say that something must work.
 const PROLOGUE: &str = r#"
     export PATH=/bin HOME=/
+    # It finds itself through /proc.
+    busybox mount -t proc proc /proc
     busybox --install -s /bin
-    mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
+    mount -t devtmpfs dev /dev; mount -t sysfs sys /sys
     mount -t tmpfs tmp /tmp
     ip link set lo up 2>/dev/null
     ulimit -n 8192

@@ -147,3 +147,54 @@ fn question(bytes: &[u8]) -> Option<&[u8]> {
     }
     bytes.get(..end + 5)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_probe::stream::Mode;
+
+    #[test]
+    fn the_name_server_answers() {
+        serve_dns("127.0.0.53:5353", [10, 0, 2, 2]);
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect("127.0.0.53:5353").unwrap();
+        for (kind, answers) in [(1, 1), (28, 0)] {
+            let mut query = vec![7, 8, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            query.extend(b"\x04host\x04test\0");
+            query.extend([0, kind, 0, 1]);
+            // An option (EDNS) that is not part of the question.
+            let question_end = query.len();
+            query.extend([0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0]);
+            socket.send(&query).unwrap();
+            let mut reply = [0; 512];
+            let length = socket.recv(&mut reply).unwrap();
+            assert_eq!(reply[..2], [7, 8]);
+            assert_eq!(reply[7], answers);
+            assert_eq!(reply[12..question_end], query[12..question_end]);
+            assert_eq!(length, question_end + usize::from(answers) * 16);
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_empty_and_goes_away() {
+        if can_make_networks().is_err() {
+            return;
+        }
+        in_namespace(|| {
+            assert_eq!(ip("-br link").lines().count(), 1);
+            tap("tap0", 9000, true, &["10.9.0.1/24", "fd09::1/64"]);
+            let addresses = ip("-o addr show dev tap0");
+            assert!(addresses.contains("10.9.0.1/24"), "{addresses}");
+            assert!(addresses.contains("fd09::1/64"), "{addresses}");
+            let server = serve_tcp("10.9.0.1:5000", 10);
+            let request = Request {
+                mode: Mode::Both,
+                seed: 1,
+                length: 10_000,
+            };
+            request_tcp("10.9.0.1:5000", 10, request);
+            server.join().unwrap().unwrap();
+        });
+        assert!(!ip("-br link").contains("tap0"));
+    }
+}

@@ -28,7 +28,7 @@ use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::worker::EventLoop;
-use devices::virtio::{VirtioDevice, net, vsock};
+use devices::virtio::{VirtioDevice, block, console, net, vsock};
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -36,7 +36,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::config::{Config, Payload};
+use crate::config::{Config, ConsoleKind, Payload};
 use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
 use crate::interrupts::Interrupts;
@@ -80,6 +80,9 @@ pub enum Error {
     /// A device on the PCI bus.
     #[error("Cannot put a device on the PCI bus")]
     Pci(#[from] pci::Error),
+    /// A disk.
+    #[error(transparent)]
+    Block(#[from] block::Error),
     /// A network card.
     #[error(transparent)]
     Net(#[from] net::Error),
@@ -89,6 +92,9 @@ pub enum Error {
     /// vhost-net.
     #[error(transparent)]
     Vhost(#[from] vhost_net::Error),
+    /// The virtio console.
+    #[error(transparent)]
+    Console(#[from] console::Error),
     /// Sockets between guest and host.
     #[error("Cannot make the vsock device")]
     Vsock(#[from] vsock::Error),
@@ -106,7 +112,7 @@ pub enum Error {
     EventLoop(#[source] event_manager::Error),
 }
 
-/// Where the serial port leads to.
+/// Where the console leads to: a serial port or a virtio console.
 pub struct Console {
     /// What is typed; none when there is nothing to read.
     pub input: Option<Input>,
@@ -114,6 +120,8 @@ pub struct Console {
     pub output: Output,
     /// Looks at what is typed before the guest does.
     pub filter: Box<dyn InputFilter>,
+    /// Columns and rows of a terminal, for a virtio console; 0 where they are not known.
+    pub size: (u16, u16),
 }
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
@@ -131,7 +139,19 @@ pub(crate) fn build(
     let ended = Arc::new(AtomicBool::new(false));
     let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
     let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
-    let Made { devices, controls } = virtio::make(config.devices(), &event_loop)?;
+    let Made {
+        mut devices,
+        mut controls,
+    } = virtio::make(config.devices(), &event_loop)?;
+    let mut serial = None;
+    match (console, config.console()) {
+        (Some(console), ConsoleKind::Virtio) => {
+            let console = virtio::make_console(console, &event_loop, &mut event_manager)?;
+            controls.console = Some(console.control());
+            devices.insert(0, Box::new(console));
+        }
+        (console, _) => serial = console,
+    }
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus())?;
@@ -141,7 +161,7 @@ pub(crate) fn build(
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, console, devices, &vm, &memory, &events)?;
+    let machine = Machine::new(config, serial, devices, &vm, &memory, &events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
@@ -327,6 +347,7 @@ fn add_serial_port(
         input,
         output,
         filter,
+        size: _,
     } = console;
     let worker = SerialWorker::new(port, ready, input, output, filter)
         .map_err(host("the console's worker"))?;

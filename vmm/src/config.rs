@@ -8,6 +8,9 @@ use arch::kernel::Protocol;
 use arch::regs::CpuMode;
 use devices::backend::tap::TapConfig;
 use devices::backend::user_net;
+use devices::rate_limiter::RateLimit;
+use devices::virtio::balloon;
+use devices::virtio::block::BlockConfig;
 use devices::virtio::net::NetConfig;
 use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
@@ -85,7 +88,18 @@ pub struct Config {
     memory: u64,
     boot_timer: bool,
     pci: bool,
+    console: ConsoleKind,
     devices: Vec<Device>,
+}
+
+/// Where the guest has its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleKind {
+    /// At a serial port, ttyS0: an exit for each character.
+    #[default]
+    Serial,
+    /// At a virtio console, hvc0.
+    Virtio,
 }
 
 /// A virtio device, as it is to be made.
@@ -100,12 +114,16 @@ pub struct Device {
 /// The devices that there are.
 #[derive(Clone, Debug)]
 pub enum DeviceKind {
-    /// Entropy.
-    Entropy,
+    /// Entropy, with a limit.
+    Entropy(RateLimit),
+    /// A disk.
+    Block(BlockConfig),
     /// A network card.
     Net(NetDevice),
     /// Sockets between guest and host.
     Vsock(VsockConfig),
+    /// Memory that can be given back.
+    Balloon(balloon::Config),
 }
 
 /// A network card, and what it is connected to.
@@ -149,6 +167,7 @@ impl Config {
             memory,
             boot_timer: false,
             pci: false,
+            console: ConsoleKind::default(),
             devices: Vec::new(),
         })
     }
@@ -172,6 +191,14 @@ impl Config {
         Ok(self)
     }
 
+    /// With the console, if there is one, at a serial port or at a virtio console, which is the first
+    /// virtio device then.
+    pub fn with_console(mut self, console: ConsoleKind) -> Result<Self, Error> {
+        self.console = console;
+        self.check_devices()?;
+        Ok(self)
+    }
+
     /// With one more virtio device.
     pub fn with_device(mut self, device: Device) -> Result<Self, Error> {
         self.devices.push(device);
@@ -185,10 +212,23 @@ impl Config {
         } else {
             arch::layout::VIRTIO_MMIO_MAX_SLOTS
         };
-        if self.devices.len() > max as usize {
+        if self.device_count() > max {
             return Err(Error::TooManyDevices { max });
         }
         Ok(())
+    }
+
+    /// Of virtio devices, with the console.
+    fn device_count(&self) -> u32 {
+        let console = u32::from(self.console == ConsoleKind::Virtio);
+        u32::try_from(self.devices.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(console)
+    }
+
+    /// Where the console is, if there is one.
+    pub fn console(&self) -> ConsoleKind {
+        self.console
     }
 
     /// The KVM device.
@@ -222,13 +262,8 @@ impl Config {
     }
 
     /// How many virtio-mmio slots they take.
-    #[expect(clippy::cast_possible_truncation, reason = "limited by check_devices")]
     pub fn virtio_slots(&self) -> u32 {
-        if self.pci {
-            0
-        } else {
-            self.devices.len() as u32
-        }
+        if self.pci { 0 } else { self.device_count() }
     }
 
     /// How many PCI slots the guest is told of: all that there are, as devices may come into any.

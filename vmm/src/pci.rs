@@ -257,3 +257,7 @@ impl HotplugHandle {
         self.pci().is_ok_and(|pci| pci.root.is_occupied(slot))
     }
 }
+
+#[cfg(test)]
+#[path = "pci_test.rs"]
+mod tests;

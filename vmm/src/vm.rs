@@ -147,11 +147,15 @@ impl Vm {
                 Err(error) => return Err(Error::EventLoop(error)),
             }
         };
+        let deadline = Instant::now() + CONSOLE_FLUSH_TIMEOUT;
         if let Some(console) = &self.console {
             console
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .flush_blocking(Instant::now() + CONSOLE_FLUSH_TIMEOUT);
+                .flush_blocking(deadline);
+        }
+        if let Some(console) = &self.controls.console {
+            console.flush_blocking(deadline);
         }
         Ok(reason)
     }
@@ -161,8 +165,11 @@ impl Vm {
         Remains::new(self.vm, self.memory)
     }
 
-    /// The last few KiB that the guest wrote to its serial port.
+    /// The last few KiB that the guest wrote to its console.
     pub fn console_tail(&self) -> Vec<u8> {
+        if let Some(console) = &self.controls.console {
+            return console.tail();
+        }
         self.console.as_ref().map_or_else(Vec::new, |console| {
             console
                 .lock()

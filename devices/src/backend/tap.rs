@@ -436,7 +436,8 @@ impl NetBackend for TapQueue {
     }
 
     fn send(&mut self, frame: &[VolatileSlice<'_>]) -> io::Result<()> {
-        let iovecs = iovecs(frame)?;
+        let mut iovecs = IoVecs::new();
+        fill(&mut iovecs, frame)?;
         // SAFETY: each element is guest memory that `frame` borrows; the kernel only reads it. What the
         // guest does to it meanwhile is the guest's own frame.
         let sent = unsafe { libc::writev(self.fd(), iovecs.as_ptr(), iovecs.len() as c_int) };
@@ -451,7 +452,8 @@ impl NetBackend for TapQueue {
     }
 
     fn recv(&mut self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        let iovecs = iovecs(room)?;
+        let mut iovecs = IoVecs::new();
+        fill(&mut iovecs, room)?;
         // SAFETY: each element is memory that `room` borrows and that may change at any time: nobody
         // has references into it. The kernel writes no more than it has room for.
         let received = unsafe { libc::readv(self.fd(), iovecs.as_ptr(), iovecs.len() as c_int) };
@@ -459,16 +461,19 @@ impl NetBackend for TapQueue {
     }
 }
 
-/// Pieces of memory as the kernel takes them. Valid as long as they are borrowed.
-fn iovecs(pieces: &[VolatileSlice<'_>]) -> io::Result<SmallVec<[iovec; 64]>> {
+/// Pieces of memory as the kernel takes them.
+type IoVecs = SmallVec<[iovec; 64]>;
+
+/// Fills in `pieces`, for as long as they are borrowed.
+fn fill(iovecs: &mut IoVecs, pieces: &[VolatileSlice<'_>]) -> io::Result<()> {
     if pieces.len() > MAX_PIECES {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let iovecs = pieces.iter().map(|piece| iovec {
+    iovecs.extend(pieces.iter().map(|piece| iovec {
         iov_base: piece.ptr_guard_mut().as_ptr().cast(),
         iov_len: piece.len(),
-    });
-    Ok(iovecs.collect())
+    }));
+    Ok(())
 }
 
 #[cfg(test)]

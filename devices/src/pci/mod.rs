@@ -26,6 +26,6 @@ pub trait Function: Send {
     fn write_config(&mut self, offset: u16, data: &[u8]);
 
     /// It is taken out of its slot, while it works or not: it has let go of everything outside when
-    /// this returns, and answers no more. Accesses may still come, and this may be called again.
+    /// this returns, guest and host, and answers no more. Accesses may still come, and this may be called again.
     fn unplug(&mut self);
 }

@@ -61,10 +61,10 @@ EOF
     device=${device:-$(first_interface)}
     [ "$device" ] || return
     case $method in
-        dhcp | on | any | both)
+        dhcp* | on | any | both)
             udhcpc -i "$device" -q -n -t 5 -T 2 -A 1 >/dev/null 2>&1 ||
                 echo "mote: no answer to DHCP on $device" ;;
-        '' | static)
+        *) # Nothing is asked for: what is given counts.
             [ "$client" ] || return
             ip addr add "$client${mask:+/$mask}" dev "$device"
             ip link set "$device" up
@@ -133,8 +133,10 @@ switch_to_root() {
     umount /sys
     mount --move /dev /newroot/dev 2>/dev/null || umount -l /dev
     umount /proc
-    unset HOME TERM
-    exec switch_root /newroot "$init"
+    # What a kernel gives the first process.
+    unset PATH
+    export HOME=/
+    exec /bin/switch_root /newroot "$init"
 }
 
 # Changing a terminal waits until what was written has left: powering off does not.

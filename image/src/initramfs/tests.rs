@@ -62,6 +62,9 @@ fn the_default_initramfs_is_made_once() {
     assert_eq!(entries["bin/sh"], (0o120_777, b"busybox".to_vec()));
     assert_eq!(entries["bin/busybox"].1, fs::read(busybox).unwrap());
     assert_eq!(entries["init"].1, INIT.as_bytes());
+    for path in DHCP_PATHS {
+        assert_eq!(entries[path], (0o100_755, DHCP.as_bytes().to_vec()));
+    }
 
     let again = default_initramfs(&cache, Some(&modules), busybox).unwrap();
     assert_eq!(again.path, made.path);
@@ -124,4 +127,53 @@ fn a_command_arrives_with_exactly_its_arguments() {
         String::from_utf8(decode_and_run(&arguments)).unwrap(),
         expected
     );
+}
+
+/// Runs a function of `init.sh` on the host, where the programs that change anything print what they
+/// would do. Returns that.
+fn run_function(name: &str, arguments: &[&str]) -> Vec<String> {
+    let start = INIT.find(&format!("\n{name}() {{\n")).unwrap();
+    let end = INIT[start..].find("\n}\n").unwrap() + start + 3;
+    let function = &INIT[start..end];
+    let script = format!(
+        "first_interface() {{ echo eth0; }}
+        for program in ip udhcpc; do eval \"$program() {{ echo $program \\\"\\$@\\\" >&3; }}\"; done
+        {}
+        {name} \"$@\" 3>&1 >/dev/null",
+        function.replace("/etc/resolv.conf", "/dev/fd/3")
+    );
+    let output = Command::new(BUSYBOX)
+        .args(["sh", "-c", &script, "sh"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn addresses_are_understood_as_the_kernel_does() {
+    let configure = |address: &str| run_function("configure_network", &[address]);
+    let dhcp = |device: &str| vec![format!("udhcpc -i {device} -q -n -t 5 -T 2 -A 1")];
+    for word in ["dhcp", "on", "any", ":::::eth0:dhcp"] {
+        assert_eq!(configure(word), dhcp("eth0"), "{word}");
+    }
+    assert_eq!(configure(":::::eth1:dhcp"), dhcp("eth1"));
+    for method in ["", "off", "none"] {
+        let address =
+            format!("10.0.0.2::10.0.0.1:255.255.255.0:name:eth3:{method}:10.0.0.3:10.0.0.4");
+        assert_eq!(
+            configure(&address),
+            [
+                "ip addr add 10.0.0.2/255.255.255.0 dev eth3",
+                "ip link set eth3 up",
+                "ip route add default via 10.0.0.1 dev eth3 onlink",
+                "nameserver 10.0.0.3",
+                "nameserver 10.0.0.4",
+            ],
+            "{method}"
+        );
+    }
+    assert_eq!(configure("off"), Vec::<String>::new());
 }

@@ -37,7 +37,7 @@ Usage: guest-probe COMMAND [ARGUMENT]... [--OPTION VALUE]...
   tcp|vsock server ADDRESS [--connections N]
       Checked data through streams; a server prints \"LISTENING\" and ends after N connections.
       ADDRESS: IP:PORT, [IP]:PORT; for vsock CID:PORT, or PORT for a server
-  udp client ADDRESS [--count N] [--size N]
+  udp client ADDRESS [--count N] [--size N] [--attempts N]
   udp server ADDRESS [--count N]
       Datagrams that are echoed; each is sent again until its echo comes
   memory SIZE [--wait]

@@ -11,8 +11,6 @@ use crate::arguments::{Arguments, Failure};
 
 /// A datagram is taken for lost after this time.
 const ECHO_TIMEOUT: Duration = Duration::from_millis(500);
-/// So often it is sent.
-const ATTEMPTS: u32 = 40;
 
 fn address(arguments: &mut Arguments) -> Result<SocketAddr, Failure> {
     let text = arguments.next("the address")?;
@@ -75,8 +73,9 @@ pub(crate) fn udp(mut arguments: Arguments) -> Result<(), Failure> {
     match role.as_str() {
         "client" => {
             let size = arguments.number("size", 1200)?;
+            let attempts = arguments.number("attempts", 40)?;
             arguments.end()?;
-            udp_client(address, count, size)
+            udp_client(address, count, size, attempts)
         }
         "server" => {
             arguments.end()?;
@@ -93,7 +92,7 @@ pub(crate) fn udp(mut arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-fn udp_client(address: SocketAddr, count: u64, size: usize) -> Result<(), Failure> {
+fn udp_client(address: SocketAddr, count: u64, size: usize, attempts: u32) -> Result<(), Failure> {
     let any: SocketAddr = match address {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
         SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
@@ -119,7 +118,7 @@ fn udp_client(address: SocketAddr, count: u64, size: usize) -> Result<(), Failur
             }
             attempt += 1;
             again += 1;
-            if attempt == ATTEMPTS {
+            if attempt == attempts {
                 let what = format!("datagram {number} of {size} bytes has no echo");
                 return Err(Failure::Check(what));
             }

@@ -9,21 +9,26 @@ use devices::backend::user_net::{self, UserNet};
 use devices::backend::vhost_net::VhostNet;
 use devices::bus::Bus;
 use devices::ioapic::IoApic;
+use devices::rate_limiter::RateLimit;
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::Balloon;
+use devices::virtio::block::Block;
+use devices::virtio::console;
 use devices::virtio::net::backend::{KernelRings, Pair};
 use devices::virtio::net::{Mac, Net};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{MmioDevice, QUEUE_NOTIFY};
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::EventLoop;
+use event_manager::SubscriberOps;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Error, host};
+use super::{Console, Error, host};
 use crate::config::{Device, DeviceKind, NetDevice, Network};
 use crate::controls::Controls;
-use crate::event_loop::IoThread;
+use crate::event_loop::{IoThread, Manager};
 use crate::interrupts::Interrupts;
 use crate::kvm;
 
@@ -55,10 +60,53 @@ fn make_one(
     controls: &mut Controls,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match kind {
-        DeviceKind::Entropy => Box::new(Rng::new(event_loop).map_err(host("the entropy device"))?),
+        DeviceKind::Entropy(limit) => {
+            let entropy = Rng::new(event_loop).map_err(host("the entropy device"))?;
+            let control = entropy.control();
+            control
+                .set_rate_limit(*limit)
+                .map_err(host("the entropy device"))?;
+            controls.entropy = Some(control);
+            Box::new(entropy)
+        }
+        DeviceKind::Block(config) => {
+            let (disk, control) = Block::new(config.clone(), event_loop)?;
+            controls.disks.insert(config.id.clone(), control);
+            Box::new(disk)
+        }
         DeviceKind::Net(net) => Box::new(make_net(net, event_loop, controls)?),
+        DeviceKind::Balloon(config) => {
+            let balloon = Balloon::new(event_loop, *config).map_err(host("the balloon"))?;
+            controls.balloon = Some(balloon.control());
+            Box::new(balloon)
+        }
         DeviceKind::Vsock(config) => Box::new(Vsock::new(config.clone(), event_loop)?),
     })
+}
+
+/// A virtio console, whose worker is on the machine's event loop from the start.
+pub(super) fn make_console(
+    console: Console,
+    event_loop: &Arc<dyn EventLoop>,
+    manager: &mut Manager,
+) -> Result<console::Console, Error> {
+    let Console {
+        input,
+        output,
+        filter,
+        size,
+    } = console;
+    let config = console::Config {
+        input,
+        output,
+        filter,
+        rate_limit: RateLimit::default(),
+        size,
+    };
+    let mut console = console::Console::new(Arc::clone(event_loop), config)?;
+    // Fails only where the loop is another thread's.
+    let _ = console.attach_by(|worker| Ok(manager.add_subscriber(worker)));
+    Ok(console)
 }
 
 fn make_net(

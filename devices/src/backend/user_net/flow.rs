@@ -57,7 +57,6 @@ struct Flow {
     via: Via,
     /// The resolver that this goes to, if it does.
     resolver: Option<SocketAddr>,
-    readable: bool,
     queued: bool,
     answered: bool,
     /// When the first packet was sent that nothing was heard of since.
@@ -254,7 +253,6 @@ impl Flows {
             name,
             via,
             resolver,
-            readable: false,
             queued: false,
             answered: false,
             asked: None,
@@ -326,15 +324,12 @@ impl Flows {
     }
 
     /// An event of a flow's socket.
-    pub(super) fn event(&mut self, key: Key, readable: bool, shared: &mut Shared) {
+    pub(super) fn event(&mut self, key: Key, shared: &mut Shared) {
         if let Some(flow) = self.flows.get_mut(key)
-            && readable
+            && !flow.queued
         {
-            flow.readable = true;
-            if !flow.queued {
-                flow.queued = true;
-                shared.ready.push_back(Token::Flow(key));
-            }
+            flow.queued = true;
+            shared.ready.push_back(Token::Flow(key));
         }
     }
 
@@ -372,10 +367,7 @@ impl Flows {
                 self.touch(key, shared);
                 Some(hand_over(name, &mut buffer, len, shared, deliver))
             }
-            Err(Errno::AGAIN) => {
-                flow.readable = false;
-                None
-            }
+            Err(Errno::AGAIN) => None,
             Err(error) => {
                 let asked = flow.resolver;
                 report(name, error, shared);

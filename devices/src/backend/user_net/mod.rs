@@ -24,7 +24,13 @@
 //! # What a hostile guest can do
 //! Everything it names is looked up in tables of bounded size, data that waits is bounded for each
 //! connection and for all, and what does not make sense is dropped and counted. It reaches no address
-//! that the policy refuses, and the host's loopback only by the gateway's address.
+//! that the policy refuses, and the host's loopback only by the gateway's address. The host's other
+//! addresses, and what is in the host's networks, are destinations like all others: only the policy
+//! closes them.
+//!
+//! # What is not there
+//! Broadcast and multicast to the host's networks, path MTU discovery (the host's kernel does it), IP
+//! options and extension headers but those of fragments, and any transport but TCP, UDP and ICMP echo.
 
 mod config;
 mod dhcp;
@@ -59,10 +65,8 @@ use icmp::Router;
 use packet::{ETHERNET_LEN, IpPacket, MAX_PACKET};
 use resolver::Resolver;
 use shared::{Shared, Token};
-use tcp::Tcp;
+use tcp::{Ready, Tcp};
 
-/// Turns in which nothing was sent, in a row, after which others have theirs.
-const MAX_IDLE_TURNS: usize = 4096;
 /// Batches of socket events that are taken in a row.
 const MAX_BATCHES: usize = 8;
 /// Timers that are called in a row.
@@ -275,14 +279,9 @@ impl UserNet {
         &mut self,
         mut deliver: impl FnMut(&[u8], FrameOffload) -> bool,
     ) -> Option<bool> {
-        let mut taken = None;
-        let mut deliver = |frame: &[u8], offload: FrameOffload| {
-            let result = deliver(frame, offload);
-            taken = Some(result);
-            result
-        };
         let shared = &mut self.shared;
-        for _ in 0..MAX_IDLE_TURNS {
+        // Each turn but the last takes someone out of the queue for good.
+        loop {
             if shared.has_frames() {
                 return shared.deliver_frame(&mut deliver);
             }
@@ -303,7 +302,6 @@ impl UserNet {
                 return sent;
             }
         }
-        taken
     }
 
     /// When [`UserNet::process`] has to be called though no event has come.
@@ -322,17 +320,20 @@ impl UserNet {
                 break;
             }
             for &(token, flags) in &self.events {
-                let failed = flags.contains(EventFlags::ERR);
-                let readable =
-                    flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP);
-                let writable = flags.contains(EventFlags::OUT);
+                let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP);
+                let ready = Ready {
+                    readable: flags.contains(EventFlags::IN),
+                    writable: flags.contains(EventFlags::OUT),
+                    failed: flags.contains(EventFlags::ERR),
+                    ended,
+                };
                 match token {
-                    Token::Tcp(key) => {
-                        self.tcp.event(key, (readable, writable, failed), shared);
+                    Token::Tcp(key) => self.tcp.event(key, ready, shared),
+                    Token::Flow(key) if ready.readable || ready.failed => {
+                        self.flows.event(key, shared);
                     }
-                    Token::Flow(key) => self.flows.event(key, readable || failed, shared),
                     Token::Forward(index) => self.forwards.event(index, &mut self.tcp, shared),
-                    Token::Router => {}
+                    Token::Flow(_) | Token::Router => {}
                 }
             }
         }
@@ -408,10 +409,19 @@ fn check(config: &Config) -> Result<(), String> {
 mod test_support;
 
 #[cfg(test)]
+mod forward_test;
+
+#[cfg(test)]
 mod link_test;
 
 #[cfg(test)]
+mod linux_test;
+
+#[cfg(test)]
 mod tcp_test;
+
+#[cfg(test)]
+mod tcp_timer_test;
 
 #[cfg(test)]
 mod udp_test;

@@ -19,7 +19,7 @@ const MAX_FRAME_BYTES: usize = 1 << 20;
 /// Destinations for which a refusal was logged.
 const MAX_LOGGED: usize = 256;
 /// Large buffers that are kept for reuse.
-const MAX_SPARE: usize = 16;
+const MAX_SPARE: usize = 32;
 /// Bytes of a large buffer: any packet with its headers.
 pub(super) const BUFFER_LEN: usize = HEADROOM + MAX_PACKET;
 

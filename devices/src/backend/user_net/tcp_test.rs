@@ -1,37 +1,20 @@
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use smoltcp::socket::tcp::{self, State};
 
-use super::test_support::{GUEST_V6, Guest, host_v4, host_v6, pattern};
-use super::{Config, Forward, Protocol};
+use super::Config;
+use super::test_support::{Guest, host_v4, host_v6, pattern};
 
 const MIB: usize = 1 << 20;
 
-fn listener() -> (TcpListener, u16) {
+pub(super) fn listener() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
-}
-
-fn forward(guest_port: u16) -> Config {
-    Config {
-        forwards: vec![Forward {
-            protocol: Protocol::Tcp,
-            address: Ipv4Addr::LOCALHOST.into(),
-            host_port: 0,
-            guest_port,
-        }],
-        ..Config::default()
-    }
-}
-
-fn forwarded(guest: &Guest) -> SocketAddr {
-    let forward = guest.net.forwards().next().unwrap();
-    SocketAddr::new(forward.address, forward.host_port)
 }
 
 /// The guest sends `total` bytes, then its end.
@@ -52,7 +35,7 @@ fn upload(guest: &mut Guest, remote: SocketAddr, total: usize) {
 }
 
 /// Reads to the end, and checks every byte.
-fn check_all(mut stream: impl Read) -> usize {
+pub(super) fn check_all(mut stream: impl Read) -> usize {
     let mut buffer = vec![0; 1 << 17];
     let mut total = 0;
     loop {
@@ -345,9 +328,6 @@ fn a_host_that_does_not_read_stops_the_guest() {
     let reader = thread::spawn(move || check_all(stream));
     guest.run("all", |guest| (push(guest) == total).then_some(()));
     guest.tcp(handle).close();
-    guest.run("end", |guest| {
-        (guest.tcp(handle).state() == State::FinWait2).then_some(())
-    });
     assert!(most <= 512 << 10, "{most} bytes were held");
     guest.run("end of the host", |guest| {
         (guest.net.connections() == 0).then_some(())
@@ -408,14 +388,16 @@ fn many_slow_readers_share_the_memory() {
     }
     let data = pattern(0, 256 << 10);
     listener.set_nonblocking(true).unwrap();
-    let start = Instant::now();
+    let mut last = (0, Instant::now());
     guest.run("fill", |guest| {
         if let Ok((stream, _)) = listener.accept() {
             stream.set_nonblocking(true).unwrap();
             streams.push(stream);
         }
         for mut stream in &streams {
-            let _ = stream.write(&data);
+            if stream.write(&data).is_ok() {
+                last.1 = Instant::now();
+            }
         }
         for (_, socket) in guest.sockets.iter_mut() {
             let smoltcp::socket::Socket::Tcp(socket) = socket else {
@@ -427,9 +409,13 @@ fn many_slow_readers_share_the_memory() {
         }
         let memory = guest.net.memory();
         assert!(memory <= MIB + 32 * (32 << 10) + (128 << 10), "{memory}");
-        (start.elapsed() > Duration::from_secs(3)).then_some(())
+        if memory != last.0 {
+            last = (memory, Instant::now());
+        }
+        let quiet = last.1.elapsed() > Duration::from_millis(500);
+        (streams.len() == 32 && quiet).then_some(())
     });
-    assert_eq!(streams.len(), 32);
+    assert!(guest.net.memory() >= MIB, "the limit was never met");
 }
 
 #[test]
@@ -473,98 +459,6 @@ fn half_open_floods_are_bounded() {
 }
 
 #[test]
-fn the_host_reaches_a_forwarded_port() {
-    let mut guest = Guest::new(forward(80));
-    let address = forwarded(&guest);
-    assert_ne!(address.port(), 0);
-    let handle = guest.tcp_socket(64 << 10);
-    guest.tcp(handle).listen(80).unwrap();
-    let client = thread::spawn(move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(&pattern(0, 100_000)).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        check_all(stream)
-    });
-    let mut received = 0;
-    guest.run("echo", |guest| {
-        let socket = guest.tcp(handle);
-        while socket.can_recv() && socket.send_capacity() > socket.send_queue() {
-            let room = socket.send_capacity() - socket.send_queue();
-            let bytes = socket
-                .recv(|bytes| {
-                    let count = bytes.len().min(room);
-                    (count, bytes[..count].to_vec())
-                })
-                .unwrap();
-            received += bytes.len();
-            assert_eq!(socket.send_slice(&bytes), Ok(bytes.len()));
-        }
-        if received == 100_000 {
-            socket.close();
-        }
-        (socket.state() == State::Closed).then_some(())
-    });
-    assert_eq!(client.join().unwrap(), 100_000);
-    let remote = guest.net.counters();
-    assert_eq!(remote.connections_in, 1);
-}
-
-#[test]
-fn a_forwarded_port_where_nobody_listens_is_closed() {
-    let mut guest = Guest::new(forward(80));
-    let mut stream = TcpStream::connect(forwarded(&guest)).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    let error = guest.run("close", |_| match stream.read(&mut [0]) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-        result => Some(result.unwrap_err()),
-    });
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    assert_eq!(guest.net.connections(), 0);
-}
-
-#[test]
-fn a_guest_that_is_not_there_yet_is_waited_for() {
-    let mut guest = Guest::new(forward(80));
-    let mut stream = TcpStream::connect(forwarded(&guest)).unwrap();
-    // The first SYN goes nowhere.
-    let mut frames = 0;
-    while frames == 0 {
-        guest.net.process(Instant::now());
-        frames += guest.collect().len();
-    }
-    let handle = guest.tcp_socket(4096);
-    guest.tcp(handle).listen(80).unwrap();
-    guest.run("connect", |guest| {
-        guest.tcp(handle).may_send().then_some(())
-    });
-    guest.tcp(handle).send_slice(b"hello").unwrap();
-    guest.tcp(handle).close();
-    guest.run("sent", |guest| {
-        (guest.tcp(handle).state() == State::FinWait2).then_some(())
-    });
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "hello");
-    assert!(guest.net.counters().retransmitted >= 1);
-}
-
-#[test]
-fn ports_in_use_are_named() {
-    let (_listener, port) = listener();
-    let mut config = forward(80);
-    config.forwards[0].host_port = port;
-    let error = super::UserNet::new(config).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::AddrInUse);
-    let text = error.to_string();
-    assert!(
-        text.starts_with(&format!(
-            "Cannot forward TCP 127.0.0.1:{port} to the guest: "
-        )),
-        "{text}"
-    );
-}
-
-#[test]
 fn what_the_guest_loses_is_sent_again() {
     let (listener, port) = listener();
     let total = 4 * MIB;
@@ -578,7 +472,6 @@ fn what_the_guest_loses_is_sent_again() {
     let mut count = 0;
     guest.run("download", |guest| {
         // Every 97th frame is lost.
-        guest.wire.to_guest.retain(|_| true);
         guest.net.process(Instant::now());
         let wire = &mut guest.wire;
         while guest
@@ -627,27 +520,4 @@ fn a_guest_that_has_gone_is_given_up() {
     assert!(guest.net.counters().retransmitted <= 12);
     let error = stream.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-}
-
-#[test]
-fn ipv6_peers_see_the_guests_ipv6_address() {
-    let config = Config {
-        forwards: vec!["[::1]:0:80".parse().unwrap()],
-        ..Config::default()
-    };
-    let mut guest = Guest::new(config);
-    let handle = guest.tcp_socket(4096);
-    guest.tcp(handle).listen(80).unwrap();
-    // The guest's address is known once it has used it.
-    let (_listener, port) = listener();
-    let other = guest.begin(4096, host_v6(port), 40000);
-    guest.run("use", |guest| {
-        (guest.tcp(other).state() == State::Closed).then_some(())
-    });
-    let _stream = TcpStream::connect(forwarded(&guest)).unwrap();
-    guest.run("connect", |guest| {
-        guest.tcp(handle).may_send().then_some(())
-    });
-    let local = guest.tcp(handle).local_endpoint().unwrap();
-    assert_eq!(local.addr, std::net::IpAddr::V6(GUEST_V6).into());
 }

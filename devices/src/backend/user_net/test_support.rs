@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -278,6 +279,20 @@ impl Guest {
         self.collect()
     }
 
+    /// The next frames for the guest, which its stack does not see.
+    pub(super) fn wait_frames(&mut self, what: &str) -> Vec<Vec<u8>> {
+        let start = Instant::now();
+        loop {
+            self.net.process(Instant::now());
+            let frames = self.collect();
+            if !frames.is_empty() {
+                return frames;
+            }
+            assert!(start.elapsed() < PATIENCE, "timed out: {what}");
+            self.sleep();
+        }
+    }
+
     /// All frames for the guest, complete.
     pub(super) fn collect(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
@@ -319,7 +334,17 @@ pub(super) fn host_v6(port: u16) -> SocketAddr {
 
 /// Bytes that show where they belong.
 pub(super) fn pattern(offset: usize, len: usize) -> Vec<u8> {
-    (offset..offset + len)
-        .map(|index| (index ^ index >> 8 ^ index >> 16) as u8)
-        .collect()
+    // A prime, so that no two places that a mistake could confuse look alike.
+    const PERIOD: usize = 65521;
+    static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let byte = |index: usize| (index ^ index >> 8) as u8;
+        (0..PERIOD).map(byte).collect()
+    });
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let from = (offset + bytes.len()) % PERIOD;
+        let count = (len - bytes.len()).min(PERIOD - from);
+        bytes.extend_from_slice(&TABLE[from..from + count]);
+    }
+    bytes
 }

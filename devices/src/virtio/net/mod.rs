@@ -1,7 +1,7 @@
 //! Network card (virtio 1.2 section 5.1).
 //!
 //! Reading order: this file (features, configuration space, the idle half), `backend` (what the card
-//! stands on at the host's side), `worker` (the running half: who works when), `rx` and `tx` (the two
+//! stands on at the host's side), `worker` (the running half: who works when), `running` (a pair of queues of it), `rx` and `tx` (the two
 //! directions), `control` (the control queue).
 //!
 //! Frames are read and written straight from and to guest memory. A card has a pair of queues, or
@@ -10,6 +10,7 @@
 pub mod backend;
 mod control;
 mod mac;
+mod running;
 mod rx;
 mod shared;
 mod tx;
@@ -397,6 +398,11 @@ impl NetControl {
     }
 }
 
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod control_tests;
+#[cfg(test)]
+mod double;
 #[cfg(test)]
 #[path = "net_test.rs"]
 mod tests;

@@ -183,8 +183,9 @@ impl Rx {
         self.queue.disable_kicks()?;
         // Apart from what else is borrowed of `self`.
         let mut side = std::mem::take(&mut self.side);
-        let window = Window::new(turn.memory, VolatileSlice::from(&mut *side));
-        let result = self.serve_with(window, backend, turn);
+        let mut window = Window::new(turn.memory, VolatileSlice::from(&mut *side));
+        let result = self.serve_with(&mut window, backend, turn);
+        drop(window);
         self.side = side;
         result?;
         self.queue.notify()
@@ -192,7 +193,7 @@ impl Rx {
 
     fn serve_with(
         &mut self,
-        mut window: Window<'_>,
+        window: &mut Window<'_>,
         backend: &mut dyn NetBackend,
         turn: &mut Turn<'_>,
     ) -> Result<(), queue::Error> {
@@ -202,12 +203,12 @@ impl Rx {
         }
         for _ in 0..FRAMES_PER_TURN {
             if self.pending.is_none()
-                && let Some(wait) = self.receive(&mut window, backend, turn)?
+                && let Some(wait) = self.receive(window, backend, turn)?
             {
                 self.wait = wait;
                 return Ok(());
             }
-            if let Some(wait) = self.deliver(&mut window, turn)? {
+            if let Some(wait) = self.deliver(window, turn)? {
                 self.wait = wait;
                 return Ok(());
             }
@@ -261,12 +262,9 @@ impl Rx {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                if turn.counts.count_error() {
-                    log::warn!(
-                        "Network card {}: the host gives no more frames: {error}",
-                        turn.id
-                    );
-                }
+                turn.counts.count_error();
+                turn.warning
+                    .tell(turn.id, "the host gives no more frames", &error);
                 return Ok(Some(Wait::Nothing));
             }
         }
@@ -298,10 +296,14 @@ impl Rx {
                         pieces,
                     });
                 }
-                // It goes back unused, in its turn: what is held goes back to the ring in its order.
-                None if self.held.is_empty() => self.queue.complete(head, 0)?,
                 None => {
-                    self.queue.undo_pop();
+                    // It goes back unused, in its turn: what is held may have to go back to the ring in
+                    // its order. And one at a time, as a driver may have any number of such.
+                    if self.held.is_empty() {
+                        self.queue.complete(head, 0)?;
+                    } else {
+                        self.queue.undo_pop();
+                    }
                     return Ok(Gathered::Full);
                 }
             }

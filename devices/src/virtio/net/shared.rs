@@ -1,5 +1,6 @@
 //! What the running half of a card shares with its idle half and with whoever controls it.
 
+use std::error::Error;
 use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::chain_of;
 
 /// The shared part.
 pub(super) struct Shared {
@@ -20,6 +22,31 @@ pub(super) struct Shared {
     /// They outlive the worker: a reset fills no bucket. Locked for a turn of the worker at most.
     pub(super) limiters: Mutex<Limiters>,
     pub(super) counts: Counts,
+    pub(super) warnings: Warnings,
+}
+
+/// What the log was told. A driver can cause each any number of times.
+#[derive(Default)]
+pub(super) struct Warnings {
+    pub(super) offloads: Warning,
+    pub(super) pairs: Warning,
+    pub(super) vhost: Warning,
+    pub(super) watch: Warning,
+    pub(super) send: Warning,
+    pub(super) receive: Warning,
+}
+
+/// One cause, which is told once.
+#[derive(Default)]
+pub(super) struct Warning(AtomicBool);
+
+impl Warning {
+    /// Tells that `what` failed with card `id`, if that is the first time.
+    pub(super) fn tell(&self, id: &str, what: &str, error: &(dyn Error + 'static)) {
+        if !self.0.swap(true, Ordering::Relaxed) {
+            log::warn!("Network card {id}: {what}: {}", chain_of(error));
+        }
+    }
 }
 
 /// The limits of both directions, seen from the guest.
@@ -39,6 +66,7 @@ impl Shared {
                 tx: RateLimiter::new(tx)?,
             }),
             counts: Counts::default(),
+            warnings: Warnings::default(),
         })
     }
 
@@ -98,9 +126,8 @@ impl DirectionCounts {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// True for the first one.
-    pub(super) fn count_error(&self) -> bool {
-        self.errors.fetch_add(1, Ordering::Relaxed) == 0
+    pub(super) fn count_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn count_throttled(&self) {

@@ -10,6 +10,9 @@ use super::worker::{FRAMES_PER_TURN, Turn, kick_myself};
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{self, Queue};
 
+/// The host's view of a frame. It is large, and made once a turn.
+type Pieces<'m> = SmallVec<[VolatileSlice<'m>; 24]>;
+
 /// What the direction waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
@@ -57,6 +60,7 @@ impl Tx {
         self.queue.disable_kicks()?;
         self.wait = Wait::Frames;
         let mut is_over = true;
+        let mut pieces = Pieces::new();
         for _ in 0..FRAMES_PER_TURN {
             let Some(chain) = self.queue.pop()? else {
                 if self.queue.enable_kicks()? {
@@ -65,7 +69,7 @@ impl Tx {
                 is_over = false;
                 break;
             };
-            if let Some(wait) = send(&chain, backend, turn) {
+            if let Some(wait) = send(&chain, &mut pieces, backend, turn) {
                 self.queue.undo_pop();
                 self.wait = wait;
                 is_over = false;
@@ -81,16 +85,21 @@ impl Tx {
 }
 
 /// Sends a frame, or drops it; or says what it has to wait for.
-fn send(chain: &Chain, backend: &mut dyn NetBackend, turn: &mut Turn<'_>) -> Option<Wait> {
+fn send<'m>(
+    chain: &Chain,
+    pieces: &mut Pieces<'m>,
+    backend: &mut dyn NetBackend,
+    turn: &mut Turn<'m>,
+) -> Option<Wait> {
     let len = chain.readable.len() as usize;
-    let pieces: Result<SmallVec<[VolatileSlice<'_>; 24]>, _> =
-        chain.readable.slices(turn.memory).collect();
     let has_good_len = (HEADER_LEN + MIN_FRAME..=HEADER_LEN + MAX_FRAME).contains(&len);
-    let Ok(pieces) = pieces else {
-        turn.counts.count_dropped();
-        return None;
-    };
-    if !turn.link_up || !has_good_len {
+    pieces.clear();
+    let is_memory = chain
+        .readable
+        .slices(turn.memory)
+        .try_for_each(|piece| piece.map(|piece| pieces.push(piece)))
+        .is_ok();
+    if !turn.link_up || !has_good_len || !is_memory {
         turn.counts.count_dropped();
         return None;
     }
@@ -98,19 +107,16 @@ fn send(chain: &Chain, backend: &mut dyn NetBackend, turn: &mut Turn<'_>) -> Opt
     if !turn.take(payload) {
         return Some(Wait::Tokens);
     }
-    match backend.send(&pieces) {
+    match backend.send(pieces) {
         Ok(()) => turn.counts.count_frame(payload),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             turn.limiter.give_back(1, payload as u64);
             return Some(Wait::Host);
         }
         Err(error) => {
-            if turn.counts.count_error() {
-                log::warn!(
-                    "Network card {}: the host refused a frame: {error}",
-                    turn.id
-                );
-            }
+            turn.counts.count_error();
+            turn.warning
+                .tell(turn.id, "the host refused a frame", &error);
         }
     }
     None

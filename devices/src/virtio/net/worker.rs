@@ -6,15 +6,15 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
-use super::backend::{HEADER_LEN, KernelError, KernelRings, LINK_HEADER, MAX_FRAME, Pair};
+use super::backend::{HEADER_LEN, KernelError, LINK_HEADER, MAX_FRAME, Offloads, Pair};
 use super::control::{self, Command};
+use super::running::{Rings, Running};
 use super::rx::{self, Rx};
-use super::shared::{DirectionCounts, Limiters, Shared};
+use super::shared::{DirectionCounts, Limiters, Shared, Warning};
 use super::tx::{self, Tx};
 use super::{feature, offloads_of, to_guest_bits};
 use crate::lock;
@@ -24,6 +24,10 @@ use crate::virtio::{ActivateError, Resources};
 
 /// Frames that a direction moves before others have their turn.
 pub(super) const FRAMES_PER_TURN: usize = 64;
+
+/// Commands that are carried out before others have their turn: some take a lock of the host's kernel
+/// that all its interfaces share, so one that changes nothing is not passed on either.
+const COMMANDS_PER_TURN: usize = 8;
 
 // Which descriptor an event is for. Those of a pair are behind these: its number times PER_PAIR, and
 // which of its descriptors.
@@ -43,6 +47,7 @@ pub(super) struct Turn<'t> {
     pub(super) memory: &'t GuestMemoryMmap,
     pub(super) link_up: bool,
     pub(super) counts: &'t DirectionCounts,
+    pub(super) warning: &'t Warning,
     pub(super) limiter: &'t mut RateLimiter,
 }
 
@@ -64,29 +69,6 @@ pub(super) fn kick_myself(queue: &Queue) {
     let _ = queue.kick().write(1);
 }
 
-/// Who serves a pair's rings.
-enum Rings {
-    Worker {
-        rx: Option<Rx>,
-        tx: Option<Tx>,
-    },
-    Kernel {
-        server: Box<dyn KernelRings>,
-        rx: Option<Queue>,
-        tx: Option<Queue>,
-        started: bool,
-    },
-}
-
-/// A pair of queues that runs.
-struct Running {
-    backend: Box<dyn super::backend::NetBackend>,
-    rings: Rings,
-    enabled: bool,
-    /// What the backend is watched for.
-    watched: EventSet,
-}
-
 /// The running half.
 pub(super) struct Worker {
     // Fixed configuration.
@@ -98,6 +80,8 @@ pub(super) struct Worker {
     // Volatile state.
     pairs: Vec<Running>,
     control: Option<Queue>,
+    /// What is left to the driver now.
+    offloads: Offloads,
     /// The driver broke the rules.
     broken: bool,
 }
@@ -166,6 +150,7 @@ impl Worker {
             memory: resources.memory,
             shared,
             control,
+            offloads,
             broken: false,
         };
         match worker.update_kernel() {
@@ -178,15 +163,20 @@ impl Worker {
     pub(super) fn stop(mut self) -> (Vec<Pair>, Vec<Queue>) {
         let mut queues: Vec<Queue> = self.control.take().into_iter().collect();
         let mut pairs = Vec::with_capacity(self.pairs.len());
+        let warnings = &self.shared.warnings;
         for (number, mut running) in self.pairs.into_iter().enumerate() {
             if let Err(error) = running.update_kernel(false, self.features, &self.memory) {
-                log::warn!("Network card {}: vhost does not stop: {error}", self.id);
+                warnings
+                    .vhost
+                    .tell(&self.id, "vhost does not stop", &*error);
             }
             if number > 0
                 && running.enabled
                 && let Err(error) = running.backend.set_enabled(false)
             {
-                log::warn!("Network card {}: queue {number} stays: {error}", self.id);
+                warnings
+                    .pairs
+                    .tell(&self.id, "a queue stays in use", &error);
             }
             let kernel = match running.rings {
                 Rings::Worker { rx, tx } => {
@@ -227,7 +217,10 @@ impl Worker {
                 // Empties it; fails if it is empty.
                 let _ = shared.wake.read();
                 if let Err(error) = self.update_kernel() {
-                    log::warn!("Network card {}: vhost failed: {error}", self.id);
+                    self.shared
+                        .warnings
+                        .vhost
+                        .tell(&self.id, "vhost failed", &*error);
                 }
                 self.serve_all(limiters)
             }
@@ -317,6 +310,7 @@ impl Worker {
             memory: &self.memory,
             link_up: self.shared.is_link_up(),
             counts: &self.shared.counts.rx,
+            warning: &self.shared.warnings.receive,
             limiter: &mut limiters.rx,
         };
         rx.serve(&mut *pair.backend, &mut turn)
@@ -334,6 +328,7 @@ impl Worker {
             memory: &self.memory,
             link_up: self.shared.is_link_up(),
             counts: &self.shared.counts.tx,
+            warning: &self.shared.warnings.send,
             limiter: &mut limiters.tx,
         };
         tx.serve(&mut *pair.backend, &mut turn)?;
@@ -343,7 +338,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Carries out the commands of the driver: at most a queue full, so that others have their turn.
+    /// Carries out at most [`COMMANDS_PER_TURN`] commands of the driver.
     fn serve_control(&mut self, limiters: &mut Limiters) -> Result<(), queue::Error> {
         let Some(mut queue) = self.control.take() else {
             return Ok(());
@@ -363,7 +358,7 @@ impl Worker {
         let _ = queue.kick().read();
         queue.disable_kicks()?;
         let mut has_changed = false;
-        for _ in 0..queue.size() {
+        for _ in 0..COMMANDS_PER_TURN {
             let Some(chain) = queue.pop()? else {
                 break;
             };
@@ -403,13 +398,19 @@ impl Worker {
                 continue;
             }
             if let Err(error) = pair.backend.set_enabled(enabled) {
-                log::warn!("Network card {}: queue {number}: {error}", self.id);
+                self.shared
+                    .warnings
+                    .pairs
+                    .tell(&self.id, "no more or fewer queues", &error);
                 return false;
             }
             pair.enabled = enabled;
         }
         if let Err(error) = self.update_kernel() {
-            log::warn!("Network card {}: vhost failed: {error}", self.id);
+            self.shared
+                .warnings
+                .vhost
+                .tell(&self.id, "vhost failed", &*error);
             return false;
         }
         true
@@ -417,18 +418,25 @@ impl Worker {
 
     /// Section 5.1.6.5.6: of what was negotiated, this is left to the driver.
     fn set_offloads(&mut self, bits: u64) -> bool {
-        let negotiated = self.features & to_guest_bits(super::Offloads::ALL);
+        let negotiated = self.features & to_guest_bits(Offloads::ALL);
         if !self.has_feature(feature::CTRL_GUEST_OFFLOADS) || bits & !negotiated != 0 {
             return false;
         }
         let offloads = offloads_of(bits);
+        if offloads == self.offloads {
+            return true;
+        }
         let Some(first) = self.pairs.first_mut() else {
             return false;
         };
         if let Err(error) = first.backend.set_offloads(offloads) {
-            log::warn!("Network card {}: offloads: {error}", self.id);
+            self.shared
+                .warnings
+                .offloads
+                .tell(&self.id, "the offloads stay as they are", &error);
             return false;
         }
+        self.offloads = offloads;
         for pair in &mut self.pairs {
             if let Rings::Worker { rx: Some(rx), .. } = &mut pair.rings {
                 rx.set_checksums(offloads.csum);
@@ -479,85 +487,16 @@ impl Worker {
             }
             let data = PAIRS + PER_PAIR * number + BACKEND;
             if let Err(error) = pair.watch(data, wanted, ops) {
-                log::warn!(
-                    "Network card {}: cannot wait for the host: {error}",
-                    self.id
-                );
+                self.shared
+                    .warnings
+                    .watch
+                    .tell(&self.id, "cannot wait for the host", &error);
             }
         }
         if is_limited != [false; 2] {
             let limiters = lock(&self.shared.limiters);
             limiters.rx.watch(RX_TIMER, ops);
             limiters.tx.watch(TX_TIMER, ops);
-        }
-    }
-}
-
-impl Running {
-    /// One of its queues.
-    fn any_queue(&self) -> Option<&Queue> {
-        match &self.rings {
-            Rings::Worker { rx, tx } => rx.as_ref().map(Rx::queue).or(tx.as_ref().map(Tx::queue)),
-            Rings::Kernel { rx, tx, .. } => rx.as_ref().or(tx.as_ref()),
-        }
-    }
-
-    /// Has the kernel serve the rings, or stop doing so.
-    fn update_kernel(
-        &mut self,
-        wanted: bool,
-        features: u64,
-        memory: &GuestMemoryMmap,
-    ) -> Result<(), KernelError> {
-        let Rings::Kernel {
-            server,
-            rx: Some(rx),
-            tx: Some(tx),
-            started,
-        } = &mut self.rings
-        else {
-            return Ok(());
-        };
-        if *started == wanted {
-            return Ok(());
-        }
-        *started = wanted;
-        if wanted {
-            server.start(features, memory, rx, tx, self.backend.fd())?;
-            // What came before it listened.
-            kick_myself(rx);
-            kick_myself(tx);
-            return Ok(());
-        }
-        let next = server.stop()?;
-        for (queue, next_avail) in [rx, tx].into_iter().zip(next) {
-            // It counts what it has used in the ring itself, behind the flags.
-            let [_, _, used] = queue.addresses();
-            let used: u16 = memory.load(GuestAddress(used + 2), Ordering::Acquire)?;
-            queue.set_position(next_avail, u16::from_le(used));
-        }
-        Ok(())
-    }
-
-    /// Watches the backend for `wanted`.
-    fn watch(
-        &mut self,
-        data: u32,
-        wanted: EventSet,
-        ops: &mut EventOps,
-    ) -> event_manager::Result<()> {
-        if wanted == self.watched {
-            return Ok(());
-        }
-        let was_watched = !self.watched.is_empty();
-        self.watched = wanted;
-        let fd: RawFd = self.backend.fd();
-        let events = Events::with_data_raw(fd, data, wanted);
-        // Without interest in any event, epoll would still report an error, for ever.
-        match (was_watched, !wanted.is_empty()) {
-            (false, _) => ops.add(events),
-            (true, true) => ops.modify(events),
-            (true, false) => ops.remove(events),
         }
     }
 }

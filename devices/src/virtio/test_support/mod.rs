@@ -6,7 +6,7 @@ mod event_loop;
 mod lifecycle;
 mod ring;
 
-pub(crate) use driver::Driver;
+pub(crate) use driver::{Driver, ScratchBuffer};
 pub(crate) use event_loop::TestLoop;
 pub(crate) use lifecycle::{lifecycle_suite, suite};
 pub(crate) use ring::{Desc, GuestQueue};

@@ -119,8 +119,10 @@ struct Layout {
     window: u16,
 }
 
-/// A device behind its function.
-pub struct PciDevice {
+/// A device behind its function, until it is unplugged.
+pub struct PciDevice(Option<Plugged>);
+
+struct Plugged {
     // Fixed configuration.
     layout: Layout,
 
@@ -137,7 +139,6 @@ pub struct PciDevice {
     device_features_select: u32,
     driver_features_select: u32,
     queue_select: u16,
-    unplugged: bool,
 }
 
 impl PciDevice {
@@ -156,7 +157,7 @@ impl PciDevice {
         let layout = add_capabilities(&mut space, &msix).ok_or(Error::Capabilities)?;
         let signals = Arc::new(Signals::new(Arc::clone(&vectors), count - 1));
         let deliver = Box::new(Delivery(Arc::clone(&signals)));
-        Ok(Self {
+        Ok(Self(Some(Plugged {
             layout,
             core: Core::new(device, memory, deliver).map_err(Error::EventFd)?,
             signals,
@@ -168,21 +169,27 @@ impl PciDevice {
             device_features_select: 0,
             driver_features_select: 0,
             queue_select: 0,
-            unplugged: false,
-        })
+        })))
     }
 
     /// Says who puts the memory where the guest wants it; nobody does before.
     pub fn set_window(&mut self, window: Box<dyn Window>) {
-        self.window = Some(window);
-        self.place();
+        if let Some(plugged) = &mut self.0 {
+            plugged.window = Some(window);
+            plugged.place();
+        }
     }
 
     /// The eventfds that stand for a driver's notifications of queues, from queue 0 on.
     pub fn kick_fds(&self) -> impl Iterator<Item = &Arc<EventFd>> {
-        (0..self.core.queue_count()).filter_map(|index| self.core.kick_fd(index))
+        self.0.iter().flat_map(|plugged| {
+            let core = &plugged.core;
+            (0..core.queue_count()).filter_map(|index| core.kick_fd(index))
+        })
     }
+}
 
+impl Plugged {
     /// Puts the memory where configuration space says that it is.
     fn place(&mut self) {
         let wanted = self.space.bar();
@@ -363,6 +370,43 @@ impl PciDevice {
             && offset < BAR_SIZE;
         is_good.then_some((offset, length as usize))
     }
+
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
+        if let Some((memory, len)) = self.window_access(offset, data.len()) {
+            let mut bytes = [0; WINDOW_DATA_SIZE as usize];
+            self.read_memory(memory, &mut bytes[..len]);
+            self.space
+                .set(self.layout.window + WINDOW_DATA, &bytes[..len]);
+        }
+        self.space.read(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u16, data: &[u8]) {
+        self.space.write(offset, data);
+        if let Some((memory, len)) = self.window_access(offset, data.len()) {
+            let bytes = self
+                .space
+                .register(self.layout.window + WINDOW_DATA)
+                .to_le_bytes();
+            self.write_memory(memory, &bytes[..len]);
+        }
+        let [_, _, low, high] = self.space.register(self.layout.msix).to_le_bytes();
+        self.msix.set_control(u16::from_le_bytes([low, high]));
+        self.signals.set_msix_enabled(self.msix.is_enabled());
+        self.place();
+    }
+
+    /// Stops the device and lets go of all that is outside; then the device goes.
+    fn end(mut self) {
+        self.set_status(0);
+        if let Some(window) = self.window.take()
+            && self.placed.take().is_some()
+        {
+            window.place(None);
+        }
+        self.msix.reset();
+        self.vectors.release();
+    }
 }
 
 /// What an address of the memory is.
@@ -402,66 +446,37 @@ impl Register {
 
 impl BusDevice for PciDevice {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match u32::try_from(offset) {
-            Ok(offset) if !self.unplugged => self.read_memory(offset, data),
+        match (&mut self.0, u32::try_from(offset)) {
+            (Some(plugged), Ok(offset)) => plugged.read_memory(offset, data),
             _ => data.fill(NOBODY),
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Ok(offset) = u32::try_from(offset)
-            && !self.unplugged
-        {
-            self.write_memory(offset, data);
+        if let (Some(plugged), Ok(offset)) = (&mut self.0, u32::try_from(offset)) {
+            plugged.write_memory(offset, data);
         }
     }
 }
 
 impl Function for PciDevice {
     fn read_config(&mut self, offset: u16, data: &mut [u8]) {
-        if self.unplugged {
-            data.fill(NOBODY);
-            return;
+        match &mut self.0 {
+            Some(plugged) => plugged.read_config(offset, data),
+            None => data.fill(NOBODY),
         }
-        if let Some((memory, len)) = self.window_access(offset, data.len()) {
-            let mut bytes = [0; WINDOW_DATA_SIZE as usize];
-            self.read_memory(memory, &mut bytes[..len]);
-            self.space
-                .set(self.layout.window + WINDOW_DATA, &bytes[..len]);
-        }
-        self.space.read(offset, data);
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
-        if self.unplugged {
-            return;
+        if let Some(plugged) = &mut self.0 {
+            plugged.write_config(offset, data);
         }
-        self.space.write(offset, data);
-        if let Some((memory, len)) = self.window_access(offset, data.len()) {
-            let bytes = self
-                .space
-                .register(self.layout.window + WINDOW_DATA)
-                .to_le_bytes();
-            self.write_memory(memory, &bytes[..len]);
-        }
-        let [_, _, low, high] = self.space.register(self.layout.msix).to_le_bytes();
-        self.msix.set_control(u16::from_le_bytes([low, high]));
-        self.signals.set_msix_enabled(self.msix.is_enabled());
-        self.place();
     }
 
     fn unplug(&mut self) {
-        if std::mem::replace(&mut self.unplugged, true) {
-            return;
+        if let Some(plugged) = self.0.take() {
+            plugged.end();
         }
-        self.set_status(0);
-        if let Some(window) = self.window.take()
-            && self.placed.take().is_some()
-        {
-            window.place(None);
-        }
-        self.msix.reset();
-        self.vectors.release();
     }
 }
 

@@ -492,8 +492,27 @@ fn accesses_that_come_too_late_do_nothing() {
     assert!(vectors.is_released());
 }
 
-/// Claims so many queues.
-struct Queues(Vec<u16>);
+/// Claims so many queues, and holds something.
+struct Queues(Vec<u16>, Arc<()>);
+
+impl Queues {
+    fn new(count: usize) -> Self {
+        Self(vec![256; count], Arc::new(()))
+    }
+}
+
+#[test]
+fn an_unplugged_device_ends_at_once() {
+    let device = Queues::new(3);
+    let held = Arc::downgrade(&device.1);
+    let vectors = Vectors::new(4);
+    let mut device = PciDevice::new(Box::new(device), memory(), vectors, ADDRESS).unwrap();
+    assert_eq!(device.kick_fds().count(), 3);
+    assert!(held.upgrade().is_some());
+    device.unplug();
+    assert!(held.upgrade().is_none());
+    assert_eq!(device.kick_fds().count(), 0);
+}
 
 impl VirtioDevice for Queues {
     fn kind(&self) -> Kind {
@@ -522,9 +541,9 @@ impl VirtioDevice for Queues {
 
 #[test]
 fn a_vector_for_each_queue_or_no_device() {
-    let guest = Guest::with(Box::new(Queues(vec![256; 127])));
+    let guest = Guest::with(Box::new(Queues::new(127)));
     assert!(guest.root.is_occupied(guest.slot));
-    let too_many = Queues(vec![256; 128]);
+    let too_many = Queues::new(128);
     assert!(matches!(
         vector_count(&too_many),
         Err(Error::TooManyQueues { queues: 128 })

@@ -22,12 +22,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
-use std::num::Wrapping;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
+use super::credit::{Incoming, Outgoing};
 use super::packet::{HOST_CID, Header, kind, op, shutdown};
 use crate::virtio::chain::Buffers;
 
@@ -41,9 +41,6 @@ pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(8);
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pieces of memory that are read or written at once.
 pub(super) const SLICES_MAX: usize = 64;
-/// Of the room that the guest says it has, no more is used: so that counters that differ by more are
-/// a lie and no old packet.
-const CREDIT_MAX: u32 = 1 << 30;
 /// Bytes copied at once from the guest's memory into the buffer.
 const COPY_SIZE: u32 = 8192;
 
@@ -113,8 +110,6 @@ pub(super) struct Connection<S> {
     // Fixed configuration.
     key: Key,
     guest_cid: u64,
-    /// What the guest is told to have room for.
-    capacity: u32,
 
     // Runtime glue.
     stream: S,
@@ -126,22 +121,10 @@ pub(super) struct Connection<S> {
     opening: Option<u16>,
     /// The guest has asked how much room there is.
     update_wanted: bool,
-    /// The guest was asked for credit, and has given none since.
-    credit_requested: bool,
-
     /// The guest's data that the stream has not taken.
     buffer: VecDeque<u8>,
-    /// Bytes that the guest has sent.
-    received: Wrapping<u32>,
-    /// Of these, what has left the buffer, and what the guest knows of that.
-    forwarded: Wrapping<u32>,
-    told: Wrapping<u32>,
-
-    /// Bytes sent to the guest.
-    sent: Wrapping<u32>,
-    peer_capacity: u32,
-    peer_forwarded: Wrapping<u32>,
-
+    incoming: Incoming,
+    outgoing: Outgoing,
     /// There may be something to read.
     readable: bool,
     /// What the guest will do no more, of [`shutdown`].
@@ -165,20 +148,14 @@ impl<S: Stream> Connection<S> {
         Self {
             key,
             guest_cid,
-            capacity,
             stream,
             state: State::Requested,
             deadline: Some(now + REQUEST_TIMEOUT),
             opening: Some(op::REQUEST),
             update_wanted: false,
-            credit_requested: false,
             buffer: VecDeque::new(),
-            received: Wrapping(0),
-            forwarded: Wrapping(0),
-            told: Wrapping(0),
-            sent: Wrapping(0),
-            peer_capacity: 0,
-            peer_forwarded: Wrapping(0),
+            incoming: Incoming::new(capacity),
+            outgoing: Outgoing::new(0, 0),
             readable: true,
             guest_shut: 0,
             host_shut: 0,
@@ -200,10 +177,7 @@ impl<S: Stream> Connection<S> {
             state: State::Open,
             deadline: None,
             opening: Some(op::RESPONSE),
-            peer_capacity: buf_alloc,
-            peer_forwarded: Wrapping(fwd_cnt),
-            // Where the guest's counter starts, ours does.
-            sent: Wrapping(fwd_cnt),
+            outgoing: Outgoing::new(buf_alloc, fwd_cnt),
             ..Self::request(key, guest_cid, capacity, stream, now)
         }
     }
@@ -244,14 +218,14 @@ impl<S: Stream> Connection<S> {
         if header.op == op::RST {
             return OVER;
         }
-        if header.kind != kind::STREAM || !self.take_credit(header) {
+        if header.kind != kind::STREAM || !self.outgoing.update(header) {
             return RESET;
         }
         let verdict = match (header.op, self.state) {
             (op::RESPONSE, State::Requested) if self.opening.is_none() => self.open(),
             (op::RW, State::Open) => self.take_data(header, data, memory),
             // It was sent before the guest knew.
-            (op::RW, State::Closing) if header.len <= self.capacity => Verdict::Alive,
+            (op::RW, State::Closing) if header.len <= self.incoming.capacity() => Verdict::Alive,
             (op::SHUTDOWN, State::Open | State::Closing) => {
                 self.guest_shut |= header.flags & shutdown::BOTH;
                 if self.guest_shut == shutdown::BOTH {
@@ -273,23 +247,6 @@ impl<S: Stream> Connection<S> {
         verdict
     }
 
-    /// Takes what the guest says of its room. False if it says that it took what it was never sent.
-    fn take_credit(&mut self, header: &Header) -> bool {
-        let forwarded = Wrapping(header.fwd_cnt);
-        if (self.sent - forwarded).0 > CREDIT_MAX {
-            return false;
-        }
-        // Packets overtake each other in the guest: an older one says less.
-        if (forwarded - self.peer_forwarded).0 <= CREDIT_MAX {
-            self.peer_forwarded = forwarded;
-        }
-        self.peer_capacity = header.buf_alloc;
-        if self.credit() > 0 {
-            self.credit_requested = false;
-        }
-        true
-    }
-
     /// The guest has accepted: the client is told.
     fn open(&mut self) -> Verdict {
         let mut answer = format!("OK {}\n", self.key.host).into_bytes();
@@ -306,14 +263,13 @@ impl<S: Stream> Connection<S> {
 
     fn take_data(&mut self, header: &Header, data: &Buffers, memory: &GuestMemoryMmap) -> Verdict {
         let len = data.len();
-        // No overflow: the buffer is never longer than its capacity.
-        let room = self.capacity - self.buffered();
-        if len != header.len || len > room || self.guest_shut & shutdown::SEND != 0 {
+        if len != header.len || len > self.incoming.room() || self.guest_shut & shutdown::SEND != 0
+        {
             return RESET;
         }
-        self.received += len;
+        self.incoming.receive(len);
         if self.host_shut & shutdown::RECEIVE != 0 {
-            self.forwarded += len;
+            self.incoming.forward(len as usize);
             return Verdict::Alive;
         }
         let mut written = 0;
@@ -323,13 +279,13 @@ impl<S: Stream> Connection<S> {
                 Ok(count) => written = u32::try_from(count).unwrap_or(len).min(len),
                 Err(error) if is_transient(&error) => {}
                 Err(_) => {
-                    self.forwarded += len;
+                    self.incoming.forward(len as usize);
                     self.host_takes_no_more();
                     return Verdict::Alive;
                 }
             }
         }
-        self.forwarded += written;
+        self.incoming.forward(written as usize);
         self.keep(data, written, memory)
     }
 
@@ -392,7 +348,7 @@ impl<S: Stream> Connection<S> {
                 Ok(count) => {
                     let count = count.min(self.buffer.len());
                     self.buffer.drain(..count);
-                    self.count_forwarded(count);
+                    self.incoming.forward(count);
                     if self.state == State::Draining {
                         self.deadline = Some(now + DRAIN_TIMEOUT);
                     }
@@ -436,15 +392,9 @@ impl<S: Stream> Connection<S> {
 
     /// Nothing more can be written to the stream: the guest's data is thrown away.
     fn host_takes_no_more(&mut self) {
-        let count = self.buffer.len();
+        self.incoming.forward(self.buffer.len());
         self.buffer = VecDeque::new();
-        self.count_forwarded(count);
         self.host_shut |= shutdown::RECEIVE;
-    }
-
-    fn count_forwarded(&mut self, count: usize) {
-        // The buffer is no longer than its capacity.
-        self.forwarded += u32::try_from(count).unwrap_or(u32::MAX);
     }
 
     /// Draws the conclusions of what has ended.
@@ -502,7 +452,7 @@ impl<S: Stream> Connection<S> {
         if self.owes_credit() {
             return Some(self.header(op::CREDIT_UPDATE));
         }
-        self.credit_requested = true;
+        self.outgoing.ask();
         Some(self.header(op::CREDIT_REQUEST))
     }
 
@@ -521,20 +471,17 @@ impl<S: Stream> Connection<S> {
 
     /// Bytes that the guest has room for.
     pub(super) fn credit(&self) -> u32 {
-        let in_flight = (self.sent - self.peer_forwarded).0;
-        self.peer_capacity.min(CREDIT_MAX).saturating_sub(in_flight)
+        self.outgoing.room()
     }
 
     fn needs_credit(&self) -> bool {
-        self.wants_data() && self.credit() == 0 && !self.credit_requested
+        self.wants_data() && self.outgoing.has_to_ask()
     }
 
     /// Whether the guest has to be told of room.
     fn owes_credit(&self) -> bool {
-        let room = self.capacity.saturating_sub((self.received - self.told).0);
-        let has_news = self.forwarded != self.told && room < self.capacity / 2;
         let sends = self.guest_shut & shutdown::SEND == 0 && self.state == State::Open;
-        self.update_wanted || (sends && has_news)
+        self.update_wanted || (sends && self.incoming.has_news())
     }
 
     /// Reads data for the guest, of which there must be no more than [`Connection::credit`] allows.
@@ -542,7 +489,7 @@ impl<S: Stream> Connection<S> {
         match self.stream.read(to) {
             Ok(0) => self.host_shut |= shutdown::SEND,
             Ok(count) => {
-                self.sent += u32::try_from(count).unwrap_or(u32::MAX);
+                self.outgoing.send(count);
                 return Got::Data(count);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Got::Nothing,
@@ -564,7 +511,6 @@ impl<S: Stream> Connection<S> {
     }
 
     fn header(&mut self, op: u16) -> Header {
-        self.told = self.forwarded;
         self.update_wanted = false;
         Header {
             src_cid: HOST_CID,
@@ -575,15 +521,9 @@ impl<S: Stream> Connection<S> {
             kind: kind::STREAM,
             op,
             flags: 0,
-            buf_alloc: self.capacity,
-            fwd_cnt: self.forwarded.0,
+            buf_alloc: self.incoming.capacity(),
+            fwd_cnt: self.incoming.tell(),
         }
-    }
-
-    fn buffered(&self) -> u32 {
-        u32::try_from(self.buffer.len())
-            .unwrap_or(u32::MAX)
-            .min(self.capacity)
     }
 }
 

@@ -1,9 +1,9 @@
 //! Socket device (virtio 1.2 section 5.10): streams between programs of the guest and programs of the
 //! host, without a network.
 //!
-//! Reading order: this file (the device and its idle half), `packet` (the header), `connection` (the
-//! state of one, and what there is to know about credit), `handshake` and `unix` (the host's sockets),
-//! `watch` and `muxer` (all connections), `worker` (the running half).
+//! Reading order: this file (the device and its idle half), `packet` (the header), `credit` and
+//! `connection` (the state of one), `handshake` and `unix` (the host's sockets), `watch`,
+//! `slot` and `muxer` (all connections), `worker` (the running half).
 //!
 //! # At the host
 //! A program of the host connects to the Unix socket at the configured path, writes `CONNECT <port>\n`,
@@ -20,9 +20,13 @@
 //! event (section 5.10.6.7).
 
 mod connection;
+mod credit;
 mod handshake;
 mod muxer;
 pub mod packet;
+mod slot;
+#[cfg(test)]
+mod test_support;
 mod unix;
 mod watch;
 mod worker;

@@ -24,6 +24,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::connection::{Connection, Key, Verdict};
 use super::handshake::{Line, Progress};
 use super::packet::{HOST_CID, Header, kind, op};
+use super::slot::{Peer, Slot};
 use super::unix::{UnixSocket, connect_to, path_of_port};
 use super::watch::{FIRST_ID, Happened, Id, LISTENER, TIMER, Watch};
 use crate::virtio::chain::Buffers;
@@ -61,50 +62,6 @@ pub(super) enum Work {
     Packet(Header),
     /// The data of this connection, as much as there is: see [`Muxer::connection`].
     Data(Id),
-}
-
-/// What a slot of the table is used for.
-enum Peer {
-    /// A client that has not said yet what it wants.
-    Client {
-        line: Line,
-        socket: UnixSocket,
-    },
-    /// A request of the guest, to a server that has too many clients waiting.
-    Server {
-        key: Key,
-        credit: (u32, u32),
-        give_up: Instant,
-    },
-    Connected(Connection<UnixSocket>),
-}
-
-struct Slot {
-    peer: Peer,
-    /// For the first two; a connection has its own.
-    deadline: Option<Instant>,
-    /// In the queue of those with something for the guest.
-    is_ready: bool,
-    /// It is told when the stream takes more.
-    watches_writable: bool,
-}
-
-impl Slot {
-    fn new(peer: Peer, deadline: Option<Instant>) -> Self {
-        Self {
-            peer,
-            deadline,
-            is_ready: false,
-            watches_writable: false,
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        match &self.peer {
-            Peer::Connected(connection) => connection.deadline(),
-            Peer::Client { .. } | Peer::Server { .. } => self.deadline,
-        }
-    }
 }
 
 /// The connections.
@@ -601,12 +558,6 @@ impl Muxer {
                 self.resets.push_back(reset_of(key, self.guest_cid));
             }
         }
-    }
-
-    /// How many connections there are, in whatever state.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
     }
 }
 

@@ -1,9 +1,6 @@
-use vm_memory::{Bytes, GuestAddress};
-
 use super::*;
-use crate::virtio::chain::Buffers;
-use crate::virtio::queue::Queue;
-use crate::virtio::test_support::{Desc, GuestQueue, memory};
+use crate::virtio::test_support::memory;
+use crate::virtio::vsock::test_support::buffers;
 
 fn header() -> Header {
     Header {
@@ -18,37 +15,6 @@ fn header() -> Header {
         buf_alloc: 0x5555_6666,
         fwd_cnt: 0x7777_8888,
     }
-}
-
-/// A packet in guest memory, made of pieces of these lengths.
-fn packet(bytes: &[u8], pieces: &[u32]) -> (std::sync::Arc<GuestMemoryMmap>, Buffers) {
-    use crate::virtio::interrupt::Interrupt;
-    use crate::virtio::test_support::Interrupts;
-    use vmm_sys_util::eventfd::EventFd;
-
-    let memory = memory();
-    let at = 0x80_0000;
-    memory.write_slice(bytes, GuestAddress(at)).unwrap();
-    let mut guest = GuestQueue::new(memory.clone(), 0x10_0000, 64);
-    let mut gpa = at;
-    let mut descs = Vec::new();
-    for len in pieces {
-        descs.push(Desc::readable(gpa, *len));
-        gpa += u64::from(*len);
-    }
-    guest.add(&descs);
-    let mut queue = Queue::new(
-        0,
-        &guest.config(),
-        64,
-        false,
-        memory.clone(),
-        EventFd::new(0).unwrap().into(),
-        Interrupt::new(Box::new(Interrupts::new())),
-    )
-    .unwrap();
-    let chain = queue.pop().unwrap().unwrap();
-    (memory, chain.readable)
 }
 
 #[test]
@@ -79,8 +45,9 @@ fn is_found_however_the_driver_cuts_it() {
     let mut bytes = header().to_bytes().to_vec();
     bytes.extend(b"hello, and more");
     for pieces in [&[59][..], &[44, 15], &[1, 43, 15], &[20, 30, 9], &[58, 1]] {
-        let (memory, buffers) = packet(&bytes, pieces);
-        let (found, data) = Header::split(&memory, buffers).unwrap();
+        let memory = memory();
+        let packet = buffers(&memory, &bytes, pieces);
+        let (found, data) = Header::split(&memory, packet).unwrap();
         assert_eq!(found, header());
         assert_eq!(data.len(), 5, "what is behind it is not data");
         let mut hello = [0; 5];
@@ -96,8 +63,9 @@ fn may_lie_about_its_data() {
         header.len = len;
         let mut bytes = header.to_bytes().to_vec();
         bytes.extend(b"abc");
-        let (memory, buffers) = packet(&bytes, &[47]);
-        let (found, data) = Header::split(&memory, buffers).unwrap();
+        let memory = memory();
+        let packet = buffers(&memory, &bytes, &[47]);
+        let (found, data) = Header::split(&memory, packet).unwrap();
         assert_eq!(found.len, len);
         assert_eq!(data.len(), there);
     }
@@ -106,9 +74,10 @@ fn may_lie_about_its_data() {
 #[test]
 fn has_to_be_whole() {
     for len in [1, 43] {
-        let (memory, buffers) = packet(&[0; 64], &[len]);
+        let memory = memory();
+        let packet = buffers(&memory, &[0; 64], &[len]);
         assert_eq!(
-            Header::split(&memory, buffers).unwrap_err(),
+            Header::split(&memory, packet).unwrap_err(),
             TooShort { len }
         );
     }

@@ -16,33 +16,15 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::super::host;
-use super::super::packet::{Ends, HEADROOM, Link, MAX_TCP_PAYLOAD, TcpFields};
-use super::super::shared::{Alarm, BUFFER_LEN, Deliver, Shared};
+use super::super::packet::TcpFields;
+use super::super::shared::{Alarm, Shared};
 use super::Memory;
+use super::timer::{CONNECT_TIMEOUT, FIRST_RTO, Timer};
 
 /// Bytes that wait for one connection's guest, and are offered to it as a window, at most.
 pub(super) const MAX_HELD: usize = 512 << 10;
 /// The same when memory is short.
 pub(super) const MIN_HELD: usize = 16 << 10;
-/// Pieces in which data waits for the guest's acknowledgement.
-const MAX_SEGMENTS: usize = 64;
-/// What was read from the host is copied to a buffer of its size if it is not longer than this.
-const SMALL: usize = 16 << 10;
-/// Our window is in units of 16 bytes.
-const SCALE: u8 = 4;
-/// The first retransmission. The guest is near, but may be busy.
-const FIRST_RTO: Duration = Duration::from_millis(250);
-/// No two retransmissions are further apart.
-const MAX_RTO: Duration = Duration::from_secs(10);
-/// Retransmissions of data after which the guest is taken for dead: it has had a minute.
-const MAX_RETRIES: u8 = 12;
-/// Those of a SYN: half a minute.
-const MAX_SYN_RETRIES: u8 = 6;
-/// How long the host may take to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Silence after which the guest is asked whether it is there.
-const KEEPALIVE: Duration = Duration::from_secs(2 * 3600);
-
 /// Whether sequence number `a` is after `b`.
 pub(super) fn after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
@@ -73,6 +55,16 @@ pub(super) enum State {
     Established,
 }
 
+/// An event of a connection's socket.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Ready {
+    pub(in super::super) readable: bool,
+    pub(in super::super) writable: bool,
+    /// The peer has ended its side, or all is over.
+    pub(in super::super) ended: bool,
+    pub(in super::super) failed: bool,
+}
+
 /// Why a connection ends at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -84,31 +76,12 @@ pub(super) enum End {
     Guest,
 }
 
-/// What became of a turn to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    Sent,
-    Nothing,
-    /// The guest has no room.
-    Refused,
-}
-
 /// Data on its way to the guest.
 #[derive(Debug)]
-struct Chunk {
-    buffer: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Timer {
-    Connect,
-    Syn,
-    Retransmit,
-    /// The guest's window is closed, or it was silent for long: it is asked.
-    Probe,
-    Idle,
+pub(super) struct Chunk {
+    pub(super) buffer: Vec<u8>,
+    pub(super) start: usize,
+    pub(super) len: usize,
 }
 
 /// A connection.
@@ -116,7 +89,7 @@ enum Timer {
 pub(super) struct Connection {
     pub(super) guest: SocketAddr,
     pub(super) remote: SocketAddr,
-    socket: OwnedFd,
+    pub(super) socket: OwnedFd,
     pub(super) state: State,
     /// It is among those that are counted as half open.
     pub(super) half_open: bool,
@@ -125,48 +98,50 @@ pub(super) struct Connection {
     pub(super) alarm: Alarm,
 
     // The host's side.
-    readable: bool,
-    writable: bool,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    /// An end is to be read behind what there is.
+    pub(super) ending: bool,
     /// The host's peer has ended its side.
-    host_ended: bool,
+    pub(super) host_ended: bool,
     /// Our side of the socket was ended.
-    socket_ended: bool,
+    pub(super) socket_ended: bool,
 
     // To the guest. Everything before `acked` has arrived, `next` is sent next, `sent` is the end of
     // all that was ever sent, `end` of the data.
-    acked: u32,
-    next: u32,
-    sent: u32,
-    end: u32,
-    chunks: VecDeque<Chunk>,
-    window: u32,
+    pub(super) acked: u32,
+    pub(super) next: u32,
+    pub(super) sent: u32,
+    pub(super) end: u32,
+    pub(super) chunks: VecDeque<Chunk>,
+    pub(super) window: u32,
     /// The segment that the window is from.
-    window_seq: u32,
-    window_ack: u32,
-    scale: Option<u8>,
-    mss: usize,
-    repeated_acks: u8,
+    pub(super) window_seq: u32,
+    pub(super) window_ack: u32,
+    pub(super) scale: Option<u8>,
+    pub(super) mss: usize,
+    pub(super) repeated_acks: u8,
     /// Something was lost: one segment at a time until the guest acknowledges.
-    lost: bool,
+    pub(super) lost: bool,
 
     // From the guest. Everything before `received` was taken; up to `edge` was offered.
     pub(super) received: u32,
-    edge: u32,
-    held: VecDeque<u8>,
-    guest_ended: bool,
+    pub(super) edge: u32,
+    pub(super) held: VecDeque<u8>,
+    pub(super) guest_ended: bool,
 
     // What is to be sent, besides data.
-    syn_owed: bool,
-    ack_owed: bool,
-    probe_owed: bool,
+    pub(super) syn_owed: bool,
+    pub(super) ack_owed: bool,
+    pub(super) probe_owed: bool,
 
-    timer: Timer,
-    deadline: Instant,
-    restart_timer: bool,
-    rto: Duration,
-    retries: u8,
+    pub(super) timer: Timer,
+    pub(super) deadline: Instant,
+    pub(super) restart_timer: bool,
+    pub(super) rto: Duration,
+    pub(super) retries: u8,
     /// The guest was asked whether it is there.
-    asked: bool,
+    pub(super) asked: bool,
 }
 
 impl Connection {
@@ -187,6 +162,7 @@ impl Connection {
             alarm: Alarm::default(),
             readable: false,
             writable: false,
+            ending: false,
             host_ended: false,
             socket_ended: false,
             acked: iss,
@@ -262,12 +238,12 @@ impl Connection {
     /// An event of the socket.
     pub(super) fn socket_event(
         &mut self,
-        (readable, writable, failed): (bool, bool, bool),
+        ready: Ready,
         shared: &Shared,
         memory: &mut Memory,
     ) -> Result<(), End> {
         if self.state == State::Connecting {
-            if !(writable || failed) {
+            if !(ready.writable || ready.failed) {
                 return Ok(());
             }
             match rustix::net::sockopt::socket_error(&self.socket) {
@@ -277,11 +253,12 @@ impl Connection {
             self.state = State::SynReceived;
             self.syn_owed = true;
         }
-        if failed && !matches!(rustix::net::sockopt::socket_error(&self.socket), Ok(Ok(()))) {
+        if ready.failed && !matches!(rustix::net::sockopt::socket_error(&self.socket), Ok(Ok(()))) {
             return Err(End::Reset);
         }
-        self.readable |= readable || failed;
-        self.writable |= writable;
+        self.ending |= ready.ended || ready.failed;
+        self.readable |= ready.readable || self.ending;
+        self.writable |= ready.writable;
         self.flush(shared, memory)
     }
 
@@ -324,7 +301,7 @@ impl Connection {
     }
 
     /// Bytes that the guest may be offered to send.
-    fn offer(&self, memory: &Memory) -> u32 {
+    pub(super) fn offer(&self, memory: &Memory) -> u32 {
         let most = if self.scale.is_none() {
             65535
         } else {
@@ -379,8 +356,11 @@ impl Connection {
             self.ack_owed = true;
             return Ok(());
         }
+        let window = self.window;
         self.take_window(segment, ack);
-        self.take_ack(segment, ack, shared, memory);
+        // Anything else that it says is no sign of a loss (RFC 5681 section 2).
+        let repeats = window == self.window && segment.payload.is_empty() && !segment.fin;
+        self.take_ack(ack, repeats, shared, memory);
         self.take_payload(segment, ahead, shared, memory)?;
         self.end_socket();
         Ok(())
@@ -435,18 +415,9 @@ impl Connection {
         }
     }
 
-    fn take_ack(
-        &mut self,
-        segment: &Segment<'_>,
-        ack: u32,
-        shared: &mut Shared,
-        memory: &mut Memory,
-    ) {
+    fn take_ack(&mut self, ack: u32, repeats: bool, shared: &mut Shared, memory: &mut Memory) {
         if !after(ack, self.acked) {
-            let repeated = ack == self.acked
-                && self.sent != self.acked
-                && segment.payload.is_empty()
-                && !segment.fin;
+            let repeated = repeats && ack == self.acked && self.sent != self.acked;
             self.repeated_acks = match repeated {
                 true => self.repeated_acks.saturating_add(1),
                 false => 0,
@@ -553,343 +524,6 @@ impl Connection {
             && !self.ack_owed
     }
 
-    /// The largest payload of one segment.
-    fn max_payload(&self, link: &Link) -> usize {
-        if link.tso(self.guest.ip()) {
-            MAX_TCP_PAYLOAD - MAX_TCP_PAYLOAD % self.mss
-        } else {
-            self.mss
-        }
-    }
-
-    /// Bytes from `next` on that the guest's window has room for.
-    fn window_left(&self) -> usize {
-        let edge = self.acked.wrapping_add(self.window);
-        usize::try_from(edge.wrapping_sub(self.next) as i32).unwrap_or(0)
-    }
-
-    /// Bytes to read from the socket now.
-    fn room_to_read(&self, link: &Link, memory: &Memory) -> usize {
-        if !self.readable || self.host_ended || self.chunks.len() >= MAX_SEGMENTS {
-            return 0;
-        }
-        let waiting = self.end.wrapping_sub(self.acked) as usize;
-        let room = memory
-            .share()
-            .saturating_sub(waiting)
-            .min(self.window_left());
-        // Not many small segments because the window opens little by little.
-        if waiting > 0 && room < self.mss {
-            return 0;
-        }
-        room.min(self.max_payload(link))
-    }
-
-    /// Bytes of data to send now that were read already.
-    fn room_to_send(&self, link: &Link) -> usize {
-        if self.lost && self.next != self.acked || !after(self.end, self.next) {
-            return 0;
-        }
-        let unsent = self.end.wrapping_sub(self.next) as usize;
-        unsent.min(self.window_left()).min(self.max_payload(link))
-    }
-
-    /// Whether a FIN is what comes next.
-    fn fin_is_next(&self) -> bool {
-        self.host_ended && self.next == self.end && !(self.lost && self.next != self.acked)
-    }
-
-    /// Whether there is something to send.
-    pub(super) fn wants_turn(&self, link: &Link, memory: &Memory) -> bool {
-        if self.syn_owed {
-            return true;
-        }
-        self.state == State::Established
-            && (self.ack_owed
-                || self.probe_owed
-                || self.room_to_send(link) > 0
-                || self.fin_is_next()
-                || self.next == self.end && self.room_to_read(link, memory) > 0)
-    }
-
-    /// Sends one segment.
-    pub(super) fn turn(
-        &mut self,
-        shared: &mut Shared,
-        memory: &mut Memory,
-        deliver: &mut Deliver<'_>,
-    ) -> Result<Turn, End> {
-        if self.syn_owed {
-            return Ok(self.send_syn(shared, memory, deliver));
-        }
-        if self.state != State::Established {
-            return Ok(Turn::Nothing);
-        }
-        if self.next == self.end {
-            self.read(shared, memory)?;
-        }
-        let count = self.room_to_send(&shared.link);
-        if count > 0 {
-            return Ok(self.send_data(count, shared, memory, deliver));
-        }
-        let fin = self.fin_is_next();
-        let seq = match self.probe_owed {
-            // What the guest has long got makes it answer.
-            true if !fin => self.acked.wrapping_sub(1),
-            _ => self.next,
-        };
-        if !(fin || self.probe_owed || self.ack_owed) {
-            return Ok(Turn::Nothing);
-        }
-        let mut frame = [0; HEADROOM];
-        let fields = TcpFields {
-            seq,
-            fin,
-            ..self.fields(memory)
-        };
-        let (start, offload) =
-            shared
-                .link
-                .write_tcp(&mut frame, HEADROOM, self.ends(), fields, self.mss);
-        if !deliver(&frame[start..], offload) {
-            return Ok(Turn::Refused);
-        }
-        shared.count_delivered(HEADROOM - start);
-        if fin {
-            self.next = self.next.wrapping_add(1);
-            self.note_sent(shared);
-        } else if self.probe_owed {
-            self.retries = self.retries.saturating_add(1);
-        }
-        self.probe_owed = false;
-        self.note_ack(fields);
-        Ok(Turn::Sent)
-    }
-
-    /// Reads from the socket what the guest has room for.
-    fn read(&mut self, shared: &mut Shared, memory: &mut Memory) -> Result<(), End> {
-        let room = self.room_to_read(&shared.link, memory);
-        if room == 0 {
-            return Ok(());
-        }
-        let mut buffer = shared.take_buffer();
-        let result = host::receive(&self.socket, &mut buffer[HEADROOM..HEADROOM + room]);
-        let len = match result {
-            Ok(len) => len,
-            Err(error) => {
-                shared.give_buffer(buffer);
-                self.readable = false;
-                return match error {
-                    Errno::AGAIN => Ok(()),
-                    _ => Err(End::Reset),
-                };
-            }
-        };
-        if len <= SMALL {
-            let small = buffer[..HEADROOM + len].to_vec();
-            shared.give_buffer(buffer);
-            buffer = small;
-        }
-        if len == 0 {
-            self.host_ended = true;
-            return Ok(());
-        }
-        memory.used += buffer.len();
-        self.end = self.end.wrapping_add(len as u32);
-        self.chunks.push_back(Chunk {
-            buffer,
-            start: HEADROOM,
-            len,
-        });
-        Ok(())
-    }
-
-    fn send_syn(
-        &mut self,
-        shared: &mut Shared,
-        memory: &Memory,
-        deliver: &mut Deliver<'_>,
-    ) -> Turn {
-        let answer = self.state == State::SynReceived;
-        let mss = (shared.link.mss(self.guest.ip()) as u16).to_be_bytes();
-        // Maximum segment size; no operation, window scale.
-        let options = [2, 4, mss[0], mss[1], 1, 3, 3, SCALE];
-        let scaled = !answer || self.scale.is_some();
-        // A SYN's window has no scale.
-        let window = if answer { self.offer(memory) } else { 65535 };
-        let mut frame = [0; HEADROOM];
-        let fields = TcpFields {
-            seq: self.end.wrapping_sub(1),
-            ack: answer.then_some(self.received),
-            syn: true,
-            window: u16::try_from(window).unwrap_or(u16::MAX),
-            options: if scaled { &options } else { &options[..4] },
-            ..TcpFields::default()
-        };
-        let (start, offload) =
-            shared
-                .link
-                .write_tcp(&mut frame, HEADROOM, self.ends(), fields, self.mss);
-        if !deliver(&frame[start..], offload) {
-            return Turn::Refused;
-        }
-        shared.count_delivered(HEADROOM - start);
-        self.syn_owed = false;
-        self.edge = self.received.wrapping_add(fields.window.into());
-        self.next = self.end;
-        self.note_sent(shared);
-        Turn::Sent
-    }
-
-    fn send_data(
-        &mut self,
-        count: usize,
-        shared: &mut Shared,
-        memory: &Memory,
-        deliver: &mut Deliver<'_>,
-    ) -> Turn {
-        let mut offset = self.next.wrapping_sub(self.acked) as usize;
-        let Some(index) = self.chunks.iter().position(|chunk| {
-            let here = offset < chunk.len;
-            if !here {
-                offset -= chunk.len;
-            }
-            here
-        }) else {
-            return Turn::Nothing;
-        };
-        let fields = TcpFields {
-            seq: self.next,
-            psh: true,
-            ..self.fields(memory)
-        };
-        let (ends, mss) = (self.ends(), self.mss);
-        let Some(chunk) = self.chunks.get_mut(index) else {
-            return Turn::Nothing;
-        };
-        let count = count.min(chunk.len - offset);
-        let from = chunk.start + offset;
-        let mut copy = None;
-        // The headers go where acknowledged data was, or to the free room. Data that is not
-        // acknowledged must not be overwritten.
-        let (frame, payload) = if offset == 0 {
-            (&mut chunk.buffer[..from + count], from)
-        } else {
-            let copy = copy.insert(shared.take_buffer());
-            copy[HEADROOM..HEADROOM + count].copy_from_slice(&chunk.buffer[from..from + count]);
-            (&mut copy[..HEADROOM + count], HEADROOM)
-        };
-        let (start, offload) = shared.link.write_tcp(frame, payload, ends, fields, mss);
-        let len = frame.len() - start;
-        let delivered = deliver(&frame[start..], offload);
-        if let Some(copy) = copy {
-            shared.give_buffer(copy);
-        }
-        if !delivered {
-            return Turn::Refused;
-        }
-        shared.count_delivered(len);
-        self.next = self.next.wrapping_add(count as u32);
-        self.note_sent(shared);
-        self.note_ack(fields);
-        Turn::Sent
-    }
-
-    fn ends(&self) -> Ends {
-        Ends {
-            source: self.remote,
-            destination: self.guest,
-        }
-    }
-
-    /// Fields of a segment that acknowledges.
-    fn fields(&self, memory: &Memory) -> TcpFields<'static> {
-        // What was offered stays so.
-        let offer = self.received.wrapping_add(self.offer(memory));
-        let edge = if after(offer, self.edge) {
-            offer
-        } else {
-            self.edge
-        };
-        let scale = self.scale.map_or(0, |_| SCALE);
-        let window = edge.wrapping_sub(self.received) >> scale;
-        TcpFields {
-            seq: self.next,
-            ack: Some(self.received),
-            window: u16::try_from(window).unwrap_or(u16::MAX),
-            ..TcpFields::default()
-        }
-    }
-
-    /// A segment with these fields was sent.
-    fn note_ack(&mut self, fields: TcpFields<'_>) {
-        self.ack_owed = false;
-        let scale = self.scale.map_or(0, |_| SCALE);
-        let window = u32::from(fields.window) << scale;
-        let edge = self.received.wrapping_add(window);
-        if after(edge, self.edge) {
-            self.edge = edge;
-        }
-    }
-
-    /// `next` has advanced.
-    fn note_sent(&mut self, shared: &mut Shared) {
-        if after(self.next, self.sent) {
-            self.sent = self.next;
-        } else {
-            shared.counters.retransmitted += 1;
-            self.retries = self.retries.saturating_add(1);
-            self.restart_timer = true;
-        }
-    }
-
-    /// When the connection wants to be called for [`Connection::timer`].
-    pub(super) fn update_timer(&mut self, now: Instant) -> Instant {
-        let blocked = after(self.end, self.next) || self.readable && !self.host_ended;
-        let timer = match self.state {
-            State::Connecting => Timer::Connect,
-            State::SynReceived | State::SynSent => Timer::Syn,
-            State::Established if self.sent != self.acked => Timer::Retransmit,
-            State::Established if blocked && self.window_left() == 0 || self.asked => Timer::Probe,
-            State::Established => Timer::Idle,
-        };
-        if timer != self.timer || self.restart_timer {
-            self.deadline = now
-                + match timer {
-                    Timer::Connect => CONNECT_TIMEOUT,
-                    Timer::Syn | Timer::Retransmit | Timer::Probe => self.rto,
-                    Timer::Idle => KEEPALIVE,
-                };
-            self.timer = timer;
-            self.restart_timer = false;
-        }
-        self.deadline
-    }
-
-    /// The time has come that [`Connection::update_timer`] has said.
-    pub(super) fn timer(&mut self) -> Result<(), End> {
-        self.restart_timer = true;
-        match self.timer {
-            Timer::Connect => return Err(End::Unreachable(Errno::TIMEDOUT)),
-            Timer::Syn if self.retries >= MAX_SYN_RETRIES => return Err(End::Reset),
-            _ if self.retries >= MAX_RETRIES => return Err(End::Reset),
-            Timer::Syn => self.syn_owed = true,
-            Timer::Retransmit => {
-                self.next = self.acked;
-                self.lost = true;
-                // A closed window has nothing sent, but the guest has to be asked.
-                self.probe_owed = self.window_left() == 0;
-            }
-            Timer::Probe => self.probe_owed = true,
-            Timer::Idle => {
-                self.asked = true;
-                self.probe_owed = true;
-            }
-        }
-        self.rto = (self.rto * 2).min(MAX_RTO);
-        Ok(())
-    }
-
     /// Ends the connection: its socket, and what tells the guest.
     pub(super) fn close(self, end: Option<End>, memory: &mut Memory) -> Option<TcpFields<'static>> {
         let waiting = self.chunks.iter().map(|chunk| chunk.buffer.len());
@@ -917,5 +551,3 @@ impl Connection {
         })
     }
 }
-
-const _: () = assert!(MAX_HELD >> SCALE <= 65535 && BUFFER_LEN > HEADROOM + MAX_TCP_PAYLOAD);

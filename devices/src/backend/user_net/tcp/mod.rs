@@ -2,6 +2,8 @@
 //! nothing here is done for all connections but when the link is reset.
 
 mod connection;
+mod sending;
+mod timer;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -18,7 +20,10 @@ use super::icmp::{self, Unreachable};
 use super::packet::{Ends, HEADROOM, IpPacket, TcpFields};
 use super::resolver::Resolver;
 use super::shared::{Deliver, Key, Route, Shared, Slab, Token};
-use connection::{Connection, End, MAX_HELD, MIN_HELD, Segment, State, Turn};
+use connection::{Connection, End, MAX_HELD, MIN_HELD, Segment, State};
+use sending::Turn;
+
+pub(super) use connection::Ready;
 
 /// Bytes that a connection may hold in each direction when memory is getting short.
 const MEDIUM_HELD: usize = 64 << 10;
@@ -218,7 +223,7 @@ impl Tcp {
     }
 
     /// An event of a connection's socket.
-    pub(super) fn event(&mut self, key: Key, ready: (bool, bool, bool), shared: &mut Shared) {
+    pub(super) fn event(&mut self, key: Key, ready: Ready, shared: &mut Shared) {
         self.with(key, shared, |connection, shared, memory| {
             connection.socket_event(ready, shared, memory)
         });
@@ -247,10 +252,16 @@ impl Tcp {
     ) -> Option<bool> {
         let mut turn = Turn::Nothing;
         self.with(key, shared, |connection, shared, memory| {
-            connection.queued = false;
             turn = connection.turn(shared, memory, deliver)?;
+            // One that had nothing to send has not until something happens.
+            connection.queued = turn == Turn::Nothing;
             Ok(())
         });
+        if let Some(connection) = self.connections.get_mut(key)
+            && turn == Turn::Nothing
+        {
+            connection.queued = false;
+        }
         match turn {
             Turn::Sent => Some(true),
             Turn::Nothing => None,

@@ -1,0 +1,344 @@
+//! With a KVM, but without a vCPU: the test is what touches the buses. Where there is no KVM, there is
+//! nothing to test.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use devices::interrupt::{InterruptLine, MsiMessage};
+use devices::virtio::queue::Queue;
+use devices::virtio::{ActivateError, Kind, Resources};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use super::*;
+use crate::kvm;
+
+/// A device that does nothing but end.
+struct Idle {
+    queues: Vec<u16>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl VirtioDevice for Idle {
+    fn kind(&self) -> Kind {
+        Kind::Net
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queues
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn read_config(&self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn activate(&mut self, _: Resources) -> Result<(), ActivateError> {
+        Ok(())
+    }
+    fn deactivate(&mut self) -> Vec<Queue> {
+        Vec::new()
+    }
+}
+
+#[derive(Default)]
+struct Line(AtomicUsize);
+
+impl InterruptLine for Line {
+    fn set(&self, asserted: bool) {
+        self.0.fetch_add(usize::from(asserted), Ordering::SeqCst);
+    }
+}
+
+struct Machine {
+    vm: Arc<VmFd>,
+    vcpu: VcpuFd,
+    io: Bus,
+    mmio: Arc<Bus>,
+    interrupts: Arc<Interrupts>,
+    pci: Arc<Pci>,
+    handle: HotplugHandle,
+    line: Arc<Line>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Machine {
+    fn new() -> Option<Self> {
+        let host = match kvm::open(Path::new(kvm::DEFAULT_DEVICE)) {
+            Ok(host) => host,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        };
+        let vm = Arc::new(kvm::create_vm(&host).unwrap());
+        kvm::split_irqchip(&vm, layout::ioapic_pins(0)).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let memory = Arc::new(GuestMemoryMmap::new());
+        let interrupts = Arc::new(Interrupts::new(Arc::clone(&vm)));
+        let line = Arc::<Line>::default();
+        let ged = Arc::new(Mutex::new(Ged::new(line.clone())));
+        let (io, mmio) = (Bus::new(), Arc::new(Bus::new()));
+        let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory).unwrap();
+        let pci = Arc::new(pci);
+        Some(Self {
+            vm,
+            vcpu,
+            io,
+            mmio,
+            interrupts,
+            handle: HotplugHandle::new(Some(&pci)),
+            pci,
+            line,
+            alive: Arc::default(),
+        })
+    }
+
+    fn device(&self, queues: usize) -> Box<dyn VirtioDevice> {
+        self.alive.fetch_add(1, Ordering::SeqCst);
+        Box::new(Idle {
+            queues: vec![256; queues],
+            alive: Arc::clone(&self.alive),
+        })
+    }
+
+    fn config_address(slot: Slot, offset: u64) -> u64 {
+        layout::PCI_ECAM_START + (u64::from(slot.number()) << 15) + offset
+    }
+
+    fn set_config(&self, slot: Slot, offset: u64, value: u32) {
+        let address = Self::config_address(slot, offset);
+        let _ = self.mmio.write(address, &value.to_le_bytes());
+    }
+
+    fn read(&self, address: u64) -> u32 {
+        let mut data = [0; 4];
+        let _ = self.mmio.read(address, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, address: u64, value: u32) {
+        let _ = self.mmio.write(address, &value.to_le_bytes());
+    }
+
+    /// Whether KVM turns writes to `address` into an event: then it takes no other for it.
+    fn is_kick(&self, address: u64) -> bool {
+        let probe = EventFd::new(EFD_NONBLOCK).unwrap();
+        let address = IoEventAddress::Mmio(address);
+        match self.vm.register_ioevent(&probe, &address, NoDatamatch) {
+            Ok(()) => {
+                self.vm
+                    .unregister_ioevent(&probe, &address, NoDatamatch)
+                    .unwrap();
+                false
+            }
+            Err(error) => {
+                assert_eq!(error.errno(), libc::EEXIST);
+                true
+            }
+        }
+    }
+
+    /// Takes a vector's request from the local APIC; whether there was one.
+    fn take_request(&self, vector: u8) -> bool {
+        // IRR, 32 vectors in each 16 bytes.
+        let at = 0x200 + usize::from(vector / 32) * 16 + usize::from(vector % 32 / 8);
+        let mut lapic = self.vcpu.get_lapic().unwrap();
+        let bit = 1_i8.rotate_left(u32::from(vector % 8));
+        let requested = lapic.regs[at] & bit != 0;
+        lapic.regs[at] &= !bit;
+        self.vcpu.set_lapic(&lapic).unwrap();
+        requested
+    }
+}
+
+const BAR: u64 = layout::PCI_MMIO_START + BAR_SIZE as u64;
+const ON: u32 = 6;
+
+#[test]
+fn kicks_follow_the_memory() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let slot = machine.pci.insert(machine.device(3)).unwrap();
+    assert_eq!(slot.number(), 1);
+    assert_eq!(machine.read(Machine::config_address(slot, 0)), 0x1041_1af4);
+    let kick = u64::from(NOTIFY);
+    assert!(!machine.is_kick(BAR + kick));
+    machine.set_config(slot, 4, ON);
+    for queue in 0..3 {
+        assert!(machine.is_kick(BAR + kick + 4 * queue));
+    }
+    assert!(!machine.is_kick(BAR + kick + 12));
+    let moved = BAR + 7 * u64::from(BAR_SIZE);
+    machine.set_config(slot, 0x10, u32::try_from(moved).unwrap());
+    assert!(!machine.is_kick(BAR + kick));
+    assert!(machine.is_kick(moved + kick));
+    assert_eq!(machine.read(BAR), u32::MAX);
+    // Where functions' memory cannot be, or another's is.
+    let other = machine.pci.insert(machine.device(1)).unwrap();
+    machine.set_config(other, 4, ON);
+    for bad in [0x1000_0000, 0xd000_0000, 0xfee0_0000, 0xffff_c000, moved] {
+        machine.set_config(other, 0x10, u32::try_from(bad).unwrap());
+        assert_eq!(machine.is_kick(bad + kick), bad == moved);
+    }
+    assert_eq!(machine.read(moved + 0x10) >> 16, 3, "queues");
+    machine.set_config(slot, 4, 0);
+    assert!(!machine.is_kick(moved + kick));
+}
+
+#[test]
+fn vectors_reach_the_local_apic() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    // Spurious interrupt vector: the APIC is on.
+    let mut lapic = machine.vcpu.get_lapic().unwrap();
+    lapic.regs[0xf1] |= 1;
+    machine.vcpu.set_lapic(&lapic).unwrap();
+
+    let vectors = Vectors::new(&machine.interrupts, 3).unwrap();
+    let fd = Arc::clone(vectors.fd(1).unwrap());
+    assert!(vectors.fd(3).is_none());
+    let message = |data| MsiMessage {
+        address: layout::LAPIC_START,
+        data,
+    };
+    fd.write(1).unwrap();
+    assert!(!machine.take_request(0x51));
+    // What was written before is delivered then.
+    vectors.set(1, Some(message(0x51)));
+    assert!(wait(|| machine.take_request(0x51)));
+    vectors.set(0, Some(message(0x50)));
+    fd.write(1).unwrap();
+    assert!(wait(|| machine.take_request(0x51)));
+    assert!(!machine.take_request(0x50));
+    vectors.set(1, None);
+    fd.write(1).unwrap();
+    assert!(!machine.take_request(0x51));
+    vectors.set(1, Some(message(0x61)));
+    assert!(wait(|| machine.take_request(0x61)));
+    vectors.release();
+    fd.write(1).unwrap();
+    assert!(!machine.take_request(0x61));
+}
+
+/// KVM delivers from a thread of its own, sometimes.
+fn wait(mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        if std::time::Instant::now() > deadline {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
+#[test]
+fn devices_come_and_go() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let register = |offset: u64| {
+        let mut data = [0; 4];
+        let port = u64::from(layout::PCI_HOTPLUG_PORT) + offset;
+        let _ = machine.io.read(port, &mut data);
+        u32::from_le_bytes(data)
+    };
+    machine.pci.insert(machine.device(1)).unwrap();
+    assert_eq!(register(0), 0);
+    let first_gsi = machine.interrupts.reserve(eventfd()).unwrap();
+    machine.interrupts.release(first_gsi);
+
+    let slot = machine.handle.add(machine.device(2)).unwrap();
+    assert_eq!(machine.line.0.load(Ordering::SeqCst), 1);
+    assert_eq!(register(0), slot.bit());
+    machine.set_config(slot, 4, ON);
+    assert!(machine.is_kick(BAR + u64::from(BAR_SIZE + NOTIFY)));
+
+    machine.handle.remove(slot).unwrap();
+    assert_eq!(register(4), slot.bit());
+    let waited = machine.handle.wait_removed(slot, Duration::ZERO);
+    assert!(!waited.unwrap());
+    assert!(machine.handle.is_occupied(slot));
+    let eject = u64::from(layout::PCI_HOTPLUG_PORT) + 8;
+    let _ = machine.io.write(eject, &slot.bit().to_le_bytes());
+    let waited = machine.handle.wait_removed(slot, Duration::ZERO);
+    assert!(waited.unwrap());
+    assert_eq!(machine.alive.load(Ordering::SeqCst), 1);
+    assert!(!machine.is_kick(BAR + u64::from(BAR_SIZE + NOTIFY)));
+    assert_eq!(machine.interrupts.reserve(eventfd()), Some(first_gsi));
+    let empty = machine.handle.remove(slot);
+    assert!(matches!(empty, Err(Error::Empty { .. })));
+}
+
+fn eventfd() -> Arc<EventFd> {
+    Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())
+}
+
+#[test]
+fn what_does_not_fit_leaves_nothing_behind() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let too_many = machine.handle.add(machine.device(128));
+    assert!(matches!(too_many, Err(Error::Device(_))));
+    let mut slots = 0;
+    let error = loop {
+        match machine.handle.add(machine.device(1)) {
+            Ok(_) => slots += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Full(_)));
+    assert_eq!(slots, layout::PCI_MAX_SLOTS);
+    assert_eq!(machine.alive.load(Ordering::SeqCst), 31);
+    let gsi = machine.interrupts.reserve(eventfd()).unwrap();
+    assert_eq!(gsi, layout::IOAPIC_MAX_PINS + 31 * 2);
+}
+
+#[test]
+fn a_machine_that_has_ended_takes_its_devices_along() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let slot = machine.handle.add(machine.device(4)).unwrap();
+    machine.set_config(slot, 4, ON);
+    machine.write(BAR + 0x14, 1);
+    let (handle, alive) = (machine.handle.clone(), Arc::clone(&machine.alive));
+    drop(machine);
+    assert_eq!(alive.load(Ordering::SeqCst), 0);
+    assert!(matches!(handle.remove(slot), Err(Error::NoBus)));
+    assert!(!handle.is_occupied(slot));
+    let without = HotplugHandle::new(None);
+    assert!(matches!(without.remove(slot), Err(Error::NoBus)));
+}
+
+#[test]
+fn interrupts_run_out_before_memory_does() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let all = usize::try_from(4096 - layout::IOAPIC_MAX_PINS).unwrap();
+    let mut held = Vec::new();
+    let fd = eventfd();
+    for _ in 0..all - 2 {
+        held.push(machine.interrupts.reserve(Arc::clone(&fd)).unwrap());
+    }
+    assert!(matches!(
+        Vectors::new(&machine.interrupts, 3),
+        Err(msix::Error::NoInterrupts { count: 3 })
+    ));
+    // What it had got by then was given back.
+    assert!(Vectors::new(&machine.interrupts, 2).is_ok());
+    assert_eq!(machine.interrupts.reserve(fd), None);
+    machine.interrupts.release(held[100]);
+    assert_eq!(machine.interrupts.reserve(eventfd()), Some(held[100]));
+}
