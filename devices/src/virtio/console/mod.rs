@@ -111,13 +111,15 @@ impl Console {
         })
     }
 
-    /// Starts to read what is typed. From another thread than the loop's, which must be served.
+    /// Starts to read what is typed. Not on the loop's own thread, as it waits for it.
     pub fn attach(&mut self) -> Result<(), LoopGone> {
         let event_loop = Arc::clone(&self.event_loop);
         self.attach_by(|worker| event_loop.attach(worker))
     }
 
-    /// The same, by someone who adds the worker to the same loop in another way: before it is served.
+    /// The same, by someone who adds the worker to the same loop in another way, before that is served.
+    /// It is the last thing to do before: while a loop is neither served nor over, the console cannot
+    /// be dropped.
     pub fn attach_by(
         &mut self,
         attach: impl FnOnce(Subscriber) -> Result<WorkerId, LoopGone>,
