@@ -88,6 +88,16 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum)]
     pub console: Option<ConsoleKind>,
 
+    /// Disk with the root file system; options as for --disk
+    #[arg(long, value_name = "PATH[,…]")]
+    pub rootfs: Option<String>,
+
+    /// Disk; may be given several times. PATH is an image (raw, or qcow2 if its name ends so), with
+    /// options ro, overlay=temp|FILE, cache=writeback|unsafe, engine=io_uring|sync,
+    /// format=raw|qcow2|auto, serial=, queues=N, id=, rate=BYTES, iops=N, iothread=on
+    #[arg(long, value_name = "PATH[,…]")]
+    pub disk: Vec<String>,
+
     /// Network card; may be given several times: tap=NAME[,vhost=on|off][,queues=N], a tap of the
     /// host; tap[,ip=ADDRESS/PREFIX], one that mote makes, as root; or
     /// user[,forward=[ADDR:]HOSTPORT:GUESTPORT[/udp]]…[,allow=CIDR[:PORTS]]…[,deny=CIDR[:PORTS]]…, a

@@ -1,5 +1,6 @@
 //! virtio devices: from flags to configuration, one file a kind of flag below.
 
+mod disk;
 mod net;
 
 use std::path::PathBuf;
@@ -13,8 +14,16 @@ use crate::options::OptionList;
 use crate::quantity::{parse_duration, parse_size};
 
 /// All that were asked for, in the order in which the guest finds them.
-pub(crate) fn devices(args: &RunArgs) -> Result<Vec<Device>, String> {
+pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> {
     let mut devices = Vec::new();
+    // The guest's first disk is its root.
+    if let Some(text) = &args.rootfs {
+        devices.push(disk::parse("--rootfs", "rootfs", text, cpus)?);
+    }
+    for (index, text) in args.disk.iter().enumerate() {
+        let id = format!("disk{index}");
+        devices.push(disk::parse("--disk", &id, text, cpus)?);
+    }
     for (index, text) in args.net.iter().enumerate() {
         devices.push(net::parse(index, text)?);
     }
@@ -28,6 +37,11 @@ pub(crate) fn devices(args: &RunArgs) -> Result<Vec<Device>, String> {
         devices.extend(entropy(text)?);
     }
     Ok(devices)
+}
+
+/// Whether `--rootfs` is to be read only.
+pub(crate) fn is_root_read_only(rootfs: &str) -> bool {
+    OptionList::new("--rootfs", rootfs).take_flag("ro")
 }
 
 /// `--vsock CID:PATH` or `--vsock cid=CID,path=PATH[,iothread=on]`.
@@ -81,7 +95,7 @@ fn balloon(text: &str) -> Result<Device, String> {
     })
 }
 
-/// `--entropy on|off`.
+/// `--entropy on|off[,rate=BYTES][,iops=N]`.
 fn entropy(text: &str) -> Result<Option<Device>, String> {
     let mut options = OptionList::new("--entropy", text);
     let on = match options.take_first().as_deref() {
@@ -89,10 +103,11 @@ fn entropy(text: &str) -> Result<Option<Device>, String> {
         Some("off") => false,
         _ => return Err(options.error("write on or off")),
     };
+    let limit = net::rate(&mut options)?;
     let iothread = options.take_switch("iothread")?.unwrap_or(false);
     options.finish()?;
     Ok(on.then_some(Device {
-        kind: DeviceKind::Entropy,
+        kind: DeviceKind::Entropy(limit),
         iothread,
     }))
 }

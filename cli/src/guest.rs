@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::args::{ConsoleKind, RunArgs};
 use crate::config_file::ConfigFile;
+use crate::devices::is_root_read_only;
 use crate::terminal::is_foreground_terminal;
 
 /// Debian's busybox-static puts it here.
@@ -80,6 +81,8 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         Some(path) => Some((open_initrd(&path)?, path)),
         // A configuration file that names a kernel and no initrd means what it says.
         None if source.is_some() => None,
+        // The kernel mounts its root by itself; a command is what the initial RAM disk is needed for.
+        None if args.rootfs.is_some() && modules.is_none() && args.command.is_empty() => None,
         None => {
             let initramfs = image::initramfs::default_initramfs(
                 &cache,
@@ -174,6 +177,11 @@ fn default_cmdline(args: &RunArgs, console: ConsoleKind) -> String {
         ConsoleKind::Serial => "console=ttyS0 ",
         ConsoleKind::Off => "",
     };
+    let root = match &args.rootfs {
+        Some(rootfs) if is_root_read_only(rootfs) => "root=/dev/vda ro ",
+        Some(_) => "root=/dev/vda rw ",
+        None => "",
+    };
     let pci = if args.pci { "" } else { "pci=conf1,noearly " };
-    format!("{console}quiet panic=-1 reboot=k {pci}noreplace-smp hostname={hostname}")
+    format!("{console}{root}quiet panic=-1 reboot=k {pci}noreplace-smp hostname={hostname}")
 }

@@ -93,7 +93,7 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         .with_pci(args.pci)
         .and_then(|config| config.with_console(console_of(guest.console)))
         .map_err(device_error)?;
-    for device in devices::devices(args).map_err(Error::Device)? {
+    for device in devices::devices(args, config.cpus()).map_err(Error::Device)? {
         config = config.with_device(device).map_err(device_error)?;
     }
     if args.verbose > 0 {

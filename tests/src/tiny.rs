@@ -8,6 +8,7 @@ use std::time::Duration;
 use arch::layout;
 use arch::regs::CpuMode;
 use devices::console_io::{Input, InputFilter, Output};
+use devices::rate_limiter::RateLimit;
 use iced_x86::IcedError;
 pub use iced_x86::code_asm;
 use iced_x86::code_asm::{CodeAssembler, al, dx};
@@ -71,7 +72,7 @@ pub fn config() -> Config {
 /// The same with so many vCPUs and so much memory.
 pub fn config_of(cpus: u32, memory: u64) -> Config {
     let entropy = Device {
-        kind: DeviceKind::Entropy,
+        kind: DeviceKind::Entropy(RateLimit::default()),
         iothread: false,
     };
     let config = Config::new(cpus, memory).unwrap().with_boot_timer(true);

@@ -28,7 +28,7 @@ use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::worker::EventLoop;
-use devices::virtio::{VirtioDevice, console, net, vsock};
+use devices::virtio::{VirtioDevice, block, console, net, vsock};
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -80,6 +80,9 @@ pub enum Error {
     /// A device on the PCI bus.
     #[error("Cannot put a device on the PCI bus")]
     Pci(#[from] pci::Error),
+    /// A disk.
+    #[error(transparent)]
+    Block(#[from] block::Error),
     /// A network card.
     #[error(transparent)]
     Net(#[from] net::Error),

@@ -8,7 +8,9 @@ use arch::kernel::Protocol;
 use arch::regs::CpuMode;
 use devices::backend::tap::TapConfig;
 use devices::backend::user_net;
+use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
+use devices::virtio::block::BlockConfig;
 use devices::virtio::net::NetConfig;
 use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
@@ -112,8 +114,10 @@ pub struct Device {
 /// The devices that there are.
 #[derive(Clone, Debug)]
 pub enum DeviceKind {
-    /// Entropy.
-    Entropy,
+    /// Entropy, with a limit.
+    Entropy(RateLimit),
+    /// A disk.
+    Block(BlockConfig),
     /// A network card.
     Net(NetDevice),
     /// Sockets between guest and host.

@@ -1,6 +1,7 @@
 //! What devices stand on: the host's files, terminals, networks and memory. Here is what needs unsafe
 //! code, so that devices need none.
 
+pub mod disk;
 pub mod guest_ram;
 pub(crate) mod host_fd;
 pub mod interface;

@@ -2,6 +2,10 @@
 //! include/uapi/linux/vhost.h). The monitor's threads are not woken; neither limits nor counters of
 //! ours are in the way.
 //!
+//! It is off unless asked for: it takes a module of the host's and permission to open a device that most
+//! users have not, its thread is not accounted to the monitor before Linux 6.4, frames cannot be
+//! looked at, and what it writes to guest memory shows in no log of dirty pages.
+//!
 //! Its own thread in the kernel reads and writes guest memory through the mappings of this process, so
 //! the descriptor must be closed, or its backends taken away, before guest memory is unmapped: stopping
 //! does that, and the device holds guest memory until it has stopped.

@@ -23,6 +23,7 @@
 //! one may be waiting for that loop.
 
 pub mod balloon;
+pub mod block;
 pub mod chain;
 pub mod console;
 pub mod interrupt;

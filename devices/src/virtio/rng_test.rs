@@ -1,7 +1,24 @@
 use super::*;
+use crate::rate_limiter::Bucket;
 use crate::virtio::test_support::{Desc, Driver, TestLoop, lifecycle_suite};
 
 lifecycle_suite!(Rng::new(TestLoop::start()).unwrap());
+
+mod with_a_limit {
+    use super::*;
+
+    fn limited() -> Rng {
+        let rng = Rng::new(TestLoop::start()).unwrap();
+        let limit = RateLimit {
+            bandwidth: Bucket::new(100, 5, 0),
+            ops: Bucket::new(3, 5, 0),
+        };
+        rng.control().set_rate_limit(limit).unwrap();
+        rng
+    }
+
+    lifecycle_suite!(limited());
+}
 
 fn driver() -> Driver {
     Driver::started(Rng::new(TestLoop::start()).unwrap())
@@ -59,4 +76,52 @@ fn a_bad_chain_breaks_it_until_it_is_reset() {
     driver.start(u64::MAX);
     let buffer = driver.buffer(16);
     assert_eq!(driver.request(0, &[buffer.writable()]), 16);
+}
+
+#[test]
+fn a_limit_holds_the_guest_until_it_is_lifted() {
+    let rng = Rng::new(TestLoop::start()).unwrap();
+    let control = rng.control();
+    let limit = RateLimit {
+        // The rest would take longer than anybody waits.
+        bandwidth: Bucket::new(1000, 1_000_000_000, 0),
+        ops: None,
+    };
+    control.set_rate_limit(limit).unwrap();
+    let mut driver = Driver::started(rng);
+    let buffer = driver.buffer(300);
+    for _ in 0..8 {
+        driver.submit(0, &[buffer.writable()]);
+    }
+    driver.wait_used(0, 3);
+    assert!(driver.queues[0].take_used().is_empty());
+    // A reset is no way around it.
+    driver.reset();
+    driver.start(u64::MAX);
+    driver.submit(0, &[buffer.writable()]);
+    driver.submit(0, &[buffer.writable()]);
+    assert!(driver.queues[0].take_used().is_empty());
+    control.set_rate_limit(RateLimit::default()).unwrap();
+    driver.wait_used(0, 2);
+}
+
+#[test]
+fn a_limit_only_slows_it_down() {
+    let mut driver = driver_with(RateLimit {
+        bandwidth: None,
+        ops: Bucket::new(5, 1, 0),
+    });
+    let buffer = driver.buffer(300);
+    for _ in 0..32 {
+        driver.queues[0].add(&[buffer.writable()]);
+    }
+    driver.kick(0);
+    let used = driver.wait_used(0, 32);
+    assert!(used.iter().all(|(_, len)| *len == 300));
+}
+
+fn driver_with(limit: RateLimit) -> Driver {
+    let rng = Rng::new(TestLoop::start()).unwrap();
+    rng.control().set_rate_limit(limit).unwrap();
+    Driver::started(rng)
 }

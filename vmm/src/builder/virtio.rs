@@ -12,6 +12,7 @@ use devices::ioapic::IoApic;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
+use devices::virtio::block::Block;
 use devices::virtio::console;
 use devices::virtio::net::backend::{KernelRings, Pair};
 use devices::virtio::net::{Mac, Net};
@@ -59,7 +60,20 @@ fn make_one(
     controls: &mut Controls,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match kind {
-        DeviceKind::Entropy => Box::new(Rng::new(event_loop).map_err(host("the entropy device"))?),
+        DeviceKind::Entropy(limit) => {
+            let entropy = Rng::new(event_loop).map_err(host("the entropy device"))?;
+            let control = entropy.control();
+            control
+                .set_rate_limit(*limit)
+                .map_err(host("the entropy device"))?;
+            controls.entropy = Some(control);
+            Box::new(entropy)
+        }
+        DeviceKind::Block(config) => {
+            let (disk, control) = Block::new(config.clone(), event_loop)?;
+            controls.disks.insert(config.id.clone(), control);
+            Box::new(disk)
+        }
         DeviceKind::Net(net) => Box::new(make_net(net, event_loop, controls)?),
         DeviceKind::Balloon(config) => {
             let balloon = Balloon::new(event_loop, *config).map_err(host("the balloon"))?;

@@ -26,7 +26,8 @@ const TUN_F_ALL: libc::c_ulong = 1 | 2 | 4 | 0x20 | 0x40;
 /// Moves this thread to a network namespace of its own and gives it a tap there.
 fn tap(name: &str, large: bool) -> File {
     // SAFETY: it concerns only this thread, which has no sockets yet.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "unshare");
     let tap = OpenOptions::new()
         .read(true)
         .write(true)
@@ -45,14 +46,13 @@ fn tap(name: &str, large: bool) -> File {
         let result = unsafe { libc::ioctl(fd, 0x4004_54d0, TUN_F_ALL) };
         if result != 0 {
             // SAFETY: as above.
-            assert_eq!(unsafe { libc::ioctl(fd, 0x4004_54d0, 7_u64) }, 0);
+            let result = unsafe { libc::ioctl(fd, 0x4004_54d0, 7_u64) };
+            assert_eq!(result, 0, "TUNSETOFFLOAD");
         }
     }
     // SAFETY: the descriptor is open; F_SETFL takes a number.
-    assert_eq!(
-        unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) },
-        0
-    );
+    let result = unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+    assert_eq!(result, 0);
     tap
 }
 

@@ -421,6 +421,9 @@ mod linux_test;
 mod tcp_test;
 
 #[cfg(test)]
+mod tcp_timer_test;
+
+#[cfg(test)]
 mod udp_test;
 
 #[cfg(test)]

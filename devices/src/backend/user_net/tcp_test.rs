@@ -1,5 +1,5 @@
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -328,9 +328,6 @@ fn a_host_that_does_not_read_stops_the_guest() {
     let reader = thread::spawn(move || check_all(stream));
     guest.run("all", |guest| (push(guest) == total).then_some(()));
     guest.tcp(handle).close();
-    guest.run("end", |guest| {
-        (guest.tcp(handle).state() == State::FinWait2).then_some(())
-    });
     assert!(most <= 512 << 10, "{most} bytes were held");
     guest.run("end of the host", |guest| {
         (guest.net.connections() == 0).then_some(())
@@ -522,72 +519,5 @@ fn a_guest_that_has_gone_is_given_up() {
     assert_eq!(guest.net.connections(), 0);
     assert!(guest.net.counters().retransmitted <= 12);
     let error = stream.read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-}
-
-#[test]
-fn a_host_that_does_not_answer_is_unreachable() {
-    let (listener, port) = listener();
-    // Nobody takes connections there any more.
-    rustix::net::listen(&listener, 0).unwrap();
-    let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-    let _full: Vec<TcpStream> = (0..8)
-        .map_while(|_| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok())
-        .collect();
-    let mut guest = Guest::new(Config::default());
-    let handle = guest.begin(4096, host_v4(port), 40000);
-    guest.idle(Duration::from_millis(50));
-    assert_eq!(guest.tcp(handle).state(), State::SynSent);
-    assert_eq!(guest.net.connections(), 1);
-    let now = Instant::now();
-    guest.net.process(now + Duration::from_secs(29));
-    assert!(guest.collect().is_empty());
-    guest.net.process(now + Duration::from_secs(31));
-    let frames = guest.collect();
-    assert_eq!(frames.len(), 1);
-    // ICMP host unreachable, with the ports of the SYN.
-    assert_eq!(frames[0][34..36], [3, 1]);
-    assert_eq!(frames[0][62..64], 40000_u16.to_be_bytes());
-    assert_eq!(frames[0][64..66], port.to_be_bytes());
-    assert_eq!(guest.net.connections(), 0);
-}
-
-/// When the guest is asked next. Timers of earlier days go off before, for nothing.
-fn silence(guest: &mut Guest) -> Instant {
-    loop {
-        let next = guest.net.poll_at().unwrap();
-        if next > guest.net.shared.now + Duration::from_secs(3600) {
-            return next;
-        }
-        guest.net.process(next);
-        assert!(guest.collect().is_empty());
-    }
-}
-
-#[test]
-fn connections_that_are_silent_for_hours_are_asked() {
-    let (listener, port) = listener();
-    let mut guest = Guest::new(Config::default());
-    let handle = guest.connect(4096, host_v4(port));
-    let stream = listener.accept().unwrap().0;
-    stream.set_nonblocking(true).unwrap();
-    // A guest that is there answers, and is left alone again.
-    for _ in 0..2 {
-        let silence = silence(&mut guest);
-        guest.net.process(silence);
-        let frames = guest.frames;
-        guest.run("question", |guest| (guest.frames > frames).then_some(()));
-        guest.idle(Duration::from_millis(20));
-    }
-    assert_eq!(guest.tcp(handle).state(), State::Established);
-    // One that has gone does not.
-    for _ in 0..20 {
-        if let Some(next) = guest.net.poll_at() {
-            guest.net.process(next);
-            guest.collect();
-        }
-    }
-    assert_eq!(guest.net.connections(), 0);
-    let error = (&stream).read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }

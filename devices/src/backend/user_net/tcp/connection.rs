@@ -356,8 +356,11 @@ impl Connection {
             self.ack_owed = true;
             return Ok(());
         }
+        let window = self.window;
         self.take_window(segment, ack);
-        self.take_ack(segment, ack, shared, memory);
+        // Anything else that it says is no sign of a loss (RFC 5681 section 2).
+        let repeats = window == self.window && segment.payload.is_empty() && !segment.fin;
+        self.take_ack(ack, repeats, shared, memory);
         self.take_payload(segment, ahead, shared, memory)?;
         self.end_socket();
         Ok(())
@@ -412,18 +415,9 @@ impl Connection {
         }
     }
 
-    fn take_ack(
-        &mut self,
-        segment: &Segment<'_>,
-        ack: u32,
-        shared: &mut Shared,
-        memory: &mut Memory,
-    ) {
+    fn take_ack(&mut self, ack: u32, repeats: bool, shared: &mut Shared, memory: &mut Memory) {
         if !after(ack, self.acked) {
-            let repeated = ack == self.acked
-                && self.sent != self.acked
-                && segment.payload.is_empty()
-                && !segment.fin;
+            let repeated = repeats && ack == self.acked && self.sent != self.acked;
             self.repeated_acks = match repeated {
                 true => self.repeated_acks.saturating_add(1),
                 false => 0,

@@ -108,10 +108,13 @@ impl Connection {
             return Ok(self.send_data(count, shared, memory, deliver));
         }
         let fin = self.fin_is_next();
-        let seq = match self.probe_owed {
+        let seq = if fin {
+            self.next
+        } else if self.probe_owed {
             // What the guest has long got makes it answer.
-            true if !fin => self.acked.wrapping_sub(1),
-            _ => self.next,
+            self.acked.wrapping_sub(1)
+        } else {
+            self.sent
         };
         if !(fin || self.probe_owed || self.ack_owed) {
             return Ok(Turn::Nothing);
