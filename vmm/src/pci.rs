@@ -132,6 +132,13 @@ impl Pci {
     }
 }
 
+impl Drop for Pci {
+    /// Whoever waits for a device to go holds the bus.
+    fn drop(&mut self) {
+        self.root.clear();
+    }
+}
+
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -244,10 +251,10 @@ impl HotplugHandle {
         Ok(())
     }
 
-    /// Waits until the guest has let go of the device in `slot`, at most for `timeout`; whether it has.
-    /// The device is gone then, with all that it held of the host.
+    /// Waits until the guest has let go of the device in `slot`, or has ended, at most for `timeout`;
+    /// whether it has. The device is gone then, with all that it held of the host.
     pub fn wait_removed(&self, slot: Slot, timeout: Duration) -> Result<bool, Error> {
-        // Not for as long as that: whoever waits must not keep a machine that ends.
+        // Only the bus: a machine that ends meanwhile takes its devices along.
         let root = Arc::clone(&self.pci()?.root);
         Ok(root.wait_removed(slot, timeout))
     }

@@ -127,6 +127,14 @@ impl Root {
         is_there
     }
 
+    /// The machine ends: drops all functions, without a word to anyone but those who wait.
+    pub fn clear(&self) {
+        let slots = std::mem::take(&mut *lock(&self.slots));
+        // Dropping functions takes time, and may take locks.
+        drop(slots);
+        self.removed.notify_all();
+    }
+
     /// Whether a function is in `slot`.
     pub fn is_occupied(&self, slot: Slot) -> bool {
         lock(&self.slots)[usize::from(slot.0)].is_some()

@@ -193,3 +193,18 @@ fn what_cannot_be_made_takes_no_slot() {
     assert_eq!(root.insert(|_| Err(No)), Err(No));
     assert_eq!(insert(&root, 1).unwrap().number(), 1);
 }
+
+#[test]
+fn whoever_waits_does_not_keep_what_ends() {
+    let root = Arc::new(Root::new());
+    let (function, unplugged) = probe(1);
+    let gone = Arc::downgrade(&function);
+    let slot = root.insert(|_| Ok::<_, Full>(function)).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| root.wait_removed(slot, Duration::from_secs(60)));
+        root.clear();
+        assert!(waiter.join().unwrap());
+    });
+    assert!(gone.upgrade().is_none());
+    assert!(!*lock(&unplugged), "KVM has not to be told");
+}
