@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use arch::layout;
-use devices::backend::tap::{Tap, TapConfig};
+use devices::backend::tap::Tap;
 use devices::backend::user_backend::UserBackend;
 use devices::backend::user_net::{self, UserNet};
 use devices::backend::vhost_net::VhostNet;
@@ -116,7 +116,12 @@ fn make_net(
 ) -> Result<Net, Error> {
     let mut card = net.card.clone();
     let pairs = match &net.network {
-        Network::Tap { tap, vhost } => tap_pairs(tap, *vhost)?,
+        Network::Tap { tap, vhost } => {
+            let tap = Tap::open(tap)?;
+            // The guest has to know what its host does.
+            card.mtu = card.mtu.or(Some(tap.mtu));
+            tap_pairs(tap, *vhost)?
+        }
         Network::User(config) => {
             let mac = match card.mac {
                 Some(mac) => mac,
@@ -142,8 +147,7 @@ fn make_net(
     Ok(device)
 }
 
-fn tap_pairs(config: &TapConfig, vhost: bool) -> Result<Vec<Pair>, Error> {
-    let tap = Tap::open(config)?;
+fn tap_pairs(tap: Tap, vhost: bool) -> Result<Vec<Pair>, Error> {
     tap.queues
         .into_iter()
         .map(|queue| {

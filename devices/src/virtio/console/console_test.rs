@@ -401,3 +401,18 @@ fn output_goes_to_a_terminal_and_comes_from_it() {
         assert!(driver.contents(buffer).starts_with(b"r"));
     }
 }
+
+#[test]
+fn what_was_typed_before_its_driver_came_waits_until_that_has_settled() {
+    let (reader, mut keyboard) = pipe().unwrap();
+    let input = Some(Input::new(reader.into()));
+    keyboard.write_all(b"early").unwrap();
+    let began = std::time::Instant::now();
+    let (mut driver, _control) = start(config(input, Output::discard()));
+    let buffer = driver.buffer(16);
+    driver.submit(RECEIVE, &[buffer.writable()]);
+    assert_eq!(driver.wait_used(RECEIVE, 1)[0].1, 5);
+    assert_eq!(&driver.contents(buffer)[..5], b"early");
+    // A lower bound, whatever the machine does.
+    assert!(began.elapsed() >= std::time::Duration::from_millis(100));
+}

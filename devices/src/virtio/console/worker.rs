@@ -35,6 +35,9 @@ const ROUNDS_PER_TURN: usize = 8;
 const WRITES_PER_TURN: usize = 32;
 /// How long output waits for more of it.
 const LINGER: Duration = Duration::from_millis(1);
+/// How long input waits for a driver that has just come. Linux's gives its buffers first and connects
+/// its console a moment later, and throws away what comes in between.
+const SETTLE: Duration = Duration::from_millis(100);
 
 // Which descriptor an event is for.
 const WAKE: u32 = 0;
@@ -44,6 +47,7 @@ const OUTPUT: u32 = 3;
 const RECEIVE: u32 = 4;
 const TRANSMIT: u32 = 5;
 const LIMIT: u32 = 6;
+const SETTLED: u32 = 7;
 
 /// What a vCPU can do without waiting for the worker.
 pub(super) struct Port {
@@ -109,6 +113,7 @@ pub(super) struct Worker {
     // Runtime glue.
     port: Arc<Port>,
     timer: TimerFd,
+    settle_timer: TimerFd,
     source: Source,
     sink: Sink,
     limiter: RateLimiter,
@@ -118,6 +123,8 @@ pub(super) struct Worker {
     output: VecDeque<u8>,
     /// The timer is set.
     lingering: bool,
+    /// The driver has just come.
+    settling: bool,
 }
 
 impl Worker {
@@ -131,12 +138,14 @@ impl Worker {
         Ok(Self {
             port,
             timer: TimerFd::new()?,
+            settle_timer: TimerFd::new()?,
             source: Source::new(input, filter, INPUT)?,
             sink: Sink::new(output, OUTPUT),
             limiter,
             active: None,
             output: VecDeque::new(),
             lingering: false,
+            settling: false,
         })
     }
 
@@ -154,6 +163,7 @@ impl Worker {
             partial: None,
             broken: false,
         });
+        self.settling = self.settle_timer.reset(SETTLE, None).is_ok();
     }
 
     /// Takes the queues away; it must be on no loop. A request that was taken in part is taken as a
@@ -285,10 +295,11 @@ impl Worker {
     /// Moves input to the guest.
     fn serve_input(&mut self, readable: bool, ops: &mut EventOps) {
         let active = &mut self.active;
+        let settling = self.settling;
         self.source
             .serve(readable, ops, |input| match active.as_mut() {
-                Some(active) => active.give_input(input),
-                None => 0,
+                Some(active) if !settling => active.give_input(input),
+                _ => 0,
             });
     }
 }
@@ -482,6 +493,12 @@ impl MutEventSubscriber for Worker {
                 self.limiter.on_timer();
                 self.serve_output(ops);
             }
+            SETTLED => {
+                // Also takes back the expiry.
+                let _ = self.settle_timer.clear();
+                self.settling = false;
+                self.serve_input(false, ops);
+            }
             _ => {}
         }
     }
@@ -495,6 +512,7 @@ impl MutEventSubscriber for Worker {
         };
         watch(Events::with_data(&self.port.wake, WAKE, EventSet::IN));
         watch(Events::with_data(&self.timer, TIMER, EventSet::IN));
+        watch(Events::with_data(&self.settle_timer, SETTLED, EventSet::IN));
         if let Some(active) = &self.active {
             for (event, queue) in active.kicks() {
                 watch(Events::with_data(&**queue.kick(), event, EventSet::IN));
