@@ -136,7 +136,7 @@ switch_to_root() {
     # What a kernel gives the first process.
     unset PATH
     export HOME=/
-    exec /bin/switch_root /newroot "$init"
+    exec /bin/switch_root -c /dev/console /newroot "$init"
 }
 
 # Changing a terminal waits until what was written has left: powering off does not.
