@@ -5,6 +5,7 @@
 //! hand.
 
 pub mod pci;
+pub mod vsock;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -95,23 +96,7 @@ struct Guest {
 
 /// Runs one guest against the device that `make` makes.
 pub fn run<D: VirtioDevice + 'static>(input: &[u8], make: impl FnOnce(Arc<dyn EventLoop>) -> D) {
-    let ranges = [
-        (GuestAddress(0), MEMORY_SIZE),
-        (GuestAddress(0x1000_0000), MEMORY_SIZE),
-    ];
-    let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-    let event_loop = ManualLoop::new();
-    let device = make(event_loop.clone());
-    let queues = device.queue_sizes().len() as u16;
-    let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let device = MmioDevice::new(Box::new(device), memory.clone(), line).unwrap();
-    let mut guest = Guest {
-        device,
-        memory,
-        event_loop,
-        queues,
-        avail: [0; 8],
-    };
+    let mut guest = Guest::new(make);
     let mut input = Input(input);
     // Most runs are of a driver that gets through the handshake.
     if input.u8() % 8 != 0 {
@@ -127,6 +112,26 @@ pub fn run<D: VirtioDevice + 'static>(input: &[u8], make: impl FnOnce(Arc<dyn Ev
 }
 
 impl Guest {
+    fn new<D: VirtioDevice + 'static>(make: impl FnOnce(Arc<dyn EventLoop>) -> D) -> Self {
+        let ranges = [
+            (GuestAddress(0), MEMORY_SIZE),
+            (GuestAddress(0x1000_0000), MEMORY_SIZE),
+        ];
+        let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let event_loop = ManualLoop::new();
+        let device = make(event_loop.clone());
+        let queues = device.queue_sizes().len() as u16;
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let device = MmioDevice::new(Box::new(device), memory.clone(), line).unwrap();
+        Self {
+            device,
+            memory,
+            event_loop,
+            queues,
+            avail: [0; 8],
+        }
+    }
+
     fn write(&mut self, offset: u64, value: u32) {
         self.device.write(offset, &value.to_le_bytes());
     }

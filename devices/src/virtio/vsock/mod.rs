@@ -174,3 +174,8 @@ impl VirtioDevice for Vsock {
 #[cfg(test)]
 #[path = "vsock_test.rs"]
 mod tests;
+
+#[cfg(test)]
+mod bulk_test;
+#[cfg(test)]
+mod hostile_test;

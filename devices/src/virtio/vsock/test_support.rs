@@ -1,6 +1,8 @@
 //! A guest with sockets, as far as the tests need one.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +15,9 @@ use super::{RX_QUEUE, TX_QUEUE, Vsock, VsockConfig};
 use crate::virtio::chain::Buffers;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queue;
-use crate::virtio::test_support::{Desc, Driver, GuestQueue, Interrupts, ScratchBuffer, TestLoop};
+use crate::virtio::test_support::{
+    DEADLINE, Desc, Driver, GuestQueue, Interrupts, ScratchBuffer, TestLoop,
+};
 
 /// The guest's context id.
 pub(super) const CID: u32 = 42;
@@ -114,11 +118,13 @@ impl Guest {
         guest
     }
 
-    /// Forgets what was under way: the driver has started anew.
-    pub(super) fn forget(&mut self) {
+    /// The driver starts anew, whatever was under way.
+    pub(super) fn restart(&mut self) {
+        self.driver.start(u64::MAX);
         self.rx.clear();
         self.tx_in_flight = 0;
         self.inbox.clear();
+        self.add_buffers(64, 4096);
     }
 
     pub(super) fn usual() -> Self {
@@ -199,7 +205,7 @@ impl Guest {
         if let Some(packet) = self.inbox.pop_front() {
             return packet;
         }
-        let deadline = std::time::Instant::now() + crate::virtio::test_support::DEADLINE;
+        let deadline = std::time::Instant::now() + DEADLINE;
         loop {
             if let Some(packet) = self.try_receive() {
                 return packet;
@@ -368,4 +374,43 @@ pub(super) fn pattern(seed: u32, len: usize) -> Vec<u8> {
 /// Whether nothing is at a path.
 pub(super) fn is_free(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_err()
+}
+
+/// A client of the host that wants a port of the guest.
+pub(super) fn client(guest: &Guest, port: u32) -> UnixStream {
+    let mut client = UnixStream::connect(&guest.path).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.set_write_timeout(Some(DEADLINE)).unwrap();
+    writeln!(client, "CONNECT {port}").unwrap();
+    client
+}
+
+/// What the device answers to a client.
+#[track_caller]
+pub(super) fn line(client: &mut UnixStream) -> String {
+    let mut line = String::new();
+    let mut byte = [0];
+    while client.read(&mut byte).unwrap() == 1 {
+        line.push(char::from(byte[0]));
+        if byte[0] == b'\n' {
+            break;
+        }
+    }
+    line
+}
+
+#[track_caller]
+pub(super) fn read_exact(stream: &mut UnixStream, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// The stream ends here, as the other side has closed it or thrown data away.
+#[track_caller]
+pub(super) fn assert_ended(stream: &mut UnixStream) {
+    match stream.read(&mut [0]) {
+        Ok(count) => assert_eq!(count, 0),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
 }
