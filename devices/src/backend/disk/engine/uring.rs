@@ -221,9 +221,10 @@ impl Engine for Uring {
 
     fn drain(&mut self, done: &mut Vec<Done>) {
         loop {
-            self.start_waiting();
             self.take_completions(done);
             done.append(&mut self.done);
+            // In this order: if there is anything to wait for, it is in the kernel's hands.
+            self.start_waiting();
             if self.in_flight() == 0 && self.waiting.is_empty() {
                 return;
             }
