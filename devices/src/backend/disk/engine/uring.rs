@@ -198,8 +198,6 @@ impl Engine for Uring {
     }
 
     fn reap(&mut self, done: &mut Vec<Done>) {
-        // Empties it; fails if it is empty.
-        let _ = self.event.read();
         loop {
             done.append(&mut self.done);
             self.take_completions(done);
@@ -234,6 +232,11 @@ impl Engine for Uring {
 
     fn event(&self) -> Option<RawFd> {
         Some(self.event.as_raw_fd())
+    }
+
+    fn clear_event(&mut self) {
+        // Fails if it is empty.
+        let _ = self.event.read();
     }
 }
 
