@@ -143,10 +143,15 @@ impl Disk {
         self.cache == Cache::Writeback
     }
 
-    /// Readable when requests have ended since: [`Disk::completions`] is to be called. None if requests
-    /// end in [`Disk::submit`] at the latest.
+    /// Readable when requests have ended since: [`Disk::clear_event`] and [`Disk::completions`] are to
+    /// be called. None if requests end in [`Disk::submit`] at the latest.
     pub fn event(&self) -> Option<RawFd> {
         self.engine.event()
+    }
+
+    /// Makes the event unreadable until more requests have ended.
+    pub fn clear_event(&mut self) {
+        self.engine.clear_event();
     }
 
     /// Reads into `buffer`, from `offset` on.

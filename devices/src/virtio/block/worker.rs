@@ -155,7 +155,8 @@ impl Worker {
 
     /// Takes requests from a queue.
     fn serve(&mut self, index: usize, ops: &mut EventOps) {
-        if self.queues.get(index).is_none_or(|served| served.broken) {
+        // A blocked limiter's timer comes for all queues.
+        if self.limiter.is_blocked() || self.queues.get(index).is_none_or(|served| served.broken) {
             return;
         }
         if let Err(error) = self.take_requests(index, ops) {
@@ -497,8 +498,7 @@ impl MutEventSubscriber for Worker {
     fn process(&mut self, event: Events, ops: &mut EventOps) {
         self.read_mail(ops);
         match event.data() {
-            // The disk empties its event.
-            COMPLETION => {}
+            COMPLETION => self.disk.clear_event(),
             TIMER => {
                 self.limiter.on_timer();
                 for index in 0..self.queues.len() {

@@ -51,8 +51,11 @@ pub(super) trait Engine: Send {
     fn drain(&mut self, done: &mut Vec<Done>);
 
     /// An eventfd that is readable when there may be something to reap that nobody has pushed just
-    /// now. None if there never is. [`Engine::reap`] empties it.
+    /// now. None if there never is.
     fn event(&self) -> Option<RawFd>;
+
+    /// Empties the event, before [`Engine::reap`]. Not part of that, which is mostly called without.
+    fn clear_event(&mut self);
 }
 
 /// Does an operation at once.

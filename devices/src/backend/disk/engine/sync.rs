@@ -41,4 +41,8 @@ impl Engine for Sync {
     fn event(&self) -> Option<RawFd> {
         None
     }
+
+    fn clear_event(&mut self) {
+        // There is none.
+    }
 }

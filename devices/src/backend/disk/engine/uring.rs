@@ -198,8 +198,6 @@ impl Engine for Uring {
     }
 
     fn reap(&mut self, done: &mut Vec<Done>) {
-        // Empties it; fails if it is empty.
-        let _ = self.event.read();
         loop {
             done.append(&mut self.done);
             self.take_completions(done);
@@ -221,9 +219,10 @@ impl Engine for Uring {
 
     fn drain(&mut self, done: &mut Vec<Done>) {
         loop {
-            self.start_waiting();
             self.take_completions(done);
             done.append(&mut self.done);
+            // In this order: if there is anything to wait for, it is in the kernel's hands.
+            self.start_waiting();
             if self.in_flight() == 0 && self.waiting.is_empty() {
                 return;
             }
@@ -233,6 +232,11 @@ impl Engine for Uring {
 
     fn event(&self) -> Option<RawFd> {
         Some(self.event.as_raw_fd())
+    }
+
+    fn clear_event(&mut self) {
+        // Fails if it is empty.
+        let _ = self.event.read();
     }
 }
 

@@ -350,7 +350,7 @@ fn damaged_images_do_no_harm() {
         let good = fs::read(&path).unwrap();
         let damaged = dir.path("damaged.qcow2");
         let mut opened = 0;
-        for _ in 0..400 {
+        for _ in 0..200 {
             let mut image = good.clone();
             for _ in 0..=random.below(40) {
                 // Tables are mostly at the start; a header that is damaged is soon refused.
@@ -392,7 +392,7 @@ fn damaged_images_do_no_harm() {
             // No offset of the image makes the file grow without bound.
             assert!(fs::metadata(&damaged).unwrap().len() < 1 << 33);
         }
-        assert!(opened > 40, "{opened}");
+        assert!(opened > 20, "{opened}");
     }
 }
 
