@@ -402,17 +402,33 @@ fn output_goes_to_a_terminal_and_comes_from_it() {
     }
 }
 
+fn typed_early() -> (Driver, ConsoleControl) {
+    let (reader, mut keyboard) = pipe().unwrap();
+    keyboard.write_all(b"early").unwrap();
+    // Its end is not the end of what came before.
+    drop(keyboard);
+    start(config(Some(Input::new(reader.into())), Output::discard()))
+}
+
 #[test]
 fn what_was_typed_before_its_driver_came_waits_until_that_has_settled() {
-    let (reader, mut keyboard) = pipe().unwrap();
-    let input = Some(Input::new(reader.into()));
-    keyboard.write_all(b"early").unwrap();
     let began = std::time::Instant::now();
-    let (mut driver, _control) = start(config(input, Output::discard()));
+    let (mut driver, _control) = typed_early();
     let buffer = driver.buffer(16);
     driver.submit(RECEIVE, &[buffer.writable()]);
     assert_eq!(driver.wait_used(RECEIVE, 1)[0].1, 5);
     assert_eq!(&driver.contents(buffer)[..5], b"early");
     // A lower bound, whatever the machine does.
-    assert!(began.elapsed() >= std::time::Duration::from_millis(100));
+    assert!(began.elapsed() >= Duration::from_millis(500));
+}
+
+#[test]
+fn what_was_typed_before_its_driver_came_is_there_when_the_guest_prints() {
+    let (mut driver, _control) = typed_early();
+    let buffer = driver.buffer(16);
+    driver.submit(RECEIVE, &[buffer.writable()]);
+    let prompt = driver.buffer_with(b"> ");
+    driver.submit(TRANSMIT, &[prompt.readable()]);
+    assert_eq!(driver.wait_used(RECEIVE, 1)[0].1, 5);
+    assert_eq!(&driver.contents(buffer)[..5], b"early");
 }

@@ -35,9 +35,10 @@ const ROUNDS_PER_TURN: usize = 8;
 const WRITES_PER_TURN: usize = 32;
 /// How long output waits for more of it.
 const LINGER: Duration = Duration::from_millis(1);
-/// How long input waits for a driver that has just come. Linux's gives its buffers first and connects
-/// its console a moment later, and throws away what comes in between.
-const SETTLE: Duration = Duration::from_millis(100);
+/// How long input waits at most for a driver that has just come, unless that prints something before.
+/// Linux's gives its buffers first and connects its console a moment later, and throws away what comes
+/// in between: what was typed or piped in early would be lost.
+const SETTLE: Duration = Duration::from_millis(500);
 
 // Which descriptor an event is for.
 const WAKE: u32 = 0;
@@ -104,6 +105,8 @@ struct Active {
     transmit: Option<Queue>,
     /// A request that was larger than the room there was, and how much of it was taken.
     partial: Option<(Chain, u32)>,
+    /// Something came from the guest.
+    has_printed: bool,
     /// The driver broke the rules.
     broken: bool,
 }
@@ -161,6 +164,7 @@ impl Worker {
             receive,
             transmit,
             partial: None,
+            has_printed: false,
             broken: false,
         });
         self.settling = self.settle_timer.reset(SETTLE, None).is_ok();
@@ -260,6 +264,25 @@ impl Worker {
 
     /// Moves output to the host, and sees to it that it goes on when it can.
     fn serve_output(&mut self, ops: &mut EventOps) {
+        self.move_output(ops);
+        let has_printed = self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.has_printed);
+        if self.settling && has_printed {
+            self.settle(ops);
+        }
+    }
+
+    /// The driver is there for input, too.
+    fn settle(&mut self, ops: &mut EventOps) {
+        self.settling = false;
+        // Fails only with arguments that are not used here.
+        let _ = self.settle_timer.clear();
+        self.serve_input(false, ops);
+    }
+
+    fn move_output(&mut self, ops: &mut EventOps) {
         for _ in 0..ROUNDS_PER_TURN {
             let taken = self.take_output(true);
             if self.limiter.is_blocked() {
@@ -344,6 +367,7 @@ impl Active {
                     }
                 },
             };
+            self.has_printed = true;
             let end = copy(&chain, offset, &self.memory, output, max);
             if end < chain.readable.len() {
                 self.partial = Some((chain, end));
@@ -494,10 +518,8 @@ impl MutEventSubscriber for Worker {
                 self.serve_output(ops);
             }
             SETTLED => {
-                // Also takes back the expiry.
-                let _ = self.settle_timer.clear();
-                self.settling = false;
-                self.serve_input(false, ops);
+                // Clearing the timer also takes back the expiry.
+                self.settle(ops);
             }
             _ => {}
         }
