@@ -2,7 +2,7 @@
 //!
 //! Reading order: `main`, `args` (flags), `run` (a guest in the foreground), `guest` (which kernel,
 //! initrd and command line), `devices` with `options`, `config_file`, `console` with `terminal` and
-//! `keys`, `signals`, `logger`, `status` (exit codes), `doctor`.
+//! `keys`, `signals`, `logger`, `process`, `status` (exit codes), `doctor`.
 
 mod args;
 mod config_file;
@@ -14,6 +14,7 @@ mod keys;
 mod logger;
 mod message;
 mod options;
+mod process;
 mod quantity;
 mod run;
 mod signals;

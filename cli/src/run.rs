@@ -20,6 +20,7 @@ use crate::guest::{self, Guest};
 use crate::keys::Targets;
 use crate::logger;
 use crate::message::say;
+use crate::process;
 use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
 
@@ -86,6 +87,7 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         None => ConfigFile::default(),
     };
     logger::start(args.verbose);
+    process::set_up();
     let config = configure(args, &file)?;
     let guest = guest::choose(args, &file)?;
     let device_error = |error: config::Error| Error::Device(error.to_string());
