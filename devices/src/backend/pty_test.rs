@@ -27,9 +27,15 @@ fn read_until(mut reader: &File, end: &[u8]) -> Vec<u8> {
     all
 }
 
+/// Writes as the event loop does: again when there is room again. That a reader has gone is known a
+/// little later.
 fn write_all(end: &PtyEnd, mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        bytes = &bytes[end.write(bytes).unwrap()..];
+        match end.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
