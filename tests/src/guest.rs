@@ -116,7 +116,7 @@ const PROLOGUE: &str = r#"
     busybox mount -t proc proc /proc
     busybox --install -s /bin
     mount -t devtmpfs dev /dev; mount -t sysfs sys /sys
-    mount -t tmpfs tmp /tmp
+    mount -t tmpfs tmp /tmp; mkdir -p /etc
     ip link set lo up 2>/dev/null
     ulimit -n 8192
     cd /tmp

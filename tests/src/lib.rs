@@ -19,4 +19,4 @@ pub mod vsock;
 use std::time::Duration;
 
 /// After so long a case takes it that something hangs. Emulated hosts are slow.
-pub const DEADLINE: Duration = Duration::from_secs(900);
+pub const DEADLINE: Duration = Duration::from_secs(600);
