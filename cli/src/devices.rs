@@ -36,7 +36,25 @@ pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> 
     if let Some(text) = &args.entropy {
         devices.extend(entropy(text)?);
     }
+    check_ids(&devices)?;
     Ok(devices)
+}
+
+/// An id names one disk, or one network card.
+fn check_ids(devices: &[Device]) -> Result<(), String> {
+    let mut ids: Vec<_> = devices
+        .iter()
+        .filter_map(|device| match &device.kind {
+            DeviceKind::Block(disk) => Some(("disks", &disk.id)),
+            DeviceKind::Net(net) => Some(("network cards", &net.card.id)),
+            _ => None,
+        })
+        .collect();
+    ids.sort_unstable();
+    match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some([(kind, id), _]) => Err(format!("Two {kind} have the id '{id}'")),
+        _ => Ok(()),
+    }
 }
 
 /// Whether `--rootfs` is to be read only.

@@ -100,10 +100,9 @@ impl OptionList {
     /// Takes `flag`, a key without a value; says whether it was there.
     pub(crate) fn take_flag(&mut self, flag: &'static str) -> bool {
         self.known.push(flag);
-        let before = self.items.len();
-        self.items
-            .retain(|(key, value)| key != flag || value.is_some());
-        self.items.len() < before
+        let is_flag = |(key, value): &(String, Option<String>)| key == flag && value.is_none();
+        let position = self.items.iter().position(is_flag);
+        position.map(|index| self.items.remove(index)).is_some()
     }
 
     /// An error if anything is left.
@@ -113,6 +112,11 @@ impl OptionList {
         };
         self.known.sort_unstable();
         self.known.dedup();
+        if self.known.contains(&key.as_str()) {
+            return Err(self.error(format_args!(
+                "{key} is there more than once, or has a value"
+            )));
+        }
         let known = self.known.join(", ");
         Err(self.error(format_args!("unknown option '{key}' (there are: {known})")))
     }

@@ -135,7 +135,8 @@ fn command_line() {
     );
     // A guest without ACPI is told of its devices at the end of the line.
     let nearly = format!("acpi=off {}", "x".repeat(CMDLINE_MAX_SIZE - 20));
-    fails(&sandbox, &["--cmdline", &nearly], &["at most 2047"]);
+    let arguments = ["--entropy", "on", "--cmdline", &nearly];
+    fails(&sandbox, &arguments, &["at most 2047"]);
     for text in ["a\nb", "a\x01b", "a\x1b[2Jb"] {
         let parts = ["control character at byte 1:", "--cmdline"];
         fails(&sandbox, &["--cmdline", text], &parts);

@@ -46,6 +46,14 @@ pub enum Error {
         /// How much was asked for.
         bytes: u64,
     },
+    /// A balloon that takes all.
+    #[error("A balloon of {target} bytes leaves the guest nothing of its {memory} bytes of memory")]
+    Balloon {
+        /// How many bytes the balloon is to have.
+        target: u64,
+        /// How many the guest has.
+        memory: u64,
+    },
     /// More virtio devices than interrupt lines or PCI slots.
     #[error("A guest has at most {max} virtio devices")]
     TooManyDevices {
@@ -201,6 +209,12 @@ impl Config {
 
     /// With one more virtio device.
     pub fn with_device(mut self, device: Device) -> Result<Self, Error> {
+        if let DeviceKind::Balloon(balloon::Config { target, .. }) = device.kind
+            && target >= self.memory
+        {
+            let memory = self.memory;
+            return Err(Error::Balloon { target, memory });
+        }
         self.devices.push(device);
         self.check_devices()?;
         Ok(self)

@@ -4,7 +4,7 @@ use devices::backend::tap::{TapConfig, TapSource};
 use devices::backend::user_net;
 use devices::backend::user_net::policy::{Policy, Rule};
 use devices::rate_limiter::{Bucket, RateLimit, parse_ops};
-use devices::virtio::net::NetConfig;
+use devices::virtio::net::{MAX_MTU, MAX_PAIRS, MIN_MTU, NetConfig};
 use vmm::config::{Device, DeviceKind, NetDevice, Network};
 
 use crate::options::OptionList;
@@ -17,7 +17,7 @@ pub(super) fn parse(index: usize, text: &str) -> Result<Device, String> {
     let tap = options.take("tap")?;
     let id = options.take("id")?.unwrap_or_else(|| format!("net{index}"));
     let mac = options.parse("mac")?;
-    let mtu = options.parse("mtu")?;
+    let mtu = options.parse_with("mtu", mtu)?;
     let rate = rate(&mut options)?;
     let iothread = options.take_switch("iothread")?.unwrap_or(false);
     let network = match (kind.as_deref(), tap) {
@@ -47,6 +47,20 @@ pub(super) fn parse(index: usize, text: &str) -> Result<Device, String> {
     })
 }
 
+fn mtu(text: &str) -> Result<u16, String> {
+    text.parse()
+        .ok()
+        .filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu))
+        .ok_or_else(|| format!("write a number of bytes from {MIN_MTU} to {MAX_MTU}"))
+}
+
+fn queues(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|queues| (1..=MAX_PAIRS).contains(queues))
+        .ok_or_else(|| format!("write a number from 1 to {MAX_PAIRS}"))
+}
+
 /// `rate=BYTES[/s][+BURST]` and `iops=N[/s][+BURST]`.
 pub(super) fn rate(options: &mut OptionList) -> Result<RateLimit, String> {
     Ok(RateLimit {
@@ -60,7 +74,7 @@ fn tap_network(
     source: TapSource,
     mtu: Option<u16>,
 ) -> Result<Network, String> {
-    let queues = options.parse("queues")?.unwrap_or(1);
+    let queues = options.parse_with("queues", queues)?.unwrap_or(1);
     let vhost = options.take_switch("vhost")?.unwrap_or(false);
     let tap = TapConfig {
         source,
@@ -77,7 +91,9 @@ fn user_network(options: &mut OptionList, mtu: Option<u16>) -> Result<Network, S
     }
     config.hostname = options.take("hostname")?;
     for text in options.take_all("forward")? {
-        let forward = text.parse().map_err(|error| options.error(error))?;
+        let forward = text
+            .parse()
+            .map_err(|error| options.error(format_args!("forward={text}: {error}")))?;
         config.forwards.push(forward);
     }
     let mut rules = Vec::new();

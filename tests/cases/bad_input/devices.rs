@@ -105,9 +105,9 @@ fn networks() {
     for (network, part) in [
         ("", "net"),
         ("bridge", "bridge"),
-        ("tap=", "tap"),
-        ("tap=a-name-that-is-too-long", "tap"),
-        ("tap=a/b", "tap"),
+        ("tap=", "interface"),
+        ("tap=a-name-that-is-too-long", "interface"),
+        ("tap=a/b", "interface"),
         ("tap=tap0,mac=red", "mac"),
         ("tap=tap0,mac=01:00:00:00:00:01", "mac"),
         ("tap=tap0,mtu=1", "mtu"),
@@ -129,10 +129,11 @@ fn vsocks() {
     let sandbox = Sandbox::new();
     let path = sandbox.path("vsock");
     for cid in ["0", "1", "2", "4294967295", "x", ""] {
-        fails(&sandbox, &["--vsock", &format!("{cid}:{path}")], &["cid"]);
+        let vsock = format!("{cid}:{path}");
+        fails(&sandbox, &["--vsock", &vsock], &["context id"]);
     }
     let long = sandbox.path(&"x".repeat(120));
-    fails(&sandbox, &["--vsock", &format!("3:{long}")], &["108"]);
+    fails(&sandbox, &["--vsock", &format!("3:{long}")], &["107"]);
     let missing = sandbox.path("no/such/directory");
     fails(&sandbox, &["--vsock", &format!("3:{missing}")], &[&missing]);
     let _listener = UnixListener::bind(&path).unwrap();
