@@ -84,9 +84,9 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// The guest's console [default: virtio on a terminal with mote's own kernel, else serial]
-    #[arg(long, value_enum)]
-    pub console: Option<ConsoleKind>,
+    /// The guest's console
+    #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
+    pub console: ConsoleKind,
 
     /// Disk with the root file system; options as for --disk
     #[arg(long, value_name = "PATH[,…]")]

@@ -11,7 +11,6 @@ use thiserror::Error;
 use crate::args::{ConsoleKind, RunArgs};
 use crate::config_file::ConfigFile;
 use crate::devices::is_root_read_only;
-use crate::terminal::is_foreground_terminal;
 
 /// Debian's busybox-static puts it here.
 const BUSYBOX: &str = "/bin/busybox";
@@ -70,8 +69,7 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         None => default_kernel(&cache).ok_or(Error::NoKernel)?,
     };
     let kernel = image::kernel::open(&kernel_path, &cache)?;
-    let is_tuned = named.is_none() && modules.is_none();
-    let console = args.console.unwrap_or(default_console(args, is_tuned));
+    let console = args.console;
 
     let initrd_path = args
         .initrd
@@ -99,16 +97,6 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         cmdline: cmdline(args, file, console),
         console,
     })
-}
-
-/// A person at a terminal gets the console that costs a fraction of the exits, where the kernel is one
-/// that is known to have it.
-fn default_console(args: &RunArgs, is_tuned: bool) -> ConsoleKind {
-    if is_tuned && args.cmdline.is_none() && is_foreground_terminal() {
-        ConsoleKind::Virtio
-    } else {
-        ConsoleKind::Serial
-    }
 }
 
 /// The tuned kernel where it is cached, else the packaged one with its modules.
