@@ -1,5 +1,8 @@
 //! The virtio console, as the serial one is tested.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use tests::guest;
 use tests::monitor::{mote, mote_with_input};
 use tests::terminal::Session;
@@ -13,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_mebibyte_in", a_mebibyte_in),
     ("it_is_the_guests_console", it_is_the_console),
     ("a_shell_on_a_terminal_that_changes_its_size", a_shell),
+    ("keys_one_by_one", keys_one_by_one),
     ("packaged_kernel", packaged_kernel),
     ("panic", panic),
 ];
@@ -54,6 +58,27 @@ fn a_shell() {
     session.type_in("sh -c 'echo it $((1 + 1)); sleep 1000'\r");
     session.expect("\nit 2");
     session.type_in("\x03");
+    session.expect("~ # ");
+    session.type_in("exit\r");
+    session.expect_end(0);
+}
+
+/// Each key is a buffer of its own, and many come while the guest's driver looks at the one before.
+fn keys_one_by_one() {
+    const KEYS: usize = 2000;
+    let keys = String::from_utf8(noise(5, KEYS)).unwrap();
+    let mut session = Session::mote(&["run", "--console", "virtio"]);
+    session.expect("~ # ");
+    session.type_in(&format!(
+        "stty raw -echo; echo READY; head -c {KEYS} | sha256sum; stty sane\r"
+    ));
+    session.expect("\nREADY");
+    for (number, key) in (0_u64..).zip(keys.chars()) {
+        session.type_in(key.encode_utf8(&mut [0; 4]));
+        // From at once to after it was taken.
+        sleep(Duration::from_micros(number % 40 * 50));
+    }
+    session.expect(&hash(keys.as_bytes()));
     session.expect("~ # ");
     session.type_in("exit\r");
     session.expect_end(0);

@@ -33,6 +33,7 @@ const F_EMERG_WRITE: u64 = 1 << 2;
 
 // The configuration (section 5.3.4).
 const CONFIG_LEN: usize = 12;
+const SIZE_LEN: u64 = 4;
 const EMERG_WR: u64 = 8;
 
 /// Why a console cannot be made.
@@ -162,6 +163,9 @@ impl VirtioDevice for Console {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let size = self.shared.size.load(Ordering::Acquire);
+        if offset < SIZE_LEN {
+            self.port.size_read();
+        }
         let mut config = [0; CONFIG_LEN];
         config[..2].copy_from_slice(&((size >> 16) as u16).to_le_bytes());
         config[2..4].copy_from_slice(&(size as u16).to_le_bytes());
@@ -180,10 +184,11 @@ impl VirtioDevice for Console {
     fn activate(&mut self, mut resources: Resources) -> Result<(), ActivateError> {
         let receive = resources.take_queue(RECEIVE);
         let transmit = resources.take_queue(TRANSMIT);
+        let wants_size = resources.features & F_SIZE != 0;
         let failed = |error| ActivateError(Box::new(error));
         // What it watches can only be changed on the loop's thread: it goes and comes back.
         self.detach().map_err(failed)?;
-        lock(&self.worker).start(resources.memory, receive, transmit);
+        lock(&self.worker).start(resources.memory, receive, transmit, wants_size);
         if let Err(error) = self.attach() {
             lock(&self.worker).stop();
             return Err(failed(error));

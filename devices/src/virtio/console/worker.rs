@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,10 +36,12 @@ const ROUNDS_PER_TURN: usize = 8;
 const WRITES_PER_TURN: usize = 32;
 /// How long output waits for more of it.
 const LINGER: Duration = Duration::from_millis(1);
-/// How long input waits at most for a driver that has just come, unless that prints something before.
-/// Linux's gives its buffers first and connects its console a moment later, and throws away what comes
-/// in between: what was typed or piped in early would be lost.
-const SETTLE: Duration = Duration::from_millis(500);
+/// How long input waits at most for a driver that has just come. Linux's gives its buffers first and
+/// connects its console a moment later, and throws away what comes in between: what was typed or piped
+/// in early would be lost. When it has, it prints something or looks at the size of the window.
+const SETTLE: Duration = Duration::from_secs(10);
+/// The same for a driver that does not care for the size: there may be no sign of it.
+const SETTLE_WITHOUT_SIZE: Duration = Duration::from_millis(500);
 
 // Which descriptor an event is for.
 const WAKE: u32 = 0;
@@ -53,6 +56,8 @@ const SETTLED: u32 = 7;
 /// What a vCPU can do without waiting for the worker.
 pub(super) struct Port {
     wake: EventFd,
+    /// The driver has looked at the size since it came.
+    looked: AtomicBool,
     emergency: Mutex<VecDeque<u8>>,
 }
 
@@ -60,6 +65,7 @@ impl Port {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            looked: AtomicBool::new(false),
             emergency: Mutex::default(),
         })
     }
@@ -69,6 +75,13 @@ impl Port {
         let mut emergency = lock(&self.emergency);
         if emergency.len() < EMERGENCY_MAX {
             emergency.push_back(byte);
+            self.wake();
+        }
+    }
+
+    /// The driver looks at the size of the window.
+    pub(super) fn size_read(&self) {
+        if !self.looked.swap(true, Ordering::AcqRel) {
             self.wake();
         }
     }
@@ -152,12 +165,14 @@ impl Worker {
         })
     }
 
-    /// Gives it the queues; it must be on no loop.
+    /// Gives it the queues of a driver that will look at the size of the window or not; it must be on
+    /// no loop.
     pub(super) fn start(
         &mut self,
         memory: Arc<GuestMemoryMmap>,
         receive: Option<Queue>,
         transmit: Option<Queue>,
+        wants_size: bool,
     ) {
         self.active = Some(Active {
             memory,
@@ -167,7 +182,13 @@ impl Worker {
             has_printed: false,
             broken: false,
         });
-        self.settling = self.settle_timer.reset(SETTLE, None).is_ok();
+        self.port.looked.store(false, Ordering::Release);
+        let settle = if wants_size {
+            SETTLE
+        } else {
+            SETTLE_WITHOUT_SIZE
+        };
+        self.settling = self.settle_timer.reset(settle, None).is_ok();
     }
 
     /// Takes the queues away; it must be on no loop. A request that was taken in part is taken as a
@@ -269,7 +290,7 @@ impl Worker {
             .active
             .as_ref()
             .is_some_and(|active| active.has_printed);
-        if self.settling && has_printed {
+        if self.settling && (has_printed || self.port.looked.load(Ordering::Acquire)) {
             self.settle(ops);
         }
     }
