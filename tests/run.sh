@@ -3,7 +3,7 @@
 #
 # FILTER picks end-to-end cases whose names contain it (such as boot:: or console::a_shell) and
 # leaves the unit tests out. Guests run directly where `mote doctor` says that Linux can boot, else
-# in the emulated host. TEST_CONSOLE_VIRTIO=1 runs the cases of the virtio console too.
+# in the emulated host.
 # TEST_JOBS sets how many emulated hosts run side by side (default: CPUs).
 set -euo pipefail
 
@@ -69,7 +69,7 @@ in_emulated_host() {
     packaged=$(readlink -f "$kernels/packaged")
     tests/emulated-host/run --memory 12G --timeout 2400 \
         --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" --env TEST_LINUX=1 \
-        --env GUEST_PROBE=/usr/bin/guest-probe ${TEST_CONSOLE_VIRTIO:+--env TEST_CONSOLE_VIRTIO=1} \
+        --env GUEST_PROBE=/usr/bin/guest-probe \
         --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
         --file "$probe:/usr/bin/guest-probe" "${tools[@]}" \
         --file "$tuned:/root/.cache/mote/kernel/tuned" \

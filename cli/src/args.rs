@@ -84,9 +84,11 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// The guest's console
-    #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
-    pub console: ConsoleKind,
+    /// The guest's console: virtio (hvc0), serial (ttyS0) or off, on standard input and output unless
+    /// with pty, or file=PATH[,max-size=SIZE[,keep=N]] [default: virtio on a terminal with mote's own
+    /// kernel, else serial]
+    #[arg(long, value_name = "virtio|serial|off[,…]")]
+    pub console: Option<String>,
 
     /// Disk with the root file system; options as for --disk
     #[arg(long, value_name = "PATH[,…]")]
@@ -137,17 +139,6 @@ pub(crate) struct RunArgs {
     /// Shell command to run in the default guest instead of an interactive shell
     #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["initrd", "cmdline"])]
     pub command: Vec<String>,
-}
-
-/// `--console`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ConsoleKind {
-    /// virtio console hvc0 on standard input and output
-    Virtio,
-    /// Serial port ttyS0 on standard input and output
-    Serial,
-    /// None
-    Off,
 }
 
 /// `--boot`.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use image::cache::Cache;
 use thiserror::Error;
 
-use crate::args::{ConsoleKind, RunArgs};
+use crate::args::RunArgs;
 use crate::config_file::ConfigFile;
+use crate::console::{ConsoleKind, ConsoleOption};
 use crate::devices::is_root_read_only;
 
 /// Debian's busybox-static puts it here.
@@ -57,7 +58,11 @@ pub(crate) struct Guest {
 }
 
 /// Chooses and opens all of it.
-pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> {
+pub(crate) fn choose(
+    args: &RunArgs,
+    file: &ConfigFile,
+    console: &ConsoleOption,
+) -> Result<Guest, Error> {
     let cache = Cache::from_env();
     let source = file.boot_source.as_ref();
     let named = args
@@ -69,7 +74,17 @@ pub(crate) fn choose(args: &RunArgs, file: &ConfigFile) -> Result<Guest, Error> 
         None => default_kernel(&cache).ok_or(Error::NoKernel)?,
     };
     let kernel = image::kernel::open(&kernel_path, &cache)?;
-    let console = args.console;
+    let is_tuned = named.is_none() && modules.is_none();
+    let console = console.kind.unwrap_or_else(|| {
+        let words = [whole_cmdline(args, file), args.append.as_deref()];
+        match console_word(words.into_iter().flatten()) {
+            Some(name) if name.starts_with("hvc") => ConsoleKind::Virtio,
+            Some(_) => ConsoleKind::Serial,
+            // Other kernels may have no driver for it, or a late one.
+            None if is_tuned && console.is_interactive() => ConsoleKind::Virtio,
+            None => ConsoleKind::Serial,
+        }
+    });
 
     let initrd_path = args
         .initrd
@@ -132,14 +147,26 @@ fn open_initrd(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// `--cmdline` or the file's `boot_args` as they are; otherwise mote's own words.
-fn cmdline(args: &RunArgs, file: &ConfigFile, console: ConsoleKind) -> String {
-    let whole = args.cmdline.as_ref().or(file
+/// The last console that a command line names: the one that /dev/console is.
+fn console_word<'a>(lines: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    lines
+        .flat_map(str::split_ascii_whitespace)
+        .filter_map(|word| word.strip_prefix("console="))
+        .last()
+}
+
+/// `--cmdline` or the file's `boot_args`.
+fn whole_cmdline<'a>(args: &'a RunArgs, file: &'a ConfigFile) -> Option<&'a str> {
+    args.cmdline.as_deref().or(file
         .boot_source
         .as_ref()
-        .and_then(|source| source.boot_args.as_ref()));
-    let mut cmdline = match whole {
-        Some(whole) => whole.clone(),
+        .and_then(|source| source.boot_args.as_deref()))
+}
+
+/// The whole command line as it is; otherwise mote's own words.
+fn cmdline(args: &RunArgs, file: &ConfigFile, console: ConsoleKind) -> String {
+    let mut cmdline = match whole_cmdline(args, file) {
+        Some(whole) => whole.to_owned(),
         None => default_cmdline(args, console),
     };
     if let Some(more) = &args.append {

@@ -12,9 +12,9 @@ use vmm::config::{self, Config, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::args::{Boot, ConsoleKind, RunArgs};
+use crate::args::{Boot, RunArgs};
 use crate::config_file::{self, ConfigFile};
-use crate::console;
+use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
 use crate::guest::{self, Guest};
 use crate::keys::Targets;
@@ -59,6 +59,9 @@ pub(crate) enum Error {
     /// A flag about a device.
     #[error("{0}")]
     Device(String),
+    /// The console's other end.
+    #[error(transparent)]
+    Console(#[from] console::Error),
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -89,7 +92,11 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     logger::start(args.verbose);
     process::set_up();
     let config = configure(args, &file)?;
-    let guest = guest::choose(args, &file)?;
+    let option = match &args.console {
+        Some(text) => ConsoleOption::parse(text).map_err(Error::Device)?,
+        None => ConsoleOption::default(),
+    };
+    let guest = guest::choose(args, &file, &option)?;
     let device_error = |error: config::Error| Error::Device(error.to_string());
     let mut config = config
         .with_pci(args.pci)
@@ -121,8 +128,7 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     let targets = Targets::default();
     let (console, terminal) = match guest.console {
         ConsoleKind::Serial | ConsoleKind::Virtio => {
-            let (console, terminal) =
-                console::open(targets.clone()).map_err(host("the console"))?;
+            let (console, terminal) = console::open(&option.end, targets.clone())?;
             (Some(console), terminal)
         }
         ConsoleKind::Off => (None, None),

@@ -214,7 +214,7 @@ fn unknown_words() {
         (&["run", "stray"], "stray"),
         (&["doctor", "stray"], "stray"),
         (&["run", "-q"], "-q"),
-        (&["run", "--console", "nope"], "serial, off"),
+        (&["run", "--console", "nope"], "virtio, serial, off"),
         (&["run", "--boot", "nope"], "linux, pvh"),
         (&["run", "--kernel"], "--kernel <FILE>"),
         (&["run", "--kernel", ""], "--kernel <FILE>"),

@@ -173,7 +173,12 @@ fn console_off() {
 }
 
 fn a_shell_on_a_terminal() {
-    let mut session = Session::mote(&["run"]);
+    use_shell("serial");
+}
+
+/// All that a person does at a shell.
+pub(crate) fn use_shell(console: &str) {
+    let mut session = Session::mote(&["run", "--console", console]);
     session.expect("~ # ");
     assert!(session.is_raw());
     session.type_in("echo $((6 * 7)) answers\r");

@@ -9,7 +9,9 @@ use tests::terminal::Session;
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::Case;
-use crate::console::{COUNT, MEBIBYTE, check_printed, hash, noise, print, type_when_ready};
+use crate::console::{
+    COUNT, MEBIBYTE, check_printed, hash, noise, print, type_when_ready, use_shell,
+};
 
 pub(crate) const CASES: &[Case] = &[
     ("a_mebibyte_out", a_mebibyte_out),
@@ -17,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("it_is_the_guests_console", it_is_the_console),
     ("a_shell_on_a_terminal_that_changes_its_size", a_shell),
     ("keys_one_by_one", keys_one_by_one),
+    ("a_shell_on_a_terminal", a_shell_as_on_the_serial_port),
     ("packaged_kernel", packaged_kernel),
     ("panic", panic),
 ];
@@ -39,6 +42,10 @@ fn it_is_the_console() {
     let ended = mote_with_input(arguments, script).expect_status(0);
     let output = guest::output(&ended);
     assert!(output.contains("/dev/hvc0\nhvc0\n42\n"), "{ended:#?}");
+}
+
+fn a_shell_as_on_the_serial_port() {
+    use_shell("virtio");
 }
 
 fn a_shell() {

@@ -165,6 +165,10 @@ fn balloons_and_others() {
         ("--entropy", "maybe"),
         ("--entropy", "on,rate=much"),
         ("--console", "pigeon"),
+        ("--console", "off,pty"),
+        ("--console", "serial,file=log,pty"),
+        ("--console", "serial,file=/nowhere/to/be/found"),
+        ("--console", "virtio,max-size=1m"),
     ] {
         fails(&sandbox, &[flag, value], &[&flag[2..]]);
     }
