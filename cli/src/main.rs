@@ -2,13 +2,14 @@
 //!
 //! Reading order: `main`, `args` (flags), `run` (a guest in the foreground), `guest` (which kernel,
 //! initrd and command line), `devices` with `options`, `config_file`, `console` with `terminal` and
-//! `keys`, `signals`, `logger`, `process`, `status` (exit codes), `doctor`.
+//! `keys`, `signals`, `logger`, `process`, `footprint`, `status` (exit codes), `doctor`.
 
 mod args;
 mod config_file;
 mod console;
 mod devices;
 mod doctor;
+mod footprint;
 mod guest;
 mod keys;
 mod logger;

@@ -16,6 +16,7 @@ use crate::args::{Boot, RunArgs};
 use crate::config_file::{self, ConfigFile};
 use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
+use crate::footprint::Trim;
 use crate::guest::{self, Guest};
 use crate::keys::Targets;
 use crate::logger;
@@ -142,6 +143,7 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         let window = WindowWatch::new(console.clone()).map_err(host("signal handlers"))?;
         vm.add_subscriber(Box::new(window));
     }
+    vm.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
     if let Some(timeout) = args.timeout {
         let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
         vm.add_subscriber(Box::new(timeout));
