@@ -24,12 +24,13 @@ pub(crate) const CASES: &[Case] = &[
 const KINDS: [&str; 2] = ["virtio", "serial"];
 
 fn a_file_is_appended_to() {
+    const SCRIPT: &str = "echo $((6 * 7)) logged";
     for kind in KINDS {
         let directory = TempDir::new().unwrap();
         let log = directory.as_path().join("log");
         fs::write(&log, "from before\n").unwrap();
         let console = format!("{kind},file={}", log.display());
-        let ended = mote(["run", "--console", &console, "--", "echo $((6 * 7)) logged"]);
+        let ended = mote(["run", "--console", &console, "--", "sh", "-c", SCRIPT]);
         let ended = ended.expect_status(0);
         assert_eq!(ended.stdout, b"", "{ended:#?}");
         let logged = fs::read_to_string(&log).unwrap();
@@ -40,17 +41,26 @@ fn a_file_is_appended_to() {
 
 /// Nothing is lost between one file and the next.
 fn files_rotate() {
-    const BYTES: usize = 96 << 10;
+    const BYTES: usize = 24 << 10;
     for kind in KINDS {
         let directory = TempDir::new().unwrap();
         let log = directory.as_path().join("log");
-        let console = format!("{kind},file={},max-size=32k,keep=9", log.display());
-        mote(["run", "--console", &console, "--", &print(BYTES)]).expect_status(0);
+        let console = format!("{kind},file={},max-size=8k,keep=9", log.display());
+        mote([
+            "run",
+            "--console",
+            &console,
+            "--",
+            "sh",
+            "-c",
+            &print(BYTES),
+        ])
+        .expect_status(0);
         let mut all = String::new();
         let mut count = 0;
         for number in (1..=9).rev() {
             if let Ok(part) = fs::read_to_string(log.with_extension(number.to_string())) {
-                assert!(part.len() <= 32 << 10, "{}", part.len());
+                assert!(part.len() <= 8 << 10, "{}", part.len());
                 all += &part;
                 count += 1;
             }
@@ -59,10 +69,19 @@ fn files_rotate() {
         assert!(count >= 3, "{count} old files");
         check_printed(&all.replace('\r', ""), BYTES);
         // With fewer kept, the oldest are gone.
-        let console = format!("{kind},file={},max-size=32k,keep=2", log.display());
-        mote(["run", "--console", &console, "--", &print(BYTES)]).expect_status(0);
+        let console = format!("{kind},file={},max-size=8k,keep=2", log.display());
+        mote([
+            "run",
+            "--console",
+            &console,
+            "--",
+            "sh",
+            "-c",
+            &print(BYTES),
+        ])
+        .expect_status(0);
         assert!(log.with_extension("2").exists());
-        assert!(fs::metadata(log).unwrap().len() <= 32 << 10);
+        assert!(fs::metadata(log).unwrap().len() <= 8 << 10);
     }
 }
 
