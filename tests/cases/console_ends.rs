@@ -2,9 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use tests::DEADLINE;
 use tests::guest;
 use tests::monitor::{self, Running, mote};
@@ -98,10 +100,12 @@ fn a_pty() {
         let mut line = String::new();
         stderr.read_line(&mut line).unwrap();
         let path = line.trim_end().strip_prefix("mote: console on ").unwrap();
+        // As a terminal of this process's own it would end it.
         let open = || {
             OpenOptions::new()
                 .read(true)
                 .write(true)
+                .custom_flags(OFlags::NOCTTY.bits().cast_signed())
                 .open(path)
                 .unwrap()
         };
