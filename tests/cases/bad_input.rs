@@ -214,7 +214,6 @@ fn unknown_words() {
         (&["run", "stray"], "stray"),
         (&["doctor", "stray"], "stray"),
         (&["run", "-q"], "-q"),
-        (&["run", "--console", "nope"], "virtio, serial, off"),
         (&["run", "--boot", "nope"], "linux, pvh"),
         (&["run", "--kernel"], "--kernel <FILE>"),
         (&["run", "--kernel", ""], "--kernel <FILE>"),

@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -107,11 +107,13 @@ impl Session {
                 self.seen += position + text.len();
                 return;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.chunks.recv_timeout(left) {
+            // Looked at first: what it printed before its end has arrived then.
+            let has_ended = self.child.try_wait().unwrap().is_some() || Instant::now() > deadline;
+            match self.chunks.recv_timeout(Duration::from_millis(200)) {
                 // A character that arrives in pieces is not among what is waited for.
                 Ok(chunk) => self.screen.push_str(&String::from_utf8_lossy(&chunk)),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(RecvTimeoutError::Timeout) if !has_ended => {}
+                Err(_) => {
                     let _ = self.child.kill();
                     panic!(
                         "no {text:?} after {:?} in {:?}",
@@ -139,10 +141,7 @@ impl Session {
     #[track_caller]
     pub fn expect_end(mut self, status: i32) {
         let ended = monitor::wait(&mut self.child).map(monitor::exit_code);
-        while let Ok(chunk) = self
-            .chunks
-            .recv_timeout(std::time::Duration::from_millis(50))
-        {
+        while let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(50)) {
             self.screen.push_str(&String::from_utf8_lossy(&chunk));
         }
         assert_eq!(ended, Some(status), "{}", self.screen);
