@@ -17,6 +17,23 @@ pub(super) fn listener() -> (TcpListener, u16) {
     (listener, port)
 }
 
+/// A listener of the host, where the guest finds it, and a guest.
+fn listener_and_guest(large: bool, v6: bool) -> (TcpListener, SocketAddr, Guest) {
+    let address = if v6 { "[::1]:0" } else { "127.0.0.1:0" };
+    let listener = TcpListener::bind(address).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let remote = if v6 { host_v6(port) } else { host_v4(port) };
+    let guest = Guest::new(Config::default());
+    let guest = if large { guest.large() } else { guest };
+    (listener, remote, guest)
+}
+
+/// All connections end, and nothing of them is kept.
+fn end(guest: &mut Guest) {
+    guest.run("end", |guest| (guest.net.connections() == 0).then_some(()));
+    assert_eq!(guest.net.memory(), 0);
+}
+
 /// The guest sends `total` bytes, then its end.
 fn upload(guest: &mut Guest, remote: SocketAddr, total: usize) {
     let handle = guest.connect(512 << 10, remote);
@@ -49,19 +66,11 @@ pub(super) fn check_all(mut stream: impl Read) -> usize {
 }
 
 fn upload_case(large: bool, v6: bool, total: usize) {
-    let address = if v6 { "[::1]:0" } else { "127.0.0.1:0" };
-    let listener = TcpListener::bind(address).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, remote, mut guest) = listener_and_guest(large, v6);
     let reader = thread::spawn(move || check_all(listener.accept().unwrap().0));
-    let mut guest = Guest::new(Config::default());
-    if large {
-        guest = guest.large();
-    }
-    let remote = if v6 { host_v6(port) } else { host_v4(port) };
     upload(&mut guest, remote, total);
     assert_eq!(reader.join().unwrap(), total);
-    guest.run("end", |guest| (guest.net.connections() == 0).then_some(()));
-    assert_eq!(guest.net.memory(), 0);
+    end(&mut guest);
     let counters = guest.net.counters();
     assert_eq!(counters.connections_out, 1);
     assert_eq!(counters.dropped_malformed, 0);
@@ -84,9 +93,7 @@ fn uploads_over_ipv6_arrive_whole() {
 }
 
 fn download_case(large: bool, v6: bool, total: usize) {
-    let address = if v6 { "[::1]:0" } else { "127.0.0.1:0" };
-    let listener = TcpListener::bind(address).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, remote, mut guest) = listener_and_guest(large, v6);
     let writer = thread::spawn(move || {
         let mut stream = listener.accept().unwrap().0;
         let mut sent = 0;
@@ -96,11 +103,6 @@ fn download_case(large: bool, v6: bool, total: usize) {
             sent += chunk.len();
         }
     });
-    let mut guest = Guest::new(Config::default());
-    if large {
-        guest = guest.large();
-    }
-    let remote = if v6 { host_v6(port) } else { host_v4(port) };
     let handle = guest.connect(512 << 10, remote);
     let mut received = 0;
     guest.run("download", |guest| {
@@ -118,8 +120,7 @@ fn download_case(large: bool, v6: bool, total: usize) {
     });
     assert_eq!(received, total);
     writer.join().unwrap();
-    guest.run("end", |guest| (guest.net.connections() == 0).then_some(()));
-    assert_eq!(guest.net.memory(), 0);
+    end(&mut guest);
     if large {
         assert!(guest.largest > 60_000, "largest frame: {}", guest.largest);
     }
