@@ -13,6 +13,7 @@ mod mac;
 mod running;
 mod rx;
 mod shared;
+mod turn;
 mod tx;
 mod worker;
 

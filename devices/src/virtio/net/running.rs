@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::backend::{KernelError, KernelRings, NetBackend};
 use super::rx::Rx;
+use super::turn::kick_myself;
 use super::tx::Tx;
-use super::worker::kick_myself;
 use crate::virtio::queue::Queue;
 
 /// Who serves a pair's rings.

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::backend::{HEADER_LEN, MIN_FRAME, NetBackend};
-use super::worker::{FRAMES_PER_TURN, Turn, kick_myself};
+use super::turn::{FRAMES_PER_TURN, Turn, kick_myself};
 use crate::virtio::chain::Buffers;
 use crate::virtio::queue::{self, Queue};
 

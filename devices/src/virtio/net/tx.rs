@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
 use super::backend::{HEADER_LEN, MAX_FRAME, MIN_FRAME, NetBackend};
-use super::worker::{FRAMES_PER_TURN, Turn, kick_myself};
+use super::turn::{FRAMES_PER_TURN, Turn, kick_myself};
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{self, Queue};
 

@@ -14,16 +14,13 @@ use super::backend::{HEADER_LEN, KernelError, LINK_HEADER, MAX_FRAME, Offloads, 
 use super::control::{self, Command};
 use super::running::{Rings, Running};
 use super::rx::{self, Rx};
-use super::shared::{DirectionCounts, Limiters, Shared, Warning};
+use super::shared::{Limiters, Shared};
+use super::turn::{Turn, kick_myself};
 use super::tx::{self, Tx};
 use super::{feature, offloads_of, to_guest_bits};
 use crate::lock;
-use crate::rate_limiter::RateLimiter;
 use crate::virtio::queue::{self, Queue};
 use crate::virtio::{ActivateError, Resources};
-
-/// Frames that a direction moves before others have their turn.
-pub(super) const FRAMES_PER_TURN: usize = 64;
 
 /// Commands that are carried out before others have their turn: some take a lock of the host's kernel
 /// that all its interfaces share, so one that changes nothing is not passed on either.
@@ -40,34 +37,6 @@ const PER_PAIR: u32 = 3;
 const BACKEND: u32 = 0;
 const RX_KICK: u32 = 1;
 const TX_KICK: u32 = 2;
-
-/// What a direction needs for a turn.
-pub(super) struct Turn<'t> {
-    pub(super) id: &'t str,
-    pub(super) memory: &'t GuestMemoryMmap,
-    pub(super) link_up: bool,
-    pub(super) counts: &'t DirectionCounts,
-    pub(super) warning: &'t Warning,
-    pub(super) limiter: &'t mut RateLimiter,
-}
-
-impl Turn<'_> {
-    /// Whether the rate limit lets a frame of `bytes` bytes through.
-    pub(super) fn take(&mut self, bytes: usize) -> bool {
-        let was_blocked = self.limiter.is_blocked();
-        let is_let_through = self.limiter.take(1, bytes as u64);
-        if !is_let_through && !was_blocked {
-            self.counts.count_throttled();
-        }
-        is_let_through
-    }
-}
-
-/// Has the queue looked at again, after others.
-pub(super) fn kick_myself(queue: &Queue) {
-    // Fails only when the counter is at its maximum: it is readable then too.
-    let _ = queue.kick().write(1);
-}
 
 /// The running half.
 pub(super) struct Worker {
