@@ -249,8 +249,6 @@ pub(super) fn disk_limits() {
         guest.ask(&format!("rate disk {id} iops=100"));
         let elapsed = timed(&mut guest, &read(400, "4k"));
         assert!(elapsed > Duration::from_millis(2900), "{elapsed:?}");
-        let limited = throttled(&mut guest);
-        assert!(limited > 0);
         // Bytes instead: an eighth of a MiB at once, and a MiB a second.
         guest.ask(&format!("rate disk {id} rate=1m"));
         let elapsed = timed(&mut guest, &read(4, "1M"));
