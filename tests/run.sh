@@ -46,6 +46,7 @@ say "build"
 cargo build --quiet --release
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 mote=$target/x86_64-unknown-linux-gnu/release/mote
+live=$target/x86_64-unknown-linux-gnu/release/mote-live
 probe=$target/x86_64-unknown-linux-gnu/release/guest-probe
 cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
@@ -53,7 +54,7 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: block:: net:: vsock:: balloon:: entropy:: pci::)
+linux_groups=(boot:: end:: console:: console_virtio:: block:: net:: vsock:: balloon:: entropy:: pci:: live::)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1
@@ -69,9 +70,9 @@ in_emulated_host() {
     packaged=$(readlink -f "$kernels/packaged")
     tests/emulated-host/run --memory 12G --timeout 2400 \
         --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" --env TEST_LINUX=1 \
-        --env GUEST_PROBE=/usr/bin/guest-probe \
+        --env GUEST_PROBE=/usr/bin/guest-probe --env MOTE_LIVE=/usr/bin/mote-live \
         --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
-        --file "$probe:/usr/bin/guest-probe" "${tools[@]}" \
+        --file "$probe:/usr/bin/guest-probe" --file "$live:/usr/bin/mote-live" "${tools[@]}" \
         --file "$tuned:/root/.cache/mote/kernel/tuned" \
         --file "$packaged:/root/.cache/mote/kernel/packaged" \
         -- cases --test-threads 1 ${filter:+"$filter"} --skip bad_input::
@@ -83,7 +84,7 @@ if [ -z "$filter" ]; then
 fi
 if "$mote" doctor >"$log/doctor"; then
     say "end-to-end tests"
-    suite cases env "MOTE=$mote" "GUEST_PROBE=$probe" "$cases" ${filter:+"$filter"}
+    suite cases env "MOTE=$mote" "MOTE_LIVE=$live" "GUEST_PROBE=$probe" "$cases" ${filter:+"$filter"}
 else
     say "this host cannot boot Linux guests: $(grep -m1 ^fatal "$log/doctor" || tail -n 1 "$log/doctor")"
     say "end-to-end tests without Linux, here"

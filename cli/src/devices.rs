@@ -5,6 +5,7 @@ mod net;
 
 use std::path::PathBuf;
 
+use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
 use devices::virtio::vsock::VsockConfig;
 use vmm::config::{Device, DeviceKind};
@@ -22,10 +23,10 @@ pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> 
     }
     for (index, text) in args.disk.iter().enumerate() {
         let id = format!("disk{index}");
-        devices.push(disk::parse("--disk", &id, text, cpus)?);
+        devices.push(disk(&id, text, cpus)?);
     }
     for (index, text) in args.net.iter().enumerate() {
-        devices.push(net::parse(index, text)?);
+        devices.push(net(&format!("net{index}"), text)?);
     }
     if let Some(text) = &args.vsock {
         devices.push(vsock(text)?);
@@ -36,25 +37,25 @@ pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> 
     if let Some(text) = &args.entropy {
         devices.extend(entropy(text)?);
     }
-    check_ids(&devices)?;
     Ok(devices)
 }
 
-/// An id names one disk, or one network card.
-fn check_ids(devices: &[Device]) -> Result<(), String> {
-    let mut ids: Vec<_> = devices
-        .iter()
-        .filter_map(|device| match &device.kind {
-            DeviceKind::Block(disk) => Some(("disks", &disk.id)),
-            DeviceKind::Net(net) => Some(("network cards", &net.card.id)),
-            _ => None,
-        })
-        .collect();
-    ids.sort_unstable();
-    match ids.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some([(kind, id), _]) => Err(format!("Two {kind} have the id '{id}'")),
-        _ => Ok(()),
-    }
+/// The disk that `--disk TEXT` means, in a guest with `cpus` vCPUs; with this id if it is given none.
+pub fn disk(default_id: &str, text: &str, cpus: u32) -> Result<Device, String> {
+    disk::parse("--disk", default_id, text, cpus)
+}
+
+/// The network card that `--net TEXT` means; with this id if it is given none.
+pub fn net(default_id: &str, text: &str) -> Result<Device, String> {
+    net::parse(default_id, text)
+}
+
+/// The limits `rate=BYTES[+BURST],iops=N[+BURST]`, as they are behind devices; none is no limit.
+pub fn rate(text: &str) -> Result<RateLimit, String> {
+    let mut options = OptionList::new("rate", text);
+    let limit = net::rate(&mut options)?;
+    options.finish()?;
+    Ok(limit)
 }
 
 /// Whether `--rootfs` is to be read only.

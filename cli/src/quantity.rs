@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Bytes: a number, with an optional fraction, and a suffix k, m, g or t (powers of 1024), each
 /// with an optional b or ib, in either case. Without a suffix it is bytes.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no size: write 512m, 1.5g or a number of bytes");
     let lower = text.trim().to_ascii_lowercase();
     let (number, suffix) = split_number(&lower).ok_or_else(wrong)?;
@@ -24,7 +24,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// A duration: numbers with the units ms, s, m and h in a row, or one number of seconds.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no duration: write 90, 1m30s, 500ms or 1.5h");
     let mut rest = text.trim();
     let mut nanos = 0u64;

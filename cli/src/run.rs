@@ -84,8 +84,13 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
 
-/// Boots a guest and stays with it until it ends. What is left of it then is the caller's to free.
-pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains), Error> {
+/// Boots a guest and stays with it until it ends. `meet` gets the machine before it starts. What is left
+/// of it in the end is the caller's to free.
+pub(crate) fn run(
+    args: &RunArgs,
+    started: Instant,
+    meet: impl FnOnce(&mut Vm),
+) -> Result<(Status, Remains), Error> {
     let file = match &args.config_file {
         Some(path) => config_file::read(path)?,
         None => ConfigFile::default(),
@@ -139,8 +144,8 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
     let _ = targets.set((vm.stopper(), vm.power_button()));
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
-    if let (Some(console), Some(_)) = (&vm.controls().console, &terminal) {
-        let window = WindowWatch::new(console.clone()).map_err(host("signal handlers"))?;
+    if let (Some(console), Some(_)) = (vm.controls().console(), &terminal) {
+        let window = WindowWatch::new(console).map_err(host("signal handlers"))?;
         vm.add_subscriber(Box::new(window));
     }
     vm.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
@@ -149,6 +154,7 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> Result<(Status, Remains),
         vm.add_subscriber(Box::new(timeout));
     }
 
+    meet(&mut vm);
     vm.start();
     let reason = vm.run(|mark| report_mark(&mark, started))?;
     drop(terminal);

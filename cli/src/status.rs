@@ -2,7 +2,7 @@
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub enum Status {
     /// The guest powered off or restarted.
     Success,
     /// `--timeout` passed.
@@ -28,6 +28,6 @@ impl Status {
 }
 
 /// Ends the process.
-pub(crate) fn exit(status: Status) -> ! {
+pub fn exit(status: Status) -> ! {
     std::process::exit(status.code())
 }

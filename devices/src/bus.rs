@@ -1,19 +1,20 @@
 //! From an address to the device that answers there: one [`Bus`] for ports, one for MMIO.
 //!
 //! # Locks
-//! Devices come and go while the guest runs. For an access the bus takes the lock of its list for as
-//! long as it takes to find the device, lets go of it, and then takes the lock of that device. In there
-//! the device may take, in this order,
+//! Devices come and go while the guest runs, and yet an access takes no lock but the device's own: it
+//! looks at the list as it was when it began, and who changes the list puts another one in its place. In
+//! there the device may take, in this order,
 //! 1. its own lock (held); on a PCI bus, that of the function that the access leads on to,
-//! 2. a bus's list, to move itself or another device ([`Bus::insert`], [`Bus::remove`]),
+//! 2. the one of those who change a bus's list, to move itself or another device ([`Bus::insert`],
+//!    [`Bus::remove`]),
 //! 3. the IOAPIC's, through [`InterruptLine::set`](crate::interrupt::InterruptLine::set),
 //! 4. what the [`MsiSink`](crate::interrupt::MsiSink), the
 //!    [`MsiVectors`](crate::pci::msix::MsiVectors) or the [`EventSink`](crate::event::EventSink)
 //!    takes.
 //!
-//! Nothing goes the other way: nobody waits for a device with a list's lock held, the IOAPIC never
-//! calls a device, and a sink calls neither. A device that was removed may still get accesses that had
-//! been found before: it is dropped after the last of them.
+//! Nothing goes the other way: nobody waits for a device while he changes a list, the IOAPIC never calls
+//! a device, and a sink calls neither. A device that was removed may still get accesses that had begun
+//! before: it is dropped after the last of them, whichever device that one was for.
 //!
 //! # Unmapped addresses
 //! As on a PC, a read that no device answers gives all ones and a write vanishes. Both are counted
@@ -22,8 +23,9 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwap;
 use thiserror::Error;
 
 use crate::lock;
@@ -89,6 +91,7 @@ pub struct Unmapped {
     pub writes: u64,
 }
 
+#[derive(Clone)]
 struct Range {
     base: u64,
     /// The last address that belongs to it, so that a range may end with the address space.
@@ -99,8 +102,11 @@ struct Range {
 /// Devices by address.
 #[derive(Default)]
 pub struct Bus {
-    // Runtime glue: sorted by address, not overlapping.
-    ranges: RwLock<Vec<Range>>,
+    // Runtime glue.
+    /// Sorted by address, not overlapping.
+    ranges: ArcSwap<Vec<Range>>,
+    /// Of those who change it.
+    changes: Mutex<()>,
 
     // Volatile state.
     unmapped_reads: AtomicU64,
@@ -124,7 +130,8 @@ impl Bus {
         let last = base
             .checked_add(past_first)
             .ok_or(Error::WrapAround { base, len })?;
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.changes);
+        let mut ranges = Vec::clone(&self.ranges.load());
         let index = ranges.partition_point(|range| range.last < base);
         match ranges.get(index) {
             Some(other) if other.base <= last => {
@@ -133,6 +140,7 @@ impl Bus {
             }
             _ => {
                 ranges.insert(index, Range { base, last, device });
+                self.ranges.store(Arc::new(ranges));
                 Ok(())
             }
         }
@@ -141,17 +149,20 @@ impl Bus {
     /// Takes away the device whose range starts at `base`. Accesses that had found it may still be on
     /// their way to it.
     pub fn remove(&self, base: u64) -> Option<Arc<Mutex<dyn BusDevice>>> {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.changes);
+        let mut ranges = Vec::clone(&self.ranges.load());
         let index = ranges
             .binary_search_by_key(&base, |range| range.base)
             .ok()?;
-        Some(ranges.remove(index).device)
+        let range = ranges.remove(index);
+        self.ranges.store(Arc::new(ranges));
+        Some(range.device)
     }
 
     /// Reads `data.len()` bytes at `addr`.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> Access {
-        if let Some((device, offset)) = self.find(addr, data.len()) {
-            lock(&device).read(offset, data);
+        if let Some((device, offset)) = find(&self.ranges.load(), addr, data.len()) {
+            lock(device).read(offset, data);
             return Access::Handled;
         }
         data.fill(0xff);
@@ -161,8 +172,8 @@ impl Bus {
 
     /// Writes `data` at `addr`.
     pub fn write(&self, addr: u64, data: &[u8]) -> Access {
-        if let Some((device, offset)) = self.find(addr, data.len()) {
-            lock(&device).write(offset, data);
+        if let Some((device, offset)) = find(&self.ranges.load(), addr, data.len()) {
+            lock(device).write(offset, data);
             return Access::Handled;
         }
         self.unmapped_writes.fetch_add(1, Ordering::Relaxed);
@@ -176,22 +187,21 @@ impl Bus {
             writes: self.unmapped_writes.load(Ordering::Relaxed),
         }
     }
+}
 
-    /// The device that answers all of `addr .. addr + len`, and the offset of `addr` in its range.
-    fn find(&self, addr: u64, len: usize) -> Option<(Arc<Mutex<dyn BusDevice>>, u64)> {
-        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        let index = ranges.partition_point(|range| range.last < addr);
-        let range = ranges.get(index)?;
-        let offset = addr.checked_sub(range.base)?;
-        let room = range.last - addr;
-        let past_first = u64::try_from(len).ok()?.saturating_sub(1);
-        (past_first <= room).then(|| (Arc::clone(&range.device), offset))
-    }
+/// The device that answers all of `addr .. addr + len`, and the offset of `addr` in its range.
+fn find(ranges: &[Range], addr: u64, len: usize) -> Option<(&Mutex<dyn BusDevice>, u64)> {
+    let index = ranges.partition_point(|range| range.last < addr);
+    let range = ranges.get(index)?;
+    let offset = addr.checked_sub(range.base)?;
+    let room = range.last - addr;
+    let past_first = u64::try_from(len).ok()?.saturating_sub(1);
+    (past_first <= room).then(|| (&*range.device, offset))
 }
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let ranges = self.ranges.load();
         let ranges = ranges.iter().map(|range| range.base..=range.last);
         f.debug_list().entries(ranges).finish()
     }

@@ -49,7 +49,10 @@ pub(crate) const CASES: &[Case] = &[
 
 /// `mote run` with these arguments and, where they name none, a kernel and an initrd that are good.
 fn run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
-    let mut all = vec!["run".to_owned(), "--console".into(), "off".into()];
+    let mut all = vec!["run".to_owned()];
+    if !arguments.contains(&"--console") {
+        all.extend(["--console".to_owned(), "off".into()]);
+    }
     for (flag, contents) in [("--kernel", tiny_kernel()), ("--initrd", b"initrd".into())] {
         if !arguments.contains(&flag) {
             all.extend([flag.to_owned(), sandbox.file(&flag[2..], contents)]);

@@ -13,6 +13,7 @@ mod console_ends;
 mod console_virtio;
 mod end;
 mod entropy;
+mod live;
 mod net;
 mod pci;
 mod tiny;
@@ -71,6 +72,9 @@ fn main() {
         ("entropy", entropy::CASES, &no_linux),
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
+        ("live", live::CASES, &no_linux),
+        ("live", live::NETWORK_CASES, &no_networks),
+        ("live", live::CONSOLE_CASES, &stands_still),
     ] {
         for &(name, case) in cases {
             trials.push(trial(group, name, case, skipped.as_deref()));

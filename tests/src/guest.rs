@@ -47,7 +47,7 @@ pub fn output(ended: &Ended) -> String {
 }
 
 /// `[    0.123456] …`
-fn is_kernel_message(line: &str) -> bool {
+pub(crate) fn is_kernel_message(line: &str) -> bool {
     line.strip_prefix('[')
         .and_then(|rest| rest.trim_start().split_once("] "))
         .is_some_and(|(time, _)| {

@@ -75,25 +75,47 @@ impl Live {
     pub fn expect(&mut self, text: &str) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.push_str(&line);
-                    self.seen.push('\n');
-                    if line.contains(text) {
-                        return line;
-                    }
-                }
-                Err(error) => {
-                    let what = match error {
-                        RecvTimeoutError::Timeout => "it hangs",
-                        RecvTimeoutError::Disconnected => "it ended",
-                    };
-                    // What it says, and no process that is left behind.
-                    let _ = self.child.kill();
-                    let _ = self.child.wait();
-                    panic!("no {text:?}, {what}: {}", self.seen);
-                }
+            let line = self.next_line(text, deadline);
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// The same, and returns the lines before that one, without the kernel's.
+    #[track_caller]
+    pub fn expect_output(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        let mut output = String::new();
+        loop {
+            let line = self.next_line(text, deadline) + "\n";
+            if line.contains(text) {
+                return output;
+            }
+            if !guest::is_kernel_message(&line) {
+                output.push_str(&line);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn next_line(&mut self, awaited: &str, deadline: Instant) -> String {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                self.seen.push_str(&line);
+                self.seen.push('\n');
+                line
+            }
+            Err(error) => {
+                let what = match error {
+                    RecvTimeoutError::Timeout => "it hangs",
+                    RecvTimeoutError::Disconnected => "it ended",
+                };
+                // What it says, and no process that is left behind.
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                panic!("no {awaited:?}, {what}: {}", self.seen);
             }
         }
     }

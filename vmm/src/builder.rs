@@ -1,7 +1,7 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
-mod virtio;
+pub(crate) mod virtio;
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,6 @@ use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
 use arch::regs::{CpuMode, Entry};
 use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
-use devices::backend::{tap, vhost_net};
 use devices::bus::{self, Bus};
 use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
@@ -28,7 +27,6 @@ use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::worker::EventLoop;
-use devices::virtio::{VirtioDevice, block, console, net, vsock};
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -37,6 +35,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{Config, ConsoleKind, Payload};
+use crate::controls::{Controls, Registered};
 use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
 use crate::interrupts::Interrupts;
@@ -44,7 +43,6 @@ use crate::pci::{self, Pci};
 use crate::vcpu::{Buses, Vcpu};
 use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
-use virtio::Made;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -80,24 +78,9 @@ pub enum Error {
     /// A device on the PCI bus.
     #[error("Cannot put a device on the PCI bus")]
     Pci(#[from] pci::Error),
-    /// A disk.
+    /// A virtio device.
     #[error(transparent)]
-    Block(#[from] block::Error),
-    /// A network card.
-    #[error(transparent)]
-    Net(#[from] net::Error),
-    /// A tap.
-    #[error(transparent)]
-    Tap(#[from] tap::Error),
-    /// vhost-net.
-    #[error(transparent)]
-    Vhost(#[from] vhost_net::Error),
-    /// The virtio console.
-    #[error(transparent)]
-    Console(#[from] console::Error),
-    /// Sockets between guest and host.
-    #[error("Cannot make the vsock device")]
-    Vsock(#[from] vsock::Error),
+    Device(#[from] virtio::Error),
     /// The host refused a thread, an eventfd or an epoll.
     #[error("Cannot make {what}")]
     Host {
@@ -136,19 +119,19 @@ pub(crate) fn build(
 ) -> Result<Vm, Error> {
     let image = check_payload(&payload, config)?;
     let memory = Arc::new(memory::allocate(config.memory())?);
-    let ended = Arc::new(AtomicBool::new(false));
+    // Until it is served, nobody is to wait for it: least of all a device that goes as the next one fails.
+    let ended = Arc::new(AtomicBool::new(true));
     let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
     let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
-    let Made {
-        mut devices,
-        mut controls,
-    } = virtio::make(config.devices(), &event_loop)?;
-    let mut serial = None;
+    let controls = Controls::new(config.memory());
+    let mut devices = virtio::make_all(config.devices(), &event_loop, &controls)?;
+    let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
         (Some(console), ConsoleKind::Virtio) => {
-            let console = virtio::make_console(console, &event_loop, &mut event_manager)?;
-            controls.console = Some(console.control());
-            devices.insert(0, Box::new(console));
+            let (console, control) =
+                virtio::make_console(console, &event_loop, &mut event_manager, &controls)?;
+            virtio_console = Some(control);
+            devices.insert(0, console);
         }
         (console, _) => serial = console,
     }
@@ -183,13 +166,15 @@ pub(crate) fn build(
     } = machine;
     let vcpus = spawn(vcpus, &buses, &events, &memory)?;
     Ok(Vm {
-        _event_loop_ends: EndOnDrop(ended),
+        _event_loop_ends: EndOnDrop::new(ended),
         vcpus,
         event_manager,
         console,
+        virtio_console,
         power_button,
         pci,
         controls,
+        event_loop,
         events,
         vm,
         memory,
@@ -258,7 +243,7 @@ impl Machine {
     fn new(
         config: &Config,
         console: Option<Console>,
-        virtio: Vec<Box<dyn VirtioDevice>>,
+        virtio: Vec<Registered>,
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
         events: &Arc<Events>,

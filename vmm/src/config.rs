@@ -15,6 +15,7 @@ use devices::virtio::net::NetConfig;
 use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
 
+use crate::controls::DeviceId;
 use crate::kvm::DEFAULT_DEVICE;
 
 /// Least RAM of a guest that boots a kernel, in bytes.
@@ -53,6 +54,12 @@ pub enum Error {
         target: u64,
         /// How many the guest has.
         memory: u64,
+    },
+    /// Two devices of one name, or two of which there can be one only.
+    #[error("There are two devices of the same name: {id}")]
+    SameId {
+        /// The name.
+        id: DeviceId,
     },
     /// More virtio devices than interrupt lines or PCI slots.
     #[error("A guest has at most {max} virtio devices")]
@@ -119,6 +126,19 @@ pub struct Device {
     pub iothread: bool,
 }
 
+impl Device {
+    /// Its name, by which it is found while the guest runs.
+    pub fn id(&self) -> DeviceId {
+        match &self.kind {
+            DeviceKind::Entropy(_) => DeviceId::Entropy,
+            DeviceKind::Block(disk) => DeviceId::Disk(disk.id.clone()),
+            DeviceKind::Net(net) => DeviceId::Card(net.card.id.clone()),
+            DeviceKind::Vsock(_) => DeviceId::Vsock,
+            DeviceKind::Balloon(_) => DeviceId::Balloon,
+        }
+    }
+}
+
 /// The devices that there are.
 #[derive(Clone, Debug)]
 pub enum DeviceKind {
@@ -155,6 +175,14 @@ pub enum Network {
     },
     /// A network in this process, for which nobody needs to be root.
     User(Box<user_net::Config>),
+}
+
+/// Whether a guest with `memory` bytes can do without `target` of them.
+pub(crate) fn check_balloon(target: u64, memory: u64) -> Result<(), Error> {
+    if target >= memory {
+        return Err(Error::Balloon { target, memory });
+    }
+    Ok(())
 }
 
 impl Config {
@@ -209,11 +237,12 @@ impl Config {
 
     /// With one more virtio device.
     pub fn with_device(mut self, device: Device) -> Result<Self, Error> {
-        if let DeviceKind::Balloon(balloon::Config { target, .. }) = device.kind
-            && target >= self.memory
-        {
-            let memory = self.memory;
-            return Err(Error::Balloon { target, memory });
+        if let DeviceKind::Balloon(balloon::Config { target, .. }) = device.kind {
+            check_balloon(target, self.memory)?;
+        }
+        let id = device.id();
+        if self.devices.iter().any(|other| other.id() == id) {
+            return Err(Error::SameId { id });
         }
         self.devices.push(device);
         self.check_devices()?;

@@ -75,8 +75,17 @@ impl EventLoop for Remote {
     }
 }
 
-/// Says that a loop is served no more, when it is dropped: before anyone waits for the loop in vain.
-pub(crate) struct EndOnDrop(pub(crate) Arc<AtomicBool>);
+/// Says that a loop is served from now on, and no more when it is dropped: before anyone waits for the
+/// loop in vain.
+pub(crate) struct EndOnDrop(Arc<AtomicBool>);
+
+impl EndOnDrop {
+    /// For the loop of which `ended` says whether it is served.
+    pub(crate) fn new(ended: Arc<AtomicBool>) -> Self {
+        ended.store(false, Ordering::Release);
+        Self(ended)
+    }
+}
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {

@@ -76,7 +76,7 @@ fn nobody_waits_for_a_loop_that_has_ended() {
         (remote.attach(Box::new(worker)).is_err(), remote)
     });
     // Whether it waits by now or not.
-    drop(EndOnDrop(ended));
+    drop(EndOnDrop::new(ended));
     let (failed, remote) = waiter.join().unwrap();
     assert!(failed);
     let (worker, ..) = counter();

@@ -28,14 +28,15 @@ mod teardown;
 mod vcpu;
 mod vm;
 
+pub use builder::virtio::Error as DeviceError;
 pub use builder::{Console, Error as BuildError};
-pub use controls::Controls;
+pub use controls::{Controls, DeviceId};
 pub use crash::CrashReport;
 pub use devices::pci::root::Slot as SlotId;
 pub use events::{StopReason, StopRequest, Stopper};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
 pub use msix::Error as VectorsError;
-pub use pci::{Error as PciError, HotplugHandle};
+pub use pci::{Error as PciError, HotplugHandle, Removal};
 pub use teardown::Remains;
 pub use vm::{BootMark, Error, PowerButton, Vm};

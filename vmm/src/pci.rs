@@ -16,16 +16,19 @@ use devices::legacy::ged::Ged;
 use devices::legacy::pci_config::PciConfig;
 use devices::pci::hotplug::Hotplug;
 use devices::pci::msix::MsiVectors;
-use devices::pci::root::{Ecam, Full, Root, Slot};
-use devices::virtio::VirtioDevice;
+use devices::pci::root::{Ecam, Full, Occupant, Root, Slot};
 use devices::virtio::transport::pci::{
     self as transport, BAR_SIZE, NOTIFY, NOTIFY_STRIDE, PciDevice, Window,
 };
+use devices::virtio::worker::EventLoop;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::builder::virtio;
+use crate::config::Device;
+use crate::controls::{Controls, DeviceId, Registered};
 use crate::interrupts::Interrupts;
 use crate::msix::{self, Vectors};
 
@@ -36,6 +39,9 @@ pub enum Error {
     /// No slot is left.
     #[error(transparent)]
     Full(#[from] Full),
+    /// It cannot be made.
+    #[error(transparent)]
+    Make(#[from] virtio::Error),
     /// The device does not fit the transport, or the host refused something.
     #[error(transparent)]
     Device(#[from] transport::Error),
@@ -46,14 +52,23 @@ pub enum Error {
     #[error("Cannot put the PCI bus into the machine")]
     Bus(#[from] bus::Error),
     /// There is nothing to go.
-    #[error("PCI slot {} is empty", slot.number())]
-    Empty {
-        /// The slot.
-        slot: Slot,
+    #[error("There is no {id}")]
+    Unknown {
+        /// What was to go.
+        id: DeviceId,
     },
-    /// The machine has ended, or has no PCI.
-    #[error("The guest has no PCI bus, or has ended")]
+    /// It comes with the machine and goes with it.
+    #[error("The {id} cannot come or go while the guest runs: only disks and network cards can")]
+    Fixed {
+        /// What was to come or go.
+        id: DeviceId,
+    },
+    /// The devices are where they cannot come and go.
+    #[error("No device can come or go while the guest runs: the guest has no PCI bus")]
     NoBus,
+    /// The machine has ended.
+    #[error("The guest has ended")]
+    Ended,
 }
 
 /// Where the devices of the machine come from and go to.
@@ -99,12 +114,14 @@ impl Pci {
     }
 
     /// Puts a device into the lowest slot that is free. A guest that runs already is not told.
-    pub(crate) fn insert(&self, device: Box<dyn VirtioDevice>) -> Result<Slot, Error> {
-        let count = transport::vector_count(&*device)?;
+    pub(crate) fn insert(&self, device: Registered) -> Result<Slot, Error> {
+        let count = transport::vector_count(&device)?;
         let vectors = Arc::new(Vectors::new(&self.interrupts, count)?);
         let made = self.root.insert(|slot| {
+            // Before the guest can find it, and give it up.
+            device.set_slot(slot);
             let device = PciDevice::new(
-                device,
+                Box::new(device),
                 Arc::clone(&self.memory),
                 Arc::clone(&vectors) as Arc<dyn MsiVectors>,
                 first_address(slot),
@@ -115,6 +132,20 @@ impl Pci {
             vectors.release();
         }
         made
+    }
+
+    /// The same, and the guest is told.
+    fn plug(&self, device: Registered) -> Result<Slot, Error> {
+        let slot = self.insert(device)?;
+        lock(&self.hotplug).inserted(slot);
+        lock(&self.ged).announce_pci_hotplug();
+        Ok(slot)
+    }
+
+    /// Asks the guest to let go of what is in `slot`.
+    fn ask_to_leave(&self, slot: Slot) {
+        lock(&self.hotplug).ask_to_leave(slot);
+        lock(&self.ged).announce_pci_hotplug();
     }
 
     fn with_window(&self, device: PciDevice) -> Arc<Mutex<PciDevice>> {
@@ -214,54 +245,84 @@ impl Window for BusWindow {
     }
 }
 
-/// A way to bring devices into a running guest and out of it again, from any thread but those of event
-/// loops.
+/// A way to bring disks and network cards into a running guest and out of it again, from any thread but
+/// those of event loops.
 ///
 /// The guest has to play along: it needs ACPI and PCI hot-plug (Linux: `CONFIG_HOTPLUG_PCI_ACPI`).
 #[derive(Clone)]
-pub struct HotplugHandle(Weak<Pci>);
+pub struct HotplugHandle {
+    /// None: there is no bus.
+    pci: Option<Weak<Pci>>,
+    event_loop: Weak<dyn EventLoop>,
+    controls: Controls,
+}
 
 impl HotplugHandle {
-    pub(crate) fn new(pci: Option<&Arc<Pci>>) -> Self {
-        Self(pci.map_or_else(Weak::new, Arc::downgrade))
+    pub(crate) fn new(
+        pci: Option<&Arc<Pci>>,
+        event_loop: &Arc<dyn EventLoop>,
+        controls: &Controls,
+    ) -> Self {
+        Self {
+            pci: pci.map(Arc::downgrade),
+            event_loop: Arc::downgrade(event_loop),
+            controls: controls.clone(),
+        }
     }
 
     fn pci(&self) -> Result<Arc<Pci>, Error> {
-        self.0.upgrade().ok_or(Error::NoBus)
+        let pci = self.pci.as_ref().ok_or(Error::NoBus)?;
+        pci.upgrade().ok_or(Error::Ended)
     }
 
-    /// Puts `device` into the lowest slot that is free, and tells the guest.
-    pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<Slot, Error> {
+    /// Makes a device, as one that is there from the start is made, puts it into the lowest slot that
+    /// is free, and tells the guest. If that fails, nothing of it is left.
+    pub fn add(&self, device: &Device) -> Result<Slot, Error> {
         let pci = self.pci()?;
-        let slot = pci.insert(device)?;
-        lock(&pci.hotplug).inserted(slot);
-        lock(&pci.ged).announce_pci_hotplug();
-        Ok(slot)
+        let event_loop = self.event_loop.upgrade().ok_or(Error::Ended)?;
+        check_mobile(&device.id())?;
+        pci.plug(virtio::make(device, &event_loop, &self.controls)?)
     }
 
-    /// Asks the guest to let go of the device in `slot`. It may take its time, or never do it: see
-    /// [`HotplugHandle::wait_removed`].
-    pub fn remove(&self, slot: Slot) -> Result<(), Error> {
+    /// Asks the guest to let go of a device. It may take its time, or never do it: see
+    /// [`Removal::wait`]. A guest that has not done it may be asked again.
+    pub fn remove(&self, id: &DeviceId) -> Result<Removal, Error> {
         let pci = self.pci()?;
-        if !pci.root.is_occupied(slot) {
-            return Err(Error::Empty { slot });
+        check_mobile(id)?;
+        let found = self.controls.slot(id).and_then(|slot| {
+            let occupant = pci.root.occupant(slot)?;
+            Some((slot, occupant))
+        });
+        let (slot, occupant) = found.ok_or_else(|| Error::Unknown { id: id.clone() })?;
+        pci.ask_to_leave(slot);
+        Ok(Removal {
+            root: Arc::clone(&pci.root),
+            occupant,
+        })
+    }
+}
+
+fn check_mobile(id: &DeviceId) -> Result<(), Error> {
+    match id {
+        DeviceId::Disk(_) | DeviceId::Card(_) => Ok(()),
+        DeviceId::Balloon | DeviceId::Entropy | DeviceId::Vsock | DeviceId::Console => {
+            Err(Error::Fixed { id: id.clone() })
         }
-        lock(&pci.hotplug).ask_to_leave(slot);
-        lock(&pci.ged).announce_pci_hotplug();
-        Ok(())
     }
+}
 
-    /// Waits until the guest has let go of the device in `slot`, or has ended, at most for `timeout`;
-    /// whether it has. The device is gone then, with all that it held of the host.
-    pub fn wait_removed(&self, slot: Slot, timeout: Duration) -> Result<bool, Error> {
-        // Only the bus: a machine that ends meanwhile takes its devices along.
-        let root = Arc::clone(&self.pci()?.root);
-        Ok(root.wait_removed(slot, timeout))
-    }
+/// A device that the guest was asked to let go of.
+pub struct Removal {
+    // Only the bus: a machine that ends meanwhile takes its devices along.
+    root: Arc<Root>,
+    occupant: Occupant,
+}
 
-    /// Whether there is a device in `slot`.
-    pub fn is_occupied(&self, slot: Slot) -> bool {
-        self.pci().is_ok_and(|pci| pci.root.is_occupied(slot))
+impl Removal {
+    /// Waits until the guest has let go of the device, or has ended, at most for `timeout`; whether it
+    /// has. The device is gone then, with all that it held of the host.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.root.wait_removed(&self.occupant, timeout)
     }
 }
 

@@ -5,12 +5,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices::interrupt::{InterruptLine, MsiMessage};
+use devices::rate_limiter::RateLimit;
+use devices::virtio::block::BlockConfig;
 use devices::virtio::queue::Queue;
-use devices::virtio::{ActivateError, Kind, Resources};
+use devices::virtio::worker::{LoopGone, Subscriber, WorkerId};
+use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
+use crate::config::DeviceKind;
+use crate::controls::Control;
 use crate::kvm;
 
 /// A device that does nothing but end.
@@ -65,7 +71,22 @@ struct Machine {
     pci: Arc<Pci>,
     handle: HotplugHandle,
     line: Arc<Line>,
+    controls: Controls,
+    event_loop: Arc<dyn EventLoop>,
     alive: Arc<AtomicUsize>,
+    made: AtomicUsize,
+}
+
+/// Nothing is ever activated here.
+struct NoLoop;
+
+impl EventLoop for NoLoop {
+    fn attach(&self, _: Subscriber) -> Result<WorkerId, LoopGone> {
+        Err(LoopGone)
+    }
+    fn detach(&self, _: WorkerId) -> Result<(), LoopGone> {
+        Err(LoopGone)
+    }
 }
 
 impl Machine {
@@ -87,25 +108,35 @@ impl Machine {
         let (io, mmio) = (Bus::new(), Arc::new(Bus::new()));
         let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory).unwrap();
         let pci = Arc::new(pci);
+        let controls = Controls::new(128 << 20);
+        let event_loop: Arc<dyn EventLoop> = Arc::new(NoLoop);
         Some(Self {
             vm,
             vcpu,
             io,
             mmio,
             interrupts,
-            handle: HotplugHandle::new(Some(&pci)),
+            handle: HotplugHandle::new(Some(&pci), &event_loop, &controls),
             pci,
             line,
+            controls,
+            event_loop,
             alive: Arc::default(),
+            made: AtomicUsize::new(0),
         })
     }
 
-    fn device(&self, queues: usize) -> Box<dyn VirtioDevice> {
+    /// A card whose name is its number, from 0 on.
+    fn device(&self, queues: usize) -> Registered {
         self.alive.fetch_add(1, Ordering::SeqCst);
-        Box::new(Idle {
+        let device = Idle {
             queues: vec![256; queues],
             alive: Arc::clone(&self.alive),
-        })
+        };
+        let number = self.made.fetch_add(1, Ordering::SeqCst);
+        let registration = self.controls.register(card(number)).unwrap();
+        registration.set_control(Control::Vsock);
+        Registered::new(Box::new(device), registration)
     }
 
     fn config_address(slot: Slot, offset: u64) -> u64 {
@@ -156,6 +187,10 @@ impl Machine {
         self.vcpu.set_lapic(&lapic).unwrap();
         requested
     }
+}
+
+fn card(number: usize) -> DeviceId {
+    DeviceId::Card(number.to_string())
 }
 
 const BAR: u64 = layout::PCI_MMIO_START + BAR_SIZE as u64;
@@ -257,26 +292,74 @@ fn devices_come_and_go() {
     let first_gsi = machine.interrupts.reserve(eventfd()).unwrap();
     machine.interrupts.release(first_gsi);
 
-    let slot = machine.handle.add(machine.device(2)).unwrap();
+    let slot = machine.pci.plug(machine.device(2)).unwrap();
     assert_eq!(machine.line.0.load(Ordering::SeqCst), 1);
     assert_eq!(register(0), slot.bit());
     machine.set_config(slot, 4, ON);
     assert!(machine.is_kick(BAR + u64::from(BAR_SIZE + NOTIFY)));
+    assert_eq!(machine.controls.ids(), [card(0), card(1)]);
 
-    machine.handle.remove(slot).unwrap();
+    let removal = machine.handle.remove(&card(1)).unwrap();
     assert_eq!(register(4), slot.bit());
-    let waited = machine.handle.wait_removed(slot, Duration::ZERO);
-    assert!(!waited.unwrap());
-    assert!(machine.handle.is_occupied(slot));
+    assert!(!removal.wait(Duration::ZERO));
+    assert_eq!(machine.controls.ids(), [card(0), card(1)]);
     let eject = u64::from(layout::PCI_HOTPLUG_PORT) + 8;
     let _ = machine.io.write(eject, &slot.bit().to_le_bytes());
-    let waited = machine.handle.wait_removed(slot, Duration::ZERO);
-    assert!(waited.unwrap());
+    assert!(removal.wait(Duration::ZERO));
+    assert_eq!(machine.controls.ids(), [card(0)]);
     assert_eq!(machine.alive.load(Ordering::SeqCst), 1);
     assert!(!machine.is_kick(BAR + u64::from(BAR_SIZE + NOTIFY)));
     assert_eq!(machine.interrupts.reserve(eventfd()), Some(first_gsi));
-    let empty = machine.handle.remove(slot);
-    assert!(matches!(empty, Err(Error::Empty { .. })));
+    let unknown = machine.handle.remove(&card(1));
+    assert!(matches!(unknown, Err(Error::Unknown { .. })));
+}
+
+/// What is a disk, made from its configuration.
+fn disk(id: &str, path: &Path) -> Device {
+    Device {
+        kind: DeviceKind::Block(BlockConfig::new(id, path)),
+        iothread: false,
+    }
+}
+
+#[test]
+fn a_device_is_made_whole_or_not_at_all() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let directory = TempDir::new().unwrap();
+    let path = directory.as_path().join("disk");
+    let missing = machine.handle.add(&disk("a", &path));
+    assert!(matches!(missing, Err(Error::Make(_))));
+    assert_eq!(machine.controls.ids(), []);
+    std::fs::write(&path, [0; 512]).unwrap();
+    let slot = machine.handle.add(&disk("a", &path)).unwrap();
+    assert_eq!(machine.controls.disk("a").unwrap().size(), 512);
+    let other = directory.as_path().join("other");
+    std::fs::write(&other, [0; 512]).unwrap();
+    let taken = machine.handle.add(&disk("a", &other)).unwrap_err();
+    assert!(taken.to_string().contains("disk 'a'"), "{taken}");
+    // What was refused holds no lock.
+    machine.handle.add(&disk("b", &other)).unwrap();
+    // Neither does what has gone, and its name is free with its slot.
+    assert!(machine.pci.root.remove(slot));
+    assert!(machine.controls.disk("a").is_none());
+    assert_eq!(machine.handle.add(&disk("a", &path)).unwrap(), slot);
+}
+
+#[test]
+fn what_belongs_to_the_machine_stays() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let entropy = Device {
+        kind: DeviceKind::Entropy(RateLimit::default()),
+        iothread: false,
+    };
+    let result = machine.handle.add(&entropy);
+    assert!(matches!(result, Err(Error::Fixed { .. })));
+    let result = machine.handle.remove(&DeviceId::Balloon);
+    assert!(matches!(result, Err(Error::Fixed { .. })));
 }
 
 fn eventfd() -> Arc<EventFd> {
@@ -288,11 +371,11 @@ fn what_does_not_fit_leaves_nothing_behind() {
     let Some(machine) = Machine::new() else {
         return;
     };
-    let too_many = machine.handle.add(machine.device(128));
+    let too_many = machine.pci.plug(machine.device(128));
     assert!(matches!(too_many, Err(Error::Device(_))));
     let mut slots = 0;
     let error = loop {
-        match machine.handle.add(machine.device(1)) {
+        match machine.pci.plug(machine.device(1)) {
             Ok(_) => slots += 1,
             Err(error) => break error,
         }
@@ -309,16 +392,20 @@ fn a_machine_that_has_ended_takes_its_devices_along() {
     let Some(machine) = Machine::new() else {
         return;
     };
-    let slot = machine.handle.add(machine.device(4)).unwrap();
+    let slot = machine.pci.plug(machine.device(4)).unwrap();
     machine.set_config(slot, 4, ON);
     machine.write(BAR + 0x14, 1);
+    let removal = machine.handle.remove(&card(0)).unwrap();
     let (handle, alive) = (machine.handle.clone(), Arc::clone(&machine.alive));
+    let without = HotplugHandle::new(None, &machine.event_loop, &machine.controls);
+    assert!(matches!(without.remove(&card(0)), Err(Error::NoBus)));
     drop(machine);
     assert_eq!(alive.load(Ordering::SeqCst), 0);
-    assert!(matches!(handle.remove(slot), Err(Error::NoBus)));
-    assert!(!handle.is_occupied(slot));
-    let without = HotplugHandle::new(None);
-    assert!(matches!(without.remove(slot), Err(Error::NoBus)));
+    assert!(removal.wait(Duration::ZERO));
+    assert!(matches!(handle.remove(&card(0)), Err(Error::Ended)));
+    let disk = disk("a", Path::new("/nowhere"));
+    assert!(matches!(handle.add(&disk), Err(Error::Ended)));
+    assert!(matches!(without.add(&disk), Err(Error::NoBus)));
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use devices::legacy::ged::Ged;
 use devices::legacy::serial_worker::SerialWorker;
+use devices::virtio::console::ConsoleControl;
+use devices::virtio::worker::EventLoop;
 use event_manager::{EventOps, EventSet, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -69,9 +71,11 @@ pub struct Vm {
     pub(crate) vcpus: Vec<VcpuHandle>,
     pub(crate) event_manager: Manager,
     pub(crate) console: Option<SharedSerialWorker>,
+    pub(crate) virtio_console: Option<ConsoleControl>,
     pub(crate) power_button: PowerButton,
     pub(crate) pci: Option<Arc<Pci>>,
     pub(crate) controls: Controls,
+    pub(crate) event_loop: Arc<dyn EventLoop>,
     pub(crate) events: Arc<Events>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
@@ -114,10 +118,10 @@ impl Vm {
         &self.controls
     }
 
-    /// A handle that brings devices into the guest while it runs, and out of it again. Without PCI
-    /// all that it does fails.
+    /// A handle that brings devices into the guest while it runs, and out of it again. Without a PCI
+    /// bus all that it does fails.
     pub fn hotplug(&self) -> HotplugHandle {
-        HotplugHandle::new(self.pci.as_ref())
+        HotplugHandle::new(self.pci.as_ref(), &self.event_loop, &self.controls)
     }
 
     /// Guest memory.
@@ -154,7 +158,7 @@ impl Vm {
                 .unwrap_or_else(PoisonError::into_inner)
                 .flush_blocking(deadline);
         }
-        if let Some(console) = &self.controls.console {
+        if let Some(console) = &self.virtio_console {
             console.flush_blocking(deadline);
         }
         Ok(reason)
@@ -167,7 +171,7 @@ impl Vm {
 
     /// The last few KiB that the guest wrote to its console.
     pub fn console_tail(&self) -> Vec<u8> {
-        if let Some(console) = &self.controls.console {
+        if let Some(console) = &self.virtio_console {
             return console.tail();
         }
         self.console.as_ref().map_or_else(Vec::new, |console| {

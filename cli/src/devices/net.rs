@@ -11,11 +11,11 @@ use crate::options::OptionList;
 use crate::quantity::parse_size;
 
 /// `tap=NAME`, `tap` or `user`, and what follows.
-pub(super) fn parse(index: usize, text: &str) -> Result<Device, String> {
+pub(super) fn parse(default_id: &str, text: &str) -> Result<Device, String> {
     let mut options = OptionList::new("--net", text);
     let kind = options.take_first();
     let tap = options.take("tap")?;
-    let id = options.take("id")?.unwrap_or_else(|| format!("net{index}"));
+    let id = options.take("id")?.unwrap_or_else(|| default_id.into());
     let mac = options.parse("mac")?;
     let mtu = options.parse_with("mtu", mtu)?;
     let rate = rate(&mut options)?;

@@ -5,7 +5,7 @@
 //! # Locks
 //! Whoever looks into a slot takes the lock of the slots, lets go of it, and then takes the function's.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -63,6 +63,22 @@ impl Slot {
 }
 
 type SharedFunction = Arc<Mutex<dyn Function>>;
+
+/// A function that is, or was, in a slot. It is not kept there.
+#[derive(Clone)]
+pub struct Occupant {
+    slot: Slot,
+    function: Weak<Mutex<dyn Function>>,
+}
+
+impl Occupant {
+    fn is_in(&self, slots: &Slots) -> bool {
+        slots[usize::from(self.slot.0)]
+            .as_ref()
+            .is_some_and(|there| std::ptr::addr_eq(Arc::as_ptr(there), self.function.as_ptr()))
+    }
+}
+
 type Slots = [Option<SharedFunction>; SLOTS];
 
 /// The bus.
@@ -140,14 +156,25 @@ impl Root {
         lock(&self.slots)[usize::from(slot.0)].is_some()
     }
 
-    /// Waits until `slot` is empty, at most for `timeout`; whether it is.
-    pub fn wait_removed(&self, slot: Slot, timeout: Duration) -> bool {
+    /// The function in `slot`.
+    pub fn occupant(&self, slot: Slot) -> Option<Occupant> {
+        let slots = lock(&self.slots);
+        let function = slots[usize::from(slot.0)].as_ref()?;
+        Some(Occupant {
+            slot,
+            function: Arc::downgrade(function),
+        })
+    }
+
+    /// Waits until a function has been taken out, at most for `timeout`; whether it has. Another one
+    /// may be in its slot by then.
+    pub fn wait_removed(&self, occupant: &Occupant, timeout: Duration) -> bool {
         let slots = lock(&self.slots);
         let (slots, _) = self
             .removed
-            .wait_timeout_while(slots, timeout, |slots| slots[usize::from(slot.0)].is_some())
+            .wait_timeout_while(slots, timeout, |slots| occupant.is_in(slots))
             .unwrap_or_else(PoisonError::into_inner);
-        slots[usize::from(slot.0)].is_none()
+        !occupant.is_in(&slots)
     }
 
     /// Reads configuration space of function `function` in slot `slot`. An access that is not aligned,

@@ -170,14 +170,19 @@ fn what_is_removed_is_unplugged() {
     let root = Arc::new(Root::new());
     let (function, unplugged) = probe(1);
     let slot = root.insert(|_| Ok::<_, Full>(function)).unwrap();
-    assert!(!root.wait_removed(slot, Duration::ZERO));
+    let occupant = root.occupant(slot).unwrap();
+    assert!(!root.wait_removed(&occupant, Duration::ZERO));
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| root.wait_removed(slot, Duration::from_secs(60)));
+        let waiter = scope.spawn(|| root.wait_removed(&occupant, Duration::from_secs(60)));
         assert!(root.remove(slot));
         assert!(waiter.join().unwrap());
     });
     assert!(*lock(&unplugged));
-    assert!(root.wait_removed(slot, Duration::ZERO));
+    assert!(root.wait_removed(&occupant, Duration::ZERO));
+    assert!(root.occupant(slot).is_none());
+    // Who waits for one does not wait for the next one.
+    assert_eq!(insert(&root, 1), Ok(slot));
+    assert!(root.wait_removed(&occupant, Duration::ZERO));
 }
 
 #[test]
@@ -200,8 +205,9 @@ fn whoever_waits_does_not_keep_what_ends() {
     let (function, unplugged) = probe(1);
     let gone = Arc::downgrade(&function);
     let slot = root.insert(|_| Ok::<_, Full>(function)).unwrap();
+    let occupant = root.occupant(slot).unwrap();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| root.wait_removed(slot, Duration::from_secs(60)));
+        let waiter = scope.spawn(|| root.wait_removed(&occupant, Duration::from_secs(60)));
         root.clear();
         assert!(waiter.join().unwrap());
     });

@@ -11,6 +11,7 @@ mod features;
 mod memory;
 mod net;
 mod random;
+mod ring;
 mod vsock;
 
 use std::io;
@@ -44,6 +45,8 @@ Usage: guest-probe COMMAND [ARGUMENT]... [--OPTION VALUE]...
       Fill memory and print \"FILLED\"; with --wait keep it until a line comes in; free it, print \"FREED\"
   random FILE [--bytes N]
       Read, and fail where it is plainly not random
+  ring INTERFACE [--rx N] [--tx N]
+      Change the sizes of a network card's rings, and print \"RING RX TX\"
   features
       One line a virtio device: name, device ID, status, numbers of the negotiated features
 ";
@@ -71,6 +74,7 @@ fn run() -> Result<(), Failure> {
         "vsock" => vsock::run(arguments),
         "memory" => memory::run(arguments),
         "random" => random::run(arguments),
+        "ring" => ring::run(arguments),
         "features" => {
             arguments.end()?;
             features::print()

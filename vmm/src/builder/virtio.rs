@@ -1,95 +1,173 @@
 //! virtio devices: from their configuration to a slot of the guest's. One arm a device.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use arch::layout;
-use devices::backend::tap::Tap;
+use devices::backend::tap::{self, Tap};
 use devices::backend::user_backend::UserBackend;
 use devices::backend::user_net::{self, UserNet};
-use devices::backend::vhost_net::VhostNet;
+use devices::backend::vhost_net::{self, VhostNet};
 use devices::bus::Bus;
 use devices::ioapic::IoApic;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
-use devices::virtio::block::Block;
+use devices::virtio::block::{self, Block};
 use devices::virtio::console;
 use devices::virtio::net::backend::{KernelRings, Pair};
-use devices::virtio::net::{Mac, Net};
+use devices::virtio::net::{self, Mac, Net};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{MmioDevice, QUEUE_NOTIFY};
-use devices::virtio::vsock::Vsock;
+use devices::virtio::vsock::{self, Vsock};
 use devices::virtio::worker::EventLoop;
 use event_manager::SubscriberOps;
 use kvm_ioctls::{IoEventAddress, VmFd};
+use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Console, Error, host};
+use super::{Console, host};
 use crate::config::{Device, DeviceKind, NetDevice, Network};
-use crate::controls::Controls;
+use crate::controls::{Control, Controls, DeviceId, Registered};
 use crate::event_loop::{IoThread, Manager};
 use crate::interrupts::Interrupts;
 use crate::kvm;
 
-/// The devices of a machine, and how they are changed while it runs.
-#[derive(Default)]
-pub(super) struct Made {
-    pub(super) devices: Vec<Box<dyn VirtioDevice>>,
-    pub(super) controls: Controls,
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Its name is another one's.
+    #[error("There is a device of the same name already: {id}")]
+    NameTaken {
+        /// The name.
+        id: DeviceId,
+    },
+    /// A disk.
+    #[error(transparent)]
+    Block(#[from] block::Error),
+    /// A network card.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
+    /// vhost-net.
+    #[error(transparent)]
+    Vhost(#[from] vhost_net::Error),
+    /// The virtio console.
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    /// Sockets between guest and host.
+    #[error("Cannot make the vsock device")]
+    Vsock(#[from] vsock::Error),
+    /// The host refused something.
+    #[error("Cannot make {what}")]
+    Host {
+        /// What was to be made.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn refused(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Host { what, source }
 }
 
 /// Makes the devices. What they need of the host is opened here.
-pub(super) fn make(devices: &[Device], event_loop: &Arc<dyn EventLoop>) -> Result<Made, Error> {
-    let mut made = Made::default();
-    for (index, device) in devices.iter().enumerate() {
-        let event_loop = if device.iothread {
-            IoThread::start(format!("io{index}")).map_err(host("an I/O thread"))?
-        } else {
-            Arc::clone(event_loop)
-        };
-        let device = make_one(&device.kind, event_loop, &mut made.controls)?;
-        made.devices.push(device);
-    }
-    Ok(made)
+pub(super) fn make_all(
+    devices: &[Device],
+    event_loop: &Arc<dyn EventLoop>,
+    controls: &Controls,
+) -> Result<Vec<Registered>, Error> {
+    devices
+        .iter()
+        .map(|device| make(device, event_loop, controls))
+        .collect()
+}
+
+/// Makes a device, which is in `controls` from then on. If that fails, nothing of it is left.
+pub(crate) fn make(
+    device: &Device,
+    event_loop: &Arc<dyn EventLoop>,
+    controls: &Controls,
+) -> Result<Registered, Error> {
+    let id = device.id();
+    let registration = match controls.register(id.clone()) {
+        Some(registration) => registration,
+        None => return Err(Error::NameTaken { id }),
+    };
+    let event_loop = if device.iothread {
+        IoThread::start(thread_name(&id)).map_err(refused("an I/O thread"))?
+    } else {
+        Arc::clone(event_loop)
+    };
+    let (device, control) = make_one(&device.kind, event_loop)?;
+    registration.set_control(control);
+    Ok(Registered::new(device, registration))
+}
+
+/// The name of a device's own thread. The kernel shows its first 15 bytes.
+fn thread_name(id: &DeviceId) -> String {
+    let name = match id {
+        DeviceId::Disk(id) | DeviceId::Card(id) => id,
+        DeviceId::Balloon => "balloon",
+        DeviceId::Entropy => "entropy",
+        DeviceId::Vsock => "vsock",
+        DeviceId::Console => "console",
+    };
+    // No thread's name has a zero byte.
+    format!("io-{name}").replace('\0', "")
 }
 
 fn make_one(
     kind: &DeviceKind,
     event_loop: Arc<dyn EventLoop>,
-    controls: &mut Controls,
-) -> Result<Box<dyn VirtioDevice>, Error> {
+) -> Result<(Box<dyn VirtioDevice>, Control), Error> {
     Ok(match kind {
         DeviceKind::Entropy(limit) => {
-            let entropy = Rng::new(event_loop).map_err(host("the entropy device"))?;
+            let entropy = Rng::new(event_loop).map_err(refused("the entropy device"))?;
             let control = entropy.control();
             control
                 .set_rate_limit(*limit)
-                .map_err(host("the entropy device"))?;
-            controls.entropy = Some(control);
-            Box::new(entropy)
+                .map_err(refused("the entropy device"))?;
+            (Box::new(entropy), Control::Entropy(control))
         }
         DeviceKind::Block(config) => {
             let (disk, control) = Block::new(config.clone(), event_loop)?;
-            controls.disks.insert(config.id.clone(), control);
-            Box::new(disk)
+            (Box::new(disk), Control::Disk(control))
         }
-        DeviceKind::Net(net) => Box::new(make_net(net, event_loop, controls)?),
+        DeviceKind::Net(net) => {
+            let (card, control) = make_net(net, event_loop)?;
+            (Box::new(card), control)
+        }
         DeviceKind::Balloon(config) => {
-            let balloon = Balloon::new(event_loop, *config).map_err(host("the balloon"))?;
-            controls.balloon = Some(balloon.control());
-            Box::new(balloon)
+            let balloon = Balloon::new(event_loop, *config).map_err(refused("the balloon"))?;
+            let control = balloon.control();
+            (Box::new(balloon), Control::Balloon(control))
         }
-        DeviceKind::Vsock(config) => Box::new(Vsock::new(config.clone(), event_loop)?),
+        DeviceKind::Vsock(config) => {
+            let vsock = Vsock::new(config.clone(), event_loop)?;
+            (Box::new(vsock), Control::Vsock)
+        }
     })
 }
 
-/// A virtio console, whose worker is on the machine's event loop from the start.
+/// A virtio console, whose worker is on the machine's event loop from the start, and what controls it.
 pub(super) fn make_console(
     console: Console,
     event_loop: &Arc<dyn EventLoop>,
     manager: &mut Manager,
-) -> Result<console::Console, Error> {
+    controls: &Controls,
+) -> Result<(Registered, console::ConsoleControl), Error> {
+    let id = DeviceId::Console;
+    let registration = match controls.register(id.clone()) {
+        Some(registration) => registration,
+        None => return Err(Error::NameTaken { id }),
+    };
     let Console {
         input,
         output,
@@ -106,14 +184,13 @@ pub(super) fn make_console(
     let mut console = console::Console::new(Arc::clone(event_loop), config)?;
     // Fails only where the loop is another thread's.
     let _ = console.attach_by(|worker| Ok(manager.add_subscriber(worker)));
-    Ok(console)
+    let control = console.control();
+    registration.set_control(Control::Console(control.clone()));
+    Ok((Registered::new(Box::new(console), registration), control))
 }
 
-fn make_net(
-    net: &NetDevice,
-    event_loop: Arc<dyn EventLoop>,
-    controls: &mut Controls,
-) -> Result<Net, Error> {
+fn make_net(net: &NetDevice, event_loop: Arc<dyn EventLoop>) -> Result<(Net, Control), Error> {
+    let mut network_control = None;
     let mut card = net.card.clone();
     let pairs = match &net.network {
         Network::Tap { tap, vhost } => {
@@ -125,26 +202,25 @@ fn make_net(
         Network::User(config) => {
             let mac = match card.mac {
                 Some(mac) => mac,
-                None => Mac::random().map_err(host("a MAC address"))?,
+                None => Mac::random().map_err(refused("a MAC address"))?,
             };
             card.mac = Some(mac);
             let config = user_net::Config {
                 guest_mac: mac.bytes(),
                 ..(**config).clone()
             };
-            let network = UserNet::new(config).map_err(host("the user network"))?;
-            let (backend, control) = UserBackend::new(network).map_err(host("the user network"))?;
-            controls.user_networks.insert(card.id.clone(), control);
+            let network = UserNet::new(config).map_err(refused("the user network"))?;
+            let (backend, control) =
+                UserBackend::new(network).map_err(refused("the user network"))?;
+            network_control = Some(control);
             vec![Pair {
                 backend: Box::new(backend),
                 kernel: None,
             }]
         }
     };
-    let id = card.id.clone();
     let (device, control) = Net::new(card, pairs, event_loop)?;
-    controls.cards.insert(id, control);
-    Ok(device)
+    Ok((device, Control::Card(control, network_control)))
 }
 
 fn tap_pairs(tap: Tap, vhost: bool) -> Result<Vec<Pair>, Error> {
@@ -167,19 +243,19 @@ fn tap_pairs(tap: Tap, vhost: bool) -> Result<Vec<Pair>, Error> {
 /// Puts a device into slot `slot` of virtio-mmio. Neither its kicks nor its interrupts pass through a
 /// vCPU thread: KVM turns the ones into eventfds, and listens to the eventfds of the others.
 pub(super) fn insert(
-    device: Box<dyn VirtioDevice>,
+    device: Registered,
     slot: u32,
     mmio: &Bus,
     vm: &VmFd,
     interrupts: &Interrupts,
     ioapic: &Mutex<IoApic>,
     memory: &Arc<GuestMemoryMmap>,
-) -> Result<(), Error> {
+) -> Result<(), super::Error> {
     let start = layout::VIRTIO_MMIO_START + u64::from(slot) * layout::VIRTIO_MMIO_SIZE;
     let gsi = layout::VIRTIO_MMIO_GSI + slot;
     let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
     let line = Arc::new(line);
-    let device = MmioDevice::new(device, Arc::clone(memory), Arc::clone(&line))
+    let device = MmioDevice::new(Box::new(device), Arc::clone(memory), Arc::clone(&line))
         .map_err(host("the queues of a device"))?;
     for (queue, kick) in (0u32..).zip(device.kick_fds()) {
         let address = IoEventAddress::Mmio(start + QUEUE_NOTIFY);

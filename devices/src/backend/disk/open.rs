@@ -105,7 +105,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Another guest or tool has it.
-    #[error("Disk '{}' is in use: another process {}", path.display(),
+    #[error("Disk '{}' is in use: another disk or process {}", path.display(),
         if *writable { "has it open" } else { "writes to it" })]
     Locked {
         /// The file.

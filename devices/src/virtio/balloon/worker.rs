@@ -139,6 +139,11 @@ impl Worker {
             }
             self.held = Some(chain);
         }
+        // With the event index a driver kicks only for what it was asked to kick for.
+        if queue.enable_kicks()? && self.held.is_none() {
+            // Fails only when the counter is at its maximum: it is readable then too.
+            let _ = queue.kick().write(1);
+        }
         Ok(())
     }
 

@@ -165,6 +165,31 @@ fn keys_are_seen_when_its_driver_has_broken_it() {
     driver.wait_until("a key", |_| *lock(&keys.0) == 1);
 }
 
+/// It can take its console out of its slot.
+#[test]
+fn keys_are_seen_when_the_guest_has_given_it_up() {
+    let event_loop = TestLoop::start();
+    for started in [false, true] {
+        let (guest_reads, mut host) = pipe().unwrap();
+        let keys = CountCtrlA::default();
+        let mut config = config(Some(Input::new(guest_reads.into())), Output::discard());
+        config.filter = Box::new(keys.clone());
+        let mut console = Console::new(event_loop.clone(), config).unwrap();
+        console.attach().unwrap();
+        let mut driver = Driver::new(console);
+        if started {
+            driver.start(u64::MAX);
+        }
+        drop(driver);
+        host.write_all(b"\x01").unwrap();
+        let deadline = Instant::now() + TIMEOUT;
+        while *lock(&keys.0) == 0 {
+            assert!(Instant::now() < deadline, "the key was not seen");
+            std::thread::yield_now();
+        }
+    }
+}
+
 #[test]
 fn nothing_is_lost_when_both_ways_are_flooded() {
     const LEN: usize = 300_000;

@@ -213,10 +213,10 @@ impl VirtioDevice for Console {
 }
 
 impl Drop for Console {
+    /// The worker stays on its loop, if that goes on: a guest that gives its console up takes nobody's
+    /// keys away.
     fn drop(&mut self) {
-        // As above.
-        let _ = self.detach();
-        lock(&self.worker).stop();
+        self.deactivate();
     }
 }
 

@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{DEADLINE, Desc, GuestQueue, Interrupts, memory};
 use crate::virtio::VirtioDevice;
-use crate::virtio::transport::core::{Core, Half, Ring, status};
+use crate::virtio::transport::core::{Core, Half, Ring, feature, status};
 
 /// Where queue `n` is in guest memory: at `QUEUES + n * GuestQueue::SPACE`.
 const QUEUES: u64 = 0x10_0000;
@@ -145,10 +145,13 @@ impl Driver {
         self.read(buffer.gpa, buffer.len)
     }
 
-    /// Makes a request available and kicks.
+    /// Makes a request available, and kicks if the device wants that.
     pub(crate) fn submit(&mut self, queue: usize, descs: &[Desc]) -> u16 {
         let head = self.queues[queue].add(descs);
-        self.kick(queue);
+        let event_idx = self.core.accepted_features(Half::Low) & 1 << feature::EVENT_IDX != 0;
+        if self.queues[queue].is_kick_wanted(event_idx) {
+            self.kick(queue);
+        }
         head
     }
 

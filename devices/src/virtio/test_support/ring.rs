@@ -57,6 +57,8 @@ pub(crate) struct GuestQueue {
     next_desc: u16,
     avail: u16,
     used: u16,
+    /// The available index when it was last decided whether to kick.
+    kicked: u16,
 }
 
 impl GuestQueue {
@@ -74,6 +76,30 @@ impl GuestQueue {
             next_desc: 0,
             avail: 0,
             used: 0,
+            kicked: 0,
+        }
+    }
+
+    /// Whether the device wants a kick for what was made available since the last call (sections 2.7.7
+    /// and 2.7.10).
+    pub(crate) fn is_kick_wanted(&mut self, event_idx: bool) -> bool {
+        let (old, new) = (self.kicked, self.avail);
+        self.kicked = new;
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let ring = self.config().used;
+        let at = if event_idx {
+            ring + 4 + 8 * u64::from(self.size)
+        } else {
+            ring
+        };
+        let word: u16 = self
+            .memory
+            .load(GuestAddress(at), Ordering::Acquire)
+            .unwrap();
+        if event_idx {
+            new.wrapping_sub(word).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            word & 1 == 0
         }
     }
 

@@ -1,0 +1,246 @@
+//! `mote-live SOCKET run …` is `mote run …` whose devices can be changed meanwhile, by one line a command
+//! on a Unix socket; each is answered with one line, `ok …` or `error …`.
+//!
+//! ```text
+//! devices                                  plug disk|net OPTIONS
+//! unplug disk|net ID [SECONDS]             resize ID
+//! replace ID PATH                          link ID up|down
+//! rate disk|net ID [LIMITS]                rate entropy|console [LIMITS]
+//! balloon SIZE                             balloon-stats
+//! stats-interval SECONDS                   counters disk|net ID
+//! ```
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm::{Controls, DeviceId, HotplugHandle};
+
+type Answer = Result<String, Box<dyn Error>>;
+
+fn main() {
+    let started = Instant::now();
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.len() < 2 {
+        eprintln!("Usage: mote-live SOCKET run …");
+        std::process::exit(2);
+    }
+    let socket = arguments.remove(1);
+    let listener = UnixListener::bind(&socket).unwrap_or_else(|error| {
+        eprintln!("mote-live: {}: {error}", socket.display());
+        std::process::exit(2);
+    });
+    let status = cli::main(arguments, started, |vm| {
+        let driver = Driver {
+            controls: vm.controls().clone(),
+            hotplug: vm.hotplug(),
+        };
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                // Who went away wants no answer.
+                let _ = driver.serve(&stream);
+            }
+        });
+    });
+    cli::status::exit(status)
+}
+
+struct Driver {
+    controls: Controls,
+    hotplug: HotplugHandle,
+}
+
+/// The next word, and the rest.
+fn word(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
+}
+
+fn id(kind: &str, id: &str) -> Result<DeviceId, String> {
+    match kind {
+        "disk" => Ok(DeviceId::Disk(id.into())),
+        "net" => Ok(DeviceId::Card(id.into())),
+        "balloon" => Ok(DeviceId::Balloon),
+        _ => Err(format!("'{kind}' is no kind of device")),
+    }
+}
+
+impl Driver {
+    fn serve(&self, stream: &UnixStream) -> std::io::Result<()> {
+        let mut answers = stream;
+        for line in BufReader::new(stream).lines() {
+            let answer = match self.execute(line?.trim_end()) {
+                Ok(text) => format!("ok {text}\n"),
+                Err(error) => format!("error {}\n", chain(&*error)),
+            };
+            answers.write_all(answer.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn execute(&self, line: &str) -> Answer {
+        let (command, rest) = word(line);
+        match command {
+            "devices" => Ok(self
+                .controls
+                .ids()
+                .iter()
+                .map(DeviceId::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")),
+            "plug" => self.plug(rest),
+            "unplug" => self.unplug(rest),
+            "resize" => Ok(self.disk(rest)?.resize()?.to_string()),
+            "replace" => {
+                let (id, path) = word(rest);
+                let disk = self.disk(id)?;
+                disk.replace_file(Path::new(path))?;
+                Ok(disk.size().to_string())
+            }
+            "link" => {
+                let (id, state) = word(rest);
+                self.card(id)?.set_link(state == "up");
+                Ok(state.into())
+            }
+            "rate" => self.rate(rest),
+            "balloon" => match self
+                .controls
+                .set_balloon(cli::quantity::parse_size(rest)?)?
+            {
+                true => Ok(String::new()),
+                false => Err("there is no balloon".into()),
+            },
+            "balloon-stats" => self.balloon_stats(),
+            "stats-interval" => {
+                let seconds = Duration::from_secs(rest.parse()?);
+                let balloon = self.controls.balloon().ok_or("there is no balloon")?;
+                balloon.set_stats_interval(seconds)?;
+                Ok(String::new())
+            }
+            "counters" => self.counters(rest),
+            _ => Err(format!("'{command}' is no command").into()),
+        }
+    }
+
+    fn disk(&self, id: &str) -> Result<devices::virtio::block::BlockControl, String> {
+        let found = self.controls.disk(id);
+        found.ok_or_else(|| format!("there is no disk '{id}'"))
+    }
+
+    fn card(&self, id: &str) -> Result<devices::virtio::net::NetControl, String> {
+        let found = self.controls.card(id);
+        found.ok_or_else(|| format!("there is no network card '{id}'"))
+    }
+
+    fn plug(&self, text: &str) -> Answer {
+        let device = match word(text) {
+            ("disk", text) => cli::devices::disk("plugged", text, 1)?,
+            ("net", text) => cli::devices::net("plugged", text)?,
+            (kind, _) => return Err(format!("'{kind}' is no kind of device").into()),
+        };
+        Ok(self.hotplug.add(&device)?.number().to_string())
+    }
+
+    fn unplug(&self, text: &str) -> Answer {
+        let (kind, rest) = word(text);
+        let (name, seconds) = word(rest);
+        let patience = match seconds {
+            "" => tests::DEADLINE,
+            seconds => Duration::from_secs(seconds.parse()?),
+        };
+        let removal = self.hotplug.remove(&id(kind, name)?)?;
+        match removal.wait(patience) {
+            true => Ok("gone".into()),
+            false => Ok("asked".into()),
+        }
+    }
+
+    fn rate(&self, text: &str) -> Answer {
+        let (kind, rest) = word(text);
+        match kind {
+            "entropy" => {
+                let entropy = self.controls.entropy().ok_or("there is no such device")?;
+                entropy.set_rate_limit(cli::devices::rate(rest)?)?;
+            }
+            "console" => {
+                let console = self.controls.console().ok_or("there is no such device")?;
+                console.set_rate_limit(cli::devices::rate(rest)?)?;
+            }
+            _ => {
+                let (id, limits) = word(rest);
+                let limit = cli::devices::rate(limits)?;
+                match kind {
+                    "disk" => self.disk(id)?.set_rate_limit(limit),
+                    "net" => self.card(id)?.set_rate(limit, limit)?,
+                    _ => return Err(format!("'{kind}' is no kind of device").into()),
+                }
+            }
+        }
+        Ok(String::new())
+    }
+
+    fn balloon_stats(&self) -> Answer {
+        let balloon = self.controls.balloon().ok_or("there is no balloon")?;
+        let stats = balloon.stats();
+        let counters = balloon.counters();
+        let mut line = format!("target={} actual={}", balloon.target(), balloon.actual());
+        for (name, value) in [
+            ("free", stats.free_memory),
+            ("total", stats.total_memory),
+            (
+                "age",
+                stats.updated.map(|at| at.elapsed().as_millis() as u64),
+            ),
+            ("inflated", Some(counters.inflated)),
+            ("deflated", Some(counters.deflated)),
+            ("reported", Some(counters.reported)),
+            ("failed", Some(counters.failed)),
+        ] {
+            if let Some(value) = value {
+                write!(line, " {name}={value}")?;
+            }
+        }
+        Ok(line)
+    }
+
+    fn counters(&self, text: &str) -> Answer {
+        let (kind, id) = word(text);
+        match kind {
+            "disk" => {
+                let counters = self.disk(id)?.counters();
+                Ok(format!(
+                    "reads={} writes={} throttled={} errors={} bad={}",
+                    counters.reads,
+                    counters.writes,
+                    counters.throttled,
+                    counters.host_errors,
+                    counters.bad_requests
+                ))
+            }
+            "net" => {
+                let counters = self.card(id)?.counters();
+                let throttled = counters.rx.throttled + counters.tx.throttled;
+                Ok(format!(
+                    "rx={} tx={} throttled={throttled}",
+                    counters.rx.frames, counters.tx.frames
+                ))
+            }
+            _ => Err(format!("'{kind}' is no kind of device").into()),
+        }
+    }
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
