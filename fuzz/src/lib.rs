@@ -5,6 +5,7 @@
 //! hand.
 
 pub mod pci;
+pub mod seeds;
 pub mod vsock;
 
 use std::sync::{Arc, Mutex, PoisonError};
