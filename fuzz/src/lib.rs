@@ -4,10 +4,14 @@
 //! Everything runs on the fuzzer's thread, so that a crash can be repeated: the event loop is turned by
 //! hand.
 
+pub mod block;
+pub mod images;
 pub mod pci;
+pub mod qcow2;
 pub mod seeds;
 pub mod vsock;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::bus::BusDevice;
@@ -44,6 +48,11 @@ impl ManualLoop {
         for _ in 0..TURNS {
             let _ = self.lock().run_with_timeout(0);
         }
+    }
+
+    /// Waits up to so many milliseconds for something to do.
+    fn turn_for(&self, milliseconds: i32) {
+        let _ = self.lock().run_with_timeout(milliseconds);
     }
 }
 
@@ -114,23 +123,31 @@ pub fn run<D: VirtioDevice + 'static>(input: &[u8], make: impl FnOnce(Arc<dyn Ev
 
 impl Guest {
     fn new<D: VirtioDevice + 'static>(make: impl FnOnce(Arc<dyn EventLoop>) -> D) -> Self {
+        match Self::try_new(|event_loop| Ok::<_, Infallible>(make(event_loop))) {
+            Ok(guest) => guest,
+        }
+    }
+
+    fn try_new<D: VirtioDevice + 'static, E>(
+        make: impl FnOnce(Arc<dyn EventLoop>) -> Result<D, E>,
+    ) -> Result<Self, E> {
+        let event_loop = ManualLoop::new();
+        let device = make(event_loop.clone())?;
         let ranges = [
             (GuestAddress(0), MEMORY_SIZE),
             (GuestAddress(0x1000_0000), MEMORY_SIZE),
         ];
         let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-        let event_loop = ManualLoop::new();
-        let device = make(event_loop.clone());
         let queues = device.queue_sizes().len() as u16;
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let device = MmioDevice::new(Box::new(device), memory.clone(), line).unwrap();
-        Self {
+        Ok(Self {
             device,
             memory,
             event_loop,
             queues,
             avail: [0; 8],
-        }
+        })
     }
 
     fn write(&mut self, offset: u64, value: u32) {

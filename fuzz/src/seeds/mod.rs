@@ -1,6 +1,7 @@
 //! Inputs that a fuzzer starts from: what a driver that works would do, written in the bytes that the
 //! guests of this crate are made of. `cargo run --example seeds` writes them to `seeds/`.
 
+mod block;
 mod guest;
 mod pci;
 
@@ -11,11 +12,13 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 4] = [
+pub const TARGETS: [(&str, Maker); 6] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
     ("pci", pci::pci),
+    ("block", block::block),
+    ("qcow2", block::qcow2),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].
