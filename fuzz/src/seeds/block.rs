@@ -183,6 +183,13 @@ pub(super) fn qcow2() -> Seeds {
     header.u8(1).u8(0).u8(24).u8(0x10).u8(0).use_disk();
     let mut short = image(0, 0, 1 | 4 << 1 | 0x30, 1024);
     short.u8(1).u8(7 << 2).u8(0).u16(0x800).u8(0).use_disk();
+    // All of two MiB, with as many reference counts as there can be bytes for: their table has to grow.
+    let mut full = image(0, 0, 1 | 6 << 1, 2048);
+    full.u8(0).u8(0);
+    for sector in (0..4096).step_by(252) {
+        full.u8(0).u8(OUT).u8(0xc3).u32(sector).u8(0).bytes(&[63, 63, 63, 63]);
+    }
+    full.u8(0).u8(OUT).u8(0xc0).u32(4032).u8(0).u8(63).flush(0).use_disk();
     let mut overlay = Script::default();
     overlay.u8(3).u8(0).u16(0).u8(0).use_disk();
     let mut bad_overlay = Script::default();
@@ -200,6 +207,7 @@ pub(super) fn qcow2() -> Seeds {
         ("good-overlay", good(8, IO_URING, 1 | 4 << 1 | 0x30)),
         ("header", header.0),
         ("short", short.0),
+        ("full", full.0),
         // Nowhere, at the header, at the reference counts, at itself.
         ("l1-nowhere", damaged(3, 0, 2, &[0x80])),
         ("l1-header", damaged(3, 0, 6, &[])),
