@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod images;
+pub mod net;
 pub mod pci;
 pub mod qcow2;
 pub mod seeds;

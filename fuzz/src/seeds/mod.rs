@@ -3,6 +3,7 @@
 
 mod block;
 mod guest;
+mod net;
 mod pci;
 
 /// Inputs of a target, each with its name.
@@ -12,12 +13,13 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 6] = [
+pub const TARGETS: [(&str, Maker); 7] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
     ("pci", pci::pci),
     ("block", block::block),
+    ("net", net::net),
     ("qcow2", block::qcow2),
 ];
 
