@@ -12,7 +12,7 @@ mkdir -p "corpus/$target"
 [ $# -gt 0 ] || set -- "corpus/$target" "seeds/$target"
 
 RUSTC_BOOTSTRAP=1 cargo fuzz coverage --llvm-path "$llvm" -s none --target "$triple" "$target" "$@" >/dev/null 2>&1
-binary=../target/$triple/coverage/$triple/release/$target
+binary=target/$triple/coverage/$triple/release/$target
 profile=coverage/$target/coverage.profdata
 # Only files of which something runs: the others belong to other devices.
 "$llvm/llvm-cov" export -summary-only -instr-profile "$profile" "$binary" |

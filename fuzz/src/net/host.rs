@@ -267,8 +267,8 @@ impl Clock {
     pub(super) fn check(&self) {
         let net = lock(&self.net);
         assert!(net.connections() <= 6 && net.flows() <= 4);
-        // Two directions of the least, and a buffer for each.
-        assert!(net.memory() <= (64 << 10) + 6 * (2 << 20), "{}", net.memory());
+        // What `Limits` says.
+        assert!(net.memory() <= (64 << 10) + 6 * (32 << 10), "{}", net.memory());
     }
 
     pub(super) fn reset(&self) {

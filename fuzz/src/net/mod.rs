@@ -168,6 +168,8 @@ impl Card {
                     if time == 0xff {
                         clock.reset();
                     }
+                    // Has the card look for frames.
+                    self.guest.write(0x50, RX.into());
                 }
                 _ => self.guest.event_loop.turn_for(1),
             },

@@ -30,6 +30,8 @@ const RST: u8 = 6;
 const KNOWN: u8 = 0x80;
 /// Before what was sent already.
 const OLD: u8 = 2 << 3;
+/// That has not come yet.
+const EARLIER: u8 = 3 << 3;
 const SMALL_WINDOW: u8 = 4 << 3;
 
 // How a frame is sent: complete, without a checksum, large.
@@ -113,7 +115,11 @@ fn connections(kind: u8) -> Seeds {
     let named = |user, clocked| if kind == USER { user } else { clocked };
     let mut outgoing = Script::card(kind, 0);
     outgoing.arp().connect(0, SERVED_V4).tcp(KNOWN | DATA, 0, &[100]).pause();
-    outgoing.host(READ, 0).u16(100).host(WRITE, 0).u16(3000).pause().tcp(KNOWN | ACK, 0, &[]);
+    outgoing.host(READ, 0).u16(100).host(WRITE, 0).u16(3000).pause();
+    for _ in 0..4 {
+        outgoing.tcp(KNOWN | EARLIER | ACK, 0, &3000u16.to_le_bytes());
+    }
+    outgoing.tcp(KNOWN | EARLIER | ACK, 0, &1000u16.to_le_bytes()).tcp(KNOWN | ACK, 0, &[]);
     outgoing.buffers().tcp(KNOWN | FIN, 0, &[]).pause().host(SHUTDOWN, 0).pause();
     outgoing.tcp(KNOWN | ACK, 0, &[]).pause();
     let mut over_v6 = Script::card(kind, 0);
@@ -136,6 +142,16 @@ fn connections(kind: u8) -> Seeds {
         many.host(CONNECT, 0);
     }
     many.pause().buffers().pause().u8(6).u8(0).pause();
+    // A host that does not read, and then does.
+    let mut full = Script::card(kind, 0);
+    full.connect(0, SERVED_V4);
+    for _ in 0..10 {
+        full.u8(23).u8(KNOWN | 4).u8(0).u16(16_000).u8(PLAIN).buffers();
+    }
+    for _ in 0..10 {
+        full.host(READ, 0).u16(60_000).pause();
+    }
+    full.tcp(KNOWN | FIN, 0, &[]).host(0x80 | CLOSE, 0).pause();
     // A window that closes and opens, with the same again and again.
     let mut slow = Script::card(kind, 0);
     slow.connect(0, SERVED_V4).tcp(KNOWN | SMALL_WINDOW | ACK, 0, &[100]);
@@ -148,6 +164,7 @@ fn connections(kind: u8) -> Seeds {
         (named("incoming", "clocked-incoming"), incoming.0),
         (named("refused", "clocked-refused"), refused.0),
         (named("many", "clocked-many"), many.0),
+        (named("full", "clocked-full"), full.0),
         (named("slow", "clocked-slow"), slow.0),
     ]
 }
@@ -159,11 +176,16 @@ fn packets(kind: u8) -> Seeds {
     link.dhcp(0x83, &[]).dhcp(8, &[]).dhcp(3, &[50, 4, 10, 9, 9, 9]).dhcp(7, &[]);
     link.neighbour(V6, 133).neighbour(V6, 135).neighbour(V6 | TO_DNS, 135);
     link.echo(0).echo(V6).echo(TO_DNS).echo(3 << 1).u8(0).u8(0).u8(0).pause();
+    let mut pings = Script::card(kind, 3);
+    pings.u8(17).u8(3 << 1).bytes(&[192, 0, 1]).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN).pause();
+    pings.u8(17).u8(3 << 1 | V6).u16(0xfd99).u8(1).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN).pause();
+    pings.u8(17).u8(3 << 1).bytes(&[203, 0, 1]).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN).pause();
     let mut names = Script::card(kind, 0);
     let query = b"\x12\x34\x01\x00\x00\x01\0\0\0\0\0\0\x01a\x07example\0\0\x01\0\x01";
     names.udp(TO_DNS | RESOLVER, query, PLAIN).host(ANSWER, DNS_V4).pause();
     names.udp(TO_DNS | RESOLVER | V6, query, PLAIN).host(ANSWER, DNS_V4).pause();
-    names.time(2, 3).udp(TO_DNS | RESOLVER, query, PLAIN).time(2, 20).pause();
+    names.udp(TO_DNS | RESOLVER, query, PLAIN).time(2, 3).udp(TO_DNS | RESOLVER, query, PLAIN);
+    names.time(2, 20).pause();
     names.connect(TO_DNS | RESOLVER, DNS_V4).tcp(KNOWN | DATA, 0, &[30]).pause();
     let mut datagrams = Script::card(kind, 0);
     datagrams.udp(0, b"hello", PLAIN).host(ANSWER, SERVED_V4).pause();
@@ -179,6 +201,7 @@ fn packets(kind: u8) -> Seeds {
     vec![
         (named("link", "clocked-link"), link.0),
         (named("names", "clocked-names"), names.0),
+        (named("pings", "clocked-pings"), pings.0),
         (named("datagrams", "clocked-datagrams"), datagrams.0),
         (named("fragments", "clocked-fragments"), fragments.0),
     ]
@@ -206,6 +229,9 @@ pub(super) fn net() -> Seeds {
     timers.connect(PORT, SERVED_V4).time(3, 60).time(3, 63).buffers().time(2, 60);
     timers.host(CONNECT, 0).pause().time(2, 1).time(2, 3).time(2, 60).buffers();
     timers.neighbour(V6, 133).time(3, 11).time(3, 11).udp(0, b"x", PLAIN).time(3, 4).pause();
+    let mut idle = Script::card(CLOCKED, 0);
+    idle.connect(0, SERVED_V4).time(3, 63).time(3, 63).tcp(KNOWN | ACK, 0, &[]);
+    idle.time(3, 63).time(3, 63).time(2, 60).time(2, 60).time(3, 10).buffers();
     let mut wire = Script::card(WIRE, 0);
     for len in [0, 100, 1500, 9000, 40_000] {
         wire.wire(0, &[1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0], len).pause();
@@ -239,6 +265,7 @@ pub(super) fn net() -> Seeds {
     seeds.extend([
         ("offloads", offloads.0),
         ("timers", timers.0),
+        ("idle", idle.0),
         ("wire", wire.0),
         ("small-buffers", small.0),
         ("no-merging", no_merging.0),
