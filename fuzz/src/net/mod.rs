@@ -391,7 +391,7 @@ impl Card {
             if self.given.contains_key(&(queue, head)) && !self.wild {
                 return;
             }
-            let gpa = RX_BUFFERS + u64::from(head / SLOT % 8) * STRIDE;
+            let gpa = RX_BUFFERS + u64::from(head / SLOT) * STRIDE;
             let mut buffers = vec![(gpa, len, true)];
             if shape & 16 != 0 {
                 // What follows on it.
@@ -497,8 +497,11 @@ impl Card {
             self.rest -= 1;
             return;
         }
-        assert!(len >= HEADER_LEN as u32);
-        let gpa = RX_BUFFERS + u64::from(head / SLOT % 8) * STRIDE;
+        if (len as usize) < HEADER_LEN {
+            // Buffers that are too small for a header: it is in several.
+            return;
+        }
+        let gpa = RX_BUFFERS + u64::from(head / SLOT) * STRIDE;
         let mut bytes = vec![0; LOOKED_AT.min(len as usize)];
         let memory = &self.guest.memory;
         memory.read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
