@@ -54,7 +54,11 @@ pub fn run(input: &[u8]) {
         size: SIZE,
     };
     let is_qcow2 = kind & 1 != 0;
-    let base = if is_qcow2 { Memory::new(&qcow2(layout), 0) } else { Memory::new(&[], SIZE) };
+    let base = if is_qcow2 {
+        Memory::new(&qcow2(layout), 0)
+    } else {
+        Memory::new(&[], SIZE)
+    };
     let overlay = Memory::new(&[], 0);
     let config = BlockConfig {
         format: if is_qcow2 { Format::Qcow2 } else { Format::Raw },
@@ -74,8 +78,16 @@ pub(crate) fn config(path: std::path::PathBuf, kind: u8, rest: u8) -> BlockConfi
     BlockConfig {
         read_only: kind >> 6 == 3,
         // A ring costs more than all else.
-        engine: if kind >> 3 & 3 == 3 { EngineKind::IoUring } else { EngineKind::Sync },
-        cache: if kind & 0x20 == 0 { Cache::Writeback } else { Cache::Unsafe },
+        engine: if kind >> 3 & 3 == 3 {
+            EngineKind::IoUring
+        } else {
+            EngineKind::Sync
+        },
+        cache: if kind & 0x20 == 0 {
+            Cache::Writeback
+        } else {
+            Cache::Unsafe
+        },
         queues: 1 + u16::from(rest & 3),
         rate: rate(rest >> 4),
         ..BlockConfig::new("disk", path)
@@ -211,7 +223,11 @@ impl Disks {
                 let _ = self.control.resize();
             }
             2 => {
-                let file = if shape & 4 == 0 { &self.other } else { &*self.base };
+                let file = if shape & 4 == 0 {
+                    &self.other
+                } else {
+                    &*self.base
+                };
                 let _ = self.control.replace_file(&file.path());
             }
             // Shorter than anyone was told.
@@ -245,7 +261,11 @@ impl Disks {
         let mut buffers = Vec::new();
         let memory = self.guest.memory.clone();
         memory.write_slice(&header, GuestAddress(page)).unwrap();
-        let header_len = if shape & 0x30 == 0x30 { u32::from(input.u8() % 20) } else { 16 };
+        let header_len = if shape & 0x30 == 0x30 {
+            u32::from(input.u8() % 20)
+        } else {
+            16
+        };
         buffers.push((page, header_len, false));
         let pieces = u64::from(shape & 3);
         if matches!(kind, 11 | 13) {
@@ -263,7 +283,11 @@ impl Disks {
             let mut gpa = DATA + number % 8 * DATA_SIZE;
             for _ in 0..=pieces {
                 let sectors = u32::from(input.u8());
-                let len = if shape & 8 == 0 { sectors % 64 * 512 } else { sectors * 3 };
+                let len = if shape & 8 == 0 {
+                    sectors % 64 * 512
+                } else {
+                    sectors * 3
+                };
                 buffers.push((gpa, len, matches!(kind, 0 | 8)));
                 gpa += u64::from(len);
             }
@@ -289,7 +313,9 @@ impl Disks {
             },
             _ => {}
         }
-        memory.write_obj(0xeeu8, GuestAddress(page + STATUS)).unwrap();
+        memory
+            .write_obj(0xeeu8, GuestAddress(page + STATUS))
+            .unwrap();
         let writable = buffers.iter().filter(|buffer| buffer.2);
         let writable = writable.fold(0u32, |all, buffer| all.saturating_add(buffer.1));
         self.given.insert((queue, head), writable);
@@ -318,7 +344,9 @@ impl Disks {
         let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % ENTRIES);
         *avail = avail.wrapping_add(1);
         memory.write_obj(head, GuestAddress(slot)).unwrap();
-        memory.write_obj(*avail, GuestAddress(base + 0x1002)).unwrap();
+        memory
+            .write_obj(*avail, GuestAddress(base + 0x1002))
+            .unwrap();
     }
 
     /// Each request is returned once, and nothing was written that its driver did not give.
@@ -337,7 +365,10 @@ impl Disks {
                 let head: u32 = memory.read_obj(GuestAddress(at)).unwrap();
                 let len: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
                 let given = self.given.remove(&(queue, head as u16));
-                assert!(len <= given.expect("a request in flight"), "{len} of {given:?}");
+                assert!(
+                    len <= given.expect("a request in flight"),
+                    "{len} of {given:?}"
+                );
                 let number = u64::from(queue) * 8 + u64::from(head as u16 / SLOT);
                 let status = HEADERS + number * 0x1000 + STATUS;
                 let status: u8 = memory.read_obj(GuestAddress(status)).unwrap();

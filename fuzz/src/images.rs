@@ -113,11 +113,20 @@ pub fn qcow2(layout: Layout) -> Vec<u8> {
             image[104] = 1;
         }
     }
-    let order = if layout.version == 3 { layout.refcount_order } else { 4 };
+    let order = if layout.version == 3 {
+        layout.refcount_order
+    } else {
+        4
+    };
     put64(&mut image, at(REFTABLE) as usize, at(REFBLOCK));
     for number in 0..END {
         let count = if number == SHARED && order > 0 { 2 } else { 1 };
-        put_refcount(&mut image[at(REFBLOCK) as usize..], order, number as usize, count);
+        put_refcount(
+            &mut image[at(REFBLOCK) as usize..],
+            order,
+            number as usize,
+            count,
+        );
     }
     put64(&mut image, at(L1) as usize, at(L2) | COPIED);
     let packed = pack(cluster, layout.zstd && layout.version == 3);

@@ -4,13 +4,14 @@
 //! Everything runs on the fuzzer's thread, so that a crash can be repeated: the event loop is turned by
 //! hand.
 
-pub mod block;
-pub mod images;
-pub mod net;
-pub mod pci;
-pub mod qcow2;
+mod block;
+mod images;
+mod net;
+mod pci;
+mod qcow2;
 pub mod seeds;
-pub mod vsock;
+pub mod targets;
+mod vsock;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,7 +107,7 @@ struct Guest {
 }
 
 /// Runs one guest against the device that `make` makes.
-pub fn run<D: VirtioDevice + 'static>(input: &[u8], make: impl FnOnce(Arc<dyn EventLoop>) -> D) {
+fn run<D: VirtioDevice + 'static>(input: &[u8], make: impl FnOnce(Arc<dyn EventLoop>) -> D) {
     let mut guest = Guest::new(make);
     let mut input = Input(input);
     // Most runs are of a driver that gets through the handshake.
@@ -169,7 +170,11 @@ impl Guest {
             let offered = self.read(0x10);
             self.write(0x24, select);
             // VERSION_1 always; the rest all, or some.
-            let mask = if features & 1 == 0 { u32::MAX } else { u32::from(features) << 24 | 1 };
+            let mask = if features & 1 == 0 {
+                u32::MAX
+            } else {
+                u32::from(features) << 24 | 1
+            };
             self.write(0x20, offered & mask);
         }
         self.write(0x70, 11);
@@ -226,7 +231,11 @@ impl Guest {
         let head = u16::from(input.u8() % 60);
         for number in 0..buffers {
             let shape = input.u8();
-            let length = if shape & 1 == 0 { u32::from(input.u8()) } else { input.u32() };
+            let length = if shape & 1 == 0 {
+                u32::from(input.u8())
+            } else {
+                input.u32()
+            };
             let gpa = match shape >> 1 & 3 {
                 0 | 1 => 0x8_0000 + u64::from(number) * 0x1_0000,
                 2 => u64::from(input.u32()),

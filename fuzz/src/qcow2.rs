@@ -39,7 +39,11 @@ pub fn run(input: &[u8]) {
     let image = Memory::new(&image, 0);
     let config = BlockConfig {
         format: Format::Qcow2,
-        overlay: if what & 8 == 0 { Overlay::None } else { Overlay::Temporary },
+        overlay: if what & 8 == 0 {
+            Overlay::None
+        } else {
+            Overlay::Temporary
+        },
         ..config(image.path(), kind, 0)
     };
     Disks::run(config, image, &mut input);

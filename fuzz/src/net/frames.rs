@@ -74,7 +74,13 @@ impl Ends {
             2 => 9,
             _ => input.u16(),
         };
-        Self { is_v6, guest, remote, guest_port: 1000 + u16::from(shape >> 5), remote_port }
+        Self {
+            is_v6,
+            guest,
+            remote,
+            guest_port: 1000 + u16::from(shape >> 5),
+            remote_port,
+        }
     }
 }
 
@@ -152,7 +158,11 @@ pub(super) fn tcp(ends: &Ends, seq: u32, ack: u32, flags: u8, window: u16, data:
     segment.extend_from_slice(&ends.remote_port.to_be_bytes());
     segment.extend_from_slice(&seq.to_be_bytes());
     segment.extend_from_slice(&ack.to_be_bytes());
-    let options: &[u8] = if flags & SYN != 0 { &[2, 4, 5, 0xb4, 1, 3, 3, 2] } else { &[] };
+    let options: &[u8] = if flags & SYN != 0 {
+        &[2, 4, 5, 0xb4, 1, 3, 3, 2]
+    } else {
+        &[]
+    };
     segment.extend_from_slice(&[(5 + options.len() as u8 / 4) << 4, flags]);
     segment.extend_from_slice(&window.to_be_bytes());
     segment.extend_from_slice(&[0; 4]);
@@ -222,7 +232,9 @@ pub(super) fn control(input: &mut Input<'_>) -> Vec<u8> {
     let mut ends = Ends::read(input);
     let kind = input.u8();
     let mut message = match kind {
-        133 => vec![133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        133 => vec![
+            133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56,
+        ],
         135 => {
             let mut message = vec![135, 0, 0, 0, 0, 0, 0, 0];
             message.extend_from_slice(&ends.remote);
@@ -337,7 +349,13 @@ pub(super) fn parse(frame: &[u8]) -> Option<Received> {
         guest_port: be16(segment, 2)?,
     };
     if protocol == UDP {
-        return Some(Received { ends, is_tcp: false, seq: 0, flags: 0, len: 0 });
+        return Some(Received {
+            ends,
+            is_tcp: false,
+            seq: 0,
+            flags: 0,
+            len: 0,
+        });
     }
     let offset = usize::from(*segment.get(12)? >> 4) * 4;
     Some(Received {

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::backend::user_net::policy::{Policy, Rule};
-use devices::backend::user_net::{
-    Config, Forward, FrameOffload, Limits, Protocol, UserNet,
-};
+use devices::backend::user_net::{Config, Forward, FrameOffload, Limits, Protocol, UserNet};
 use devices::virtio::net::backend::{HEADER_LEN, NetBackend, Offloads, Support};
 use vm_memory::VolatileSlice;
 
@@ -251,8 +249,17 @@ fn lock(net: &Mutex<UserNet>) -> MutexGuard<'_, UserNet> {
 impl Clocked {
     pub(super) fn new(net: UserNet) -> (Self, Clock) {
         let net = Arc::new(Mutex::new(net));
-        let clock = Clock { net: net.clone(), ahead: Duration::ZERO };
-        (Self { net, frame: Vec::new() }, clock)
+        let clock = Clock {
+            net: net.clone(),
+            ahead: Duration::ZERO,
+        };
+        (
+            Self {
+                net,
+                frame: Vec::new(),
+            },
+            clock,
+        )
     }
 }
 
@@ -268,7 +275,11 @@ impl Clock {
         let net = lock(&self.net);
         assert!(net.connections() <= 6 && net.flows() <= 4);
         // What `Limits` says.
-        assert!(net.memory() <= (64 << 10) + 6 * (32 << 10), "{}", net.memory());
+        assert!(
+            net.memory() <= (64 << 10) + 6 * (32 << 10),
+            "{}",
+            net.memory()
+        );
     }
 
     pub(super) fn reset(&self) {
@@ -362,8 +373,18 @@ impl Wire {
         here.set_nonblocking(true).unwrap();
         there.set_nonblocking(true).unwrap();
         let fails = Arc::<Mutex<bool>>::default();
-        let end = WireEnd { socket: there, fails: fails.clone() };
-        (Self { socket: here, fails, frame: Vec::new() }, end)
+        let end = WireEnd {
+            socket: there,
+            fails: fails.clone(),
+        };
+        (
+            Self {
+                socket: here,
+                fails,
+                frame: Vec::new(),
+            },
+            end,
+        )
     }
 
     fn check(&self) -> io::Result<()> {
@@ -406,7 +427,10 @@ impl NetBackend for Wire {
     fn work(&mut self) {}
 
     fn support(&self) -> Support {
-        Support { from_guest: Offloads::ALL, to_guest: Offloads::ALL }
+        Support {
+            from_guest: Offloads::ALL,
+            to_guest: Offloads::ALL,
+        }
     }
 
     fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {

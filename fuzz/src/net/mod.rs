@@ -95,7 +95,10 @@ pub fn run(input: &[u8]) {
     };
     let pairs: Vec<_> = backends
         .into_iter()
-        .map(|backend| Pair { backend, kernel: None })
+        .map(|backend| Pair {
+            backend,
+            kernel: None,
+        })
         .collect();
     let config = NetConfig {
         id: "net0".to_owned(),
@@ -295,7 +298,11 @@ impl Card {
             if self.connections.len() == CONNECTIONS {
                 self.connections.remove(0);
             }
-            self.connections.push(Connection { ends, ours: 1000, theirs: 0 });
+            self.connections.push(Connection {
+                ends,
+                ours: 1000,
+                theirs: 0,
+            });
             self.connections.len() - 1
         })
     }
@@ -347,7 +354,11 @@ impl Card {
 
     /// In one buffer, in two, with a wrong one, or without a kick.
     fn send_with(&mut self, frame: &[u8], header: &[u8], shape: u8, input: &mut Input<'_>) {
-        let queue = if self.pairs > 1 && shape & 8 != 0 { TX + 2 } else { TX };
+        let queue = if self.pairs > 1 && shape & 8 != 0 {
+            TX + 2
+        } else {
+            TX
+        };
         let head = self.guest.avail[usize::from(queue)] % (ENTRIES / SLOT) * SLOT;
         if self.given.contains_key(&(queue, head)) && !self.wild {
             // All are waiting for something.
@@ -384,7 +395,11 @@ impl Card {
     /// Receive buffers.
     fn give(&mut self, input: &mut Input<'_>) {
         let shape = input.u8();
-        let queue = if self.pairs > 1 && shape & 8 != 0 { RX + 2 } else { RX };
+        let queue = if self.pairs > 1 && shape & 8 != 0 {
+            RX + 2
+        } else {
+            RX
+        };
         let len = RX_LENS[usize::from(shape % 8)];
         for _ in 0..1 + shape / 32 {
             let head = self.guest.avail[usize::from(queue)] % (ENTRIES / SLOT) * SLOT;
@@ -407,7 +422,11 @@ impl Card {
     /// A command of the driver: class, command, and what belongs to it.
     fn command(&mut self, input: &mut Input<'_>) {
         let shape = input.u8();
-        let queue = if self.pairs > 1 && shape & 8 == 0 { 2 * self.pairs } else { CONTROL };
+        let queue = if self.pairs > 1 && shape & 8 == 0 {
+            2 * self.pairs
+        } else {
+            CONTROL
+        };
         if queue != 2 * self.pairs {
             // It is a receive queue of such a card, where this is as good as anything.
             self.wild = true;
@@ -459,7 +478,9 @@ impl Card {
         let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % ENTRIES);
         *avail = avail.wrapping_add(1);
         memory.write_obj(head, GuestAddress(slot)).unwrap();
-        memory.write_obj(*avail, GuestAddress(base + 0x1002)).unwrap();
+        memory
+            .write_obj(*avail, GuestAddress(base + 0x1002))
+            .unwrap();
     }
 
     /// Each request is returned once, with no more in it than there is room for; who has sent the guest
@@ -484,7 +505,10 @@ impl Card {
                 let head: u32 = memory.read_obj(GuestAddress(at)).unwrap();
                 let len: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
                 let given = self.given.remove(&(queue, head as u16));
-                assert!(len <= given.expect("a request in flight"), "{len} of {given:?}");
+                assert!(
+                    len <= given.expect("a request in flight"),
+                    "{len} of {given:?}"
+                );
                 if queue == RX && len > 0 {
                     self.received(head as u16, len);
                 }

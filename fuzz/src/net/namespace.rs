@@ -1,13 +1,15 @@
 //! A network of this process's own, in which there is nothing but the loopback interface: whatever a
 //! fuzzer's guest wants of the world, it gets nowhere.
 
+use std::cell::OnceCell;
 use std::io;
-use std::sync::Once;
 
-/// To be called before the first socket is made, and before there are threads.
+/// To be called before the first socket is made. It is for this thread, and those that it starts.
 pub(super) fn enter() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    thread_local! {
+        static ENTERED: OnceCell<()> = const { OnceCell::new() };
+    }
+    let make = || {
         cut_off().expect("Cannot be cut off from the host's network, so nothing is run");
         // Pings of anyone, no addresses that wait for a minute, and buffers that are full soon.
         for (name, value) in [
@@ -18,7 +20,8 @@ pub(super) fn enter() {
         ] {
             let _ = std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value);
         }
-    });
+    };
+    ENTERED.with(|entered| *entered.get_or_init(make));
 }
 
 fn cut_off() -> io::Result<()> {
@@ -45,13 +48,19 @@ fn cut_off() -> io::Result<()> {
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: 0,
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([192, 0, 2, 1]) },
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes([192, 0, 2, 1]),
+        },
         sin_zero: [0; 8],
     };
     // SAFETY: both are plain, and of one size.
     second.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<_, libc::sockaddr>(address) };
     control(libc::AF_INET, libc::SIOCSIFADDR, &second)?;
-    let mut third = In6Request { address: [0; 16], prefix: 128, interface: 1 };
+    let mut third = In6Request {
+        address: [0; 16],
+        prefix: 128,
+        interface: 1,
+    };
     third.address[..2].copy_from_slice(&[0xfd, 0x99]);
     third.address[15] = 1;
     // A host without IPv6 has none of it.

@@ -24,7 +24,11 @@ const READ_ONLY: u8 = 3 << 6;
 impl Script {
     /// Data from or to the disk, in pieces of so many sectors.
     fn transfer(&mut self, kind: u8, shape: u8, sector: u16, pieces: &[u8]) -> &mut Self {
-        self.u8(0).u8(kind).u8(shape | (pieces.len() as u8 - 1)).u16(sector).bytes(pieces)
+        self.u8(0)
+            .u8(kind)
+            .u8(shape | (pieces.len() as u8 - 1))
+            .u16(sector)
+            .bytes(pieces)
     }
 
     /// Ranges: first sector, sectors, flags.
@@ -71,7 +75,9 @@ impl Script {
 
     /// What a driver does with any disk.
     fn use_disk(&mut self) -> &mut Self {
-        self.transfer(IN, 0, 0, &[8, 8]).transfer(OUT, 0, 8, &[8]).transfer(IN, 0, 8, &[1, 2, 5]);
+        self.transfer(IN, 0, 0, &[8, 8])
+            .transfer(OUT, 0, 8, &[8])
+            .transfer(IN, 0, 8, &[1, 2, 5]);
         self.u8(0).u8(GET_ID).u8(0).u16(0).u8(1).flush(0);
         // Several at a time, some of them to the same place.
         for sector in [16, 17, 100, 1000, 16, 17] {
@@ -101,35 +107,76 @@ pub(super) fn block() -> Seeds {
     for queue in 0..4 {
         queues.transfer(OUT | queue << 4, NO_KICK, 8, &[4]);
     }
-    queues.transfer(IN | SECOND_QUEUE, 0, 8, &[4]).reset_queue(1).wait();
-    queues.transfer(IN | SECOND_QUEUE, 0, 8, &[4]).reset_queue(0x82).wait();
+    queues
+        .transfer(IN | SECOND_QUEUE, 0, 8, &[4])
+        .reset_queue(1)
+        .wait();
+    queues
+        .transfer(IN | SECOND_QUEUE, 0, 8, &[4])
+        .reset_queue(0x82)
+        .wait();
     // Reset with requests in flight.
     let mut in_flight = disk(IO_URING, 0, 0);
     for sector in 0..7 {
         in_flight.transfer(OUT, NO_KICK, sector * 8, &[63]);
     }
     in_flight.transfer(IN, 0, 0, &[63]).restart(0).use_disk();
-    in_flight.transfer(OUT, NO_KICK, 0, &[63]).transfer(OUT, 0, 8, &[8]).restart(0);
+    in_flight
+        .transfer(OUT, NO_KICK, 0, &[63])
+        .transfer(OUT, 0, 8, &[8])
+        .restart(0);
     let mut limits = disk(0, 0, 0xc0);
     for sector in 0..8 {
         limits.transfer(OUT, 0, sector, &[4]);
     }
-    limits.wait().wait().limit(4).transfer(IN, 0, 0, &[63, 63]).wait().limit(0).wait();
+    limits
+        .wait()
+        .wait()
+        .limit(4)
+        .transfer(IN, 0, 0, &[63, 63])
+        .wait()
+        .limit(0)
+        .wait();
     limits.restart(0).transfer(IN, 0, 0, &[2]);
     let mut host = disk(IO_URING, 0, 0);
-    host.resize(0x1800).transfer(IN, 0, 2047, &[2]).resize(0x800).transfer(IN, 0, 1000, &[63]);
-    host.replace().transfer(IN, 0, 0, &[4]).transfer(OUT, NO_KICK, 8, &[4]).replace().wait();
+    host.resize(0x1800)
+        .transfer(IN, 0, 2047, &[2])
+        .resize(0x800)
+        .transfer(IN, 0, 1000, &[63]);
+    host.replace()
+        .transfer(IN, 0, 0, &[4])
+        .transfer(OUT, NO_KICK, 8, &[4])
+        .replace()
+        .wait();
     host.u8(12).u8(6);
     let mut short = disk(0, 0, 0);
     short.u8(12).u8(3).u16(0x100).use_disk();
     let mut write_through = disk(0, 0, 0);
-    write_through.writeback(0).use_disk().writeback(1).use_disk();
+    write_through
+        .writeback(0)
+        .use_disk()
+        .writeback(1)
+        .use_disk();
     let mut wrong = disk(0, 0, 0);
     // No answer, a wrong address, a length that is too long, a buffer of the wrong kind, a header that
     // is too short, no whole sectors, a sector beyond the end.
     wrong.u8(0).u8(IN).u8(0x20).u16(0).u8(4).u8(0x50);
-    wrong.u8(0).u8(OUT).u8(0x20).u16(0).u8(4).u8(0x7d).u32(0x8000);
-    wrong.u8(0).u8(OUT).u8(0x20).u16(0).u8(4).u8(0x81).u32(0x80_0000);
+    wrong
+        .u8(0)
+        .u8(OUT)
+        .u8(0x20)
+        .u16(0)
+        .u8(4)
+        .u8(0x7d)
+        .u32(0x8000);
+    wrong
+        .u8(0)
+        .u8(OUT)
+        .u8(0x20)
+        .u16(0)
+        .u8(4)
+        .u8(0x81)
+        .u32(0x80_0000);
     wrong.u8(0).u8(IN).u8(0x20).u16(0).u8(4).u8(1);
     wrong.u8(0).u8(IN).u8(0x30).u16(0).u8(12).u8(4);
     wrong.u8(0).u8(IN).u8(8).u16(0).u8(77);
@@ -146,7 +193,10 @@ pub(super) fn block() -> Seeds {
         ("qcow2-io-uring", used(QCOW2 | IO_URING, 1 | 0x30)),
         ("qcow2-zstd", used(QCOW2, 1 | 5 << 1 | 0x30)),
         ("qcow2-bits", used(QCOW2 | UNSAFE, 1)),
-        ("qcow2-read-only", used(QCOW2 | READ_ONLY, 1 | 4 << 1 | 0x30)),
+        (
+            "qcow2-read-only",
+            used(QCOW2 | READ_ONLY, 1 | 4 << 1 | 0x30),
+        ),
         ("qcow2-overlay", used(QCOW2 | OVERLAY, 1 | 4 << 1 | 0x30)),
         ("queues", queues.0),
         ("in-flight", in_flight.0),
@@ -174,7 +224,12 @@ pub(super) fn qcow2() -> Seeds {
     // One number of eight bytes at the start of a cluster: in a table, its entry `index`.
     let damaged = |table: u8, index: u8, how: u8, value: &[u8]| {
         let mut script = image(0, 0, 1 | 4 << 1 | 0x30, 1024);
-        script.u8(1).u8(1 | how << 2).u8(index).u8(table).bytes(value);
+        script
+            .u8(1)
+            .u8(1 | how << 2)
+            .u8(index)
+            .u8(table)
+            .bytes(value);
         script.u8(0).use_disk();
         script.0
     };
@@ -187,16 +242,34 @@ pub(super) fn qcow2() -> Seeds {
     let mut full = image(0, 0, 1 | 6 << 1, 2048);
     full.u8(0).u8(0);
     for sector in (0..4096).step_by(252) {
-        full.u8(0).u8(OUT).u8(0xc3).u32(sector).u8(0).bytes(&[63, 63, 63, 63]);
+        full.u8(0)
+            .u8(OUT)
+            .u8(0xc3)
+            .u32(sector)
+            .u8(0)
+            .bytes(&[63, 63, 63, 63]);
     }
-    full.u8(0).u8(OUT).u8(0xc0).u32(4032).u8(0).u8(63).flush(0).use_disk();
+    full.u8(0)
+        .u8(OUT)
+        .u8(0xc0)
+        .u32(4032)
+        .u8(0)
+        .u8(63)
+        .flush(0)
+        .use_disk();
     let mut overlay = Script::default();
     overlay.u8(3).u8(0).u16(0).u8(0).use_disk();
     let mut bad_overlay = Script::default();
     let mut claim = b"moteCOW\0".to_vec();
     claim.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0]);
     claim.resize(64, 0);
-    bad_overlay.u8(3).u8(0).u16(64).bytes(&claim).u8(0).use_disk();
+    bad_overlay
+        .u8(3)
+        .u8(0)
+        .u16(64)
+        .bytes(&claim)
+        .u8(0)
+        .use_disk();
     vec![
         ("good-512", good(0, 0, 1 | 4 << 1)),
         ("good-4k", good(0, 0, 1 | 6 << 1 | 0x30)),
@@ -215,7 +288,10 @@ pub(super) fn qcow2() -> Seeds {
         ("l1-itself", damaged(3, 0, 2, &[3])),
         ("l2-itself", damaged(4, 0, 2, &[4])),
         ("l2-nowhere", damaged(4, 1, 4, &[0xff, 0xff, 0xff, 0])),
-        ("l2-compressed", damaged(4, 2, 5, &[0, 0, 0, 0, 0, 0, 0x50, 0])),
+        (
+            "l2-compressed",
+            damaged(4, 2, 5, &[0, 0, 0, 0, 0, 0, 0x50, 0]),
+        ),
         ("reftable-nowhere", damaged(1, 0, 1, &[0x77])),
         ("reftable-itself", damaged(1, 0, 1, &[1])),
         ("refcounts", damaged(2, 0, 6, &[])),

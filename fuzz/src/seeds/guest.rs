@@ -88,7 +88,11 @@ pub(super) fn transport() -> Seeds {
     indirect.request(0, 0, &[Table(0x4_0000, 32)]);
     indirect.request(0, 1, &[Write(8)]);
     let mut large = Script::started(0);
-    large.request(0, 0, &[WriteAt(0x1000_0000, 0x1_0000), WriteAt(0x10_0000, 0x8_0000)]);
+    large.request(
+        0,
+        0,
+        &[WriteAt(0x1000_0000, 0x1_0000), WriteAt(0x10_0000, 0x8_0000)],
+    );
     large.turn().turn().request(0, 2, &[Write(100)]);
     let mut reset = Script::started(0);
     reset.request(0, 0, &[Write(10)]).register(0x70, 0);
@@ -119,12 +123,24 @@ pub(super) fn transport() -> Seeds {
     // By hand, from the start.
     let mut by_hand = Script::default();
     by_hand.u8(0);
-    for (offset, value) in [(0x70, 1), (0x70, 3), (0x14, 1), (0x24, 1), (0x20, 1), (0x70, 11)] {
+    for (offset, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x14, 1),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+    ] {
         by_hand.register(offset, value).look(0x70);
     }
-    for (offset, value) in
-        [(0x30, 0), (0x38, 64), (0x80, 0x1_0000), (0x90, 0x1_1000), (0xa0, 0x1_2000), (0x44, 1)]
-    {
+    for (offset, value) in [
+        (0x30, 0),
+        (0x38, 64),
+        (0x80, 0x1_0000),
+        (0x90, 0x1_1000),
+        (0xa0, 0x1_2000),
+        (0x44, 1),
+    ] {
         by_hand.register(offset, value);
     }
     by_hand.register(0x70, 15).request(0, 0, &[Write(10)]);
@@ -153,32 +169,56 @@ pub(super) fn balloon() -> Seeds {
     const DEFLATE: u8 = 1;
     const STATS: u8 = 2;
     const REPORTING: u8 = 4;
-    let pfns = |pages: &[u32]| -> Vec<u8> {
-        pages.iter().flat_map(|page| page.to_le_bytes()).collect()
-    };
+    let pfns =
+        |pages: &[u32]| -> Vec<u8> { pages.iter().flat_map(|page| page.to_le_bytes()).collect() };
     let near = pfns(&[0x100, 0x101, 0x102, 0x110, 0x105, 0x104]);
     let far = pfns(&[0x1_0000, 0x1_0001, 0x1_01ff, 0x1ff, 0xf_ffff, u32::MAX]);
     let mut inflate = Script::started(0);
     inflate.look(0x100).request(INFLATE, 0, &[Read(&near)]);
-    inflate.request(INFLATE, 1, &[Read(&far)]).config(4, &[6, 0, 0, 0]).look(0x104);
+    inflate
+        .request(INFLATE, 1, &[Read(&far)])
+        .config(4, &[6, 0, 0, 0])
+        .look(0x104);
     inflate.request(INFLATE, 2, &[Read(&near), Read(&near), Read(&far)]);
     let mut deflate = inflate.clone();
-    deflate.request(DEFLATE, 0, &[Read(&near)]).request(DEFLATE, 1, &[Read(&far)]);
+    deflate
+        .request(DEFLATE, 0, &[Read(&near)])
+        .request(DEFLATE, 1, &[Read(&far)]);
     deflate.config(4, &[0; 4]);
     let stats = |tags: std::ops::Range<u16>| -> Vec<u8> {
         let entry = |tag: u16| [tag.to_le_bytes().to_vec(), vec![tag as u8; 8]].concat();
         tags.flat_map(entry).collect()
     };
     let mut statistics = Script::started(0);
-    statistics.request(STATS, 0, &[Read(&stats(0..6)), Read(&stats(6..12)), Read(&stats(12..18))]);
-    statistics.turn().request(STATS, 4, &[Read(&stats(0..5))]).turn().turn();
-    statistics.request(STATS, 8, &[Read(&stats(9..10))]).again().turn();
+    statistics.request(
+        STATS,
+        0,
+        &[
+            Read(&stats(0..6)),
+            Read(&stats(6..12)),
+            Read(&stats(12..18)),
+        ],
+    );
+    statistics
+        .turn()
+        .request(STATS, 4, &[Read(&stats(0..5))])
+        .turn()
+        .turn();
+    statistics
+        .request(STATS, 8, &[Read(&stats(9..10))])
+        .again()
+        .turn();
     let mut reporting = Script::started(0);
-    reporting.request(REPORTING, 0, &[WriteAt(0x10_0000, 0x4_0000), WriteAt(0x18_0000, 0x1000)]);
+    reporting.request(
+        REPORTING,
+        0,
+        &[WriteAt(0x10_0000, 0x4_0000), WriteAt(0x18_0000, 0x1000)],
+    );
     reporting.request(REPORTING, 2, &[WriteAt(0x1000_0000, 0x20_0000)]);
     reporting.request(REPORTING, 4, &[WriteAt(0x10_0800, 0x1000), Write(255)]);
     let mut few = Script::started(1);
-    few.request(INFLATE, 0, &[Read(&near)]).request(DEFLATE, 0, &[Read(&near)]);
+    few.request(INFLATE, 0, &[Read(&near)])
+        .request(DEFLATE, 0, &[Read(&near)]);
     few.register(0x30, 0).register(0xc0, 1).again().turn();
     vec![
         ("inflate", inflate.0),
@@ -198,22 +238,46 @@ pub(super) fn console() -> Seeds {
         output.request(TRANSMIT, head, &[Read(b"A line of text, and its end\r\n")]);
     }
     let mut pieces = Script::started(0);
-    pieces.request(TRANSMIT, 0, &[Read(b"In "), Read(b"four "), Read(b""), Read(b"pieces\n")]);
+    pieces.request(
+        TRANSMIT,
+        0,
+        &[Read(b"In "), Read(b"four "), Read(b""), Read(b"pieces\n")],
+    );
     pieces.request(TRANSMIT, 4, &[Read(&[b'x'; 64]), Read(&[b'y'; 64])]);
     let mut input = Script::started(0);
-    input.request(RECEIVE, 0, &[Write(1)]).request(RECEIVE, 1, &[Write(80)]).turn();
-    input.request(RECEIVE, 2, &[Write(10), Write(200), Write(0), Write(1)]).turn();
-    input.request(RECEIVE, 8, &[WriteAt(0x10_0000, 0x1000)]).turn().turn();
+    input
+        .request(RECEIVE, 0, &[Write(1)])
+        .request(RECEIVE, 1, &[Write(80)])
+        .turn();
+    input
+        .request(RECEIVE, 2, &[Write(10), Write(200), Write(0), Write(1)])
+        .turn();
+    input
+        .request(RECEIVE, 8, &[WriteAt(0x10_0000, 0x1000)])
+        .turn()
+        .turn();
     let mut both = Script::started(0);
     for head in 0..6 {
-        both.request(RECEIVE, head, &[Write(40)]).request(TRANSMIT, head, &[Read(b"echo")]);
+        both.request(RECEIVE, head, &[Write(40)])
+            .request(TRANSMIT, head, &[Read(b"echo")]);
     }
-    both.register(0x70, 0).again().request(TRANSMIT, 0, &[Read(b"again")]).turn();
+    both.register(0x70, 0)
+        .again()
+        .request(TRANSMIT, 0, &[Read(b"again")])
+        .turn();
     let mut config = Script::started(0);
-    config.look(0x100).look(0x104).config(8, b"!\0\0\0").look(0xfc);
+    config
+        .look(0x100)
+        .look(0x104)
+        .config(8, b"!\0\0\0")
+        .look(0xfc);
     // A boot loader's emergency output, before there is a driver.
     let mut emergency = Script::default();
-    emergency.u8(0).config(8, b"H\0\0\0").config(8, b"i\0\0\0").config(8, b"\n");
+    emergency
+        .u8(0)
+        .config(8, b"H\0\0\0")
+        .config(8, b"i\0\0\0")
+        .config(8, b"\n");
     emergency.again().request(TRANSMIT, 0, &[Read(b"up\n")]);
     vec![
         ("output", output.0),

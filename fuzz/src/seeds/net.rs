@@ -69,15 +69,28 @@ impl Script {
     }
 
     fn dhcp(&mut self, kind: u8, options: &[u8]) -> &mut Self {
-        self.u8(16).u8(kind).u8(options.len() as u8).bytes(options).u8(PLAIN)
+        self.u8(16)
+            .u8(kind)
+            .u8(options.len() as u8)
+            .bytes(options)
+            .u8(PLAIN)
     }
 
     fn udp(&mut self, ends: u8, data: &[u8], how: u8) -> &mut Self {
-        self.u8(14).u8(ends).u8(data.len() as u8).bytes(data).u8(how)
+        self.u8(14)
+            .u8(ends)
+            .u8(data.len() as u8)
+            .bytes(data)
+            .u8(how)
     }
 
     fn echo(&mut self, ends: u8) -> &mut Self {
-        self.u8(17).u8(ends).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN)
+        self.u8(17)
+            .u8(ends)
+            .u8(1)
+            .u8(8)
+            .bytes(b"ping-pon")
+            .u8(PLAIN)
     }
 
     fn neighbour(&mut self, ends: u8, kind: u8) -> &mut Self {
@@ -94,7 +107,12 @@ impl Script {
     }
 
     fn wire(&mut self, which: u8, header: &[u8], len: u16) -> &mut Self {
-        self.u8(8).u8(which).u8(0).u8(header.len() as u8).bytes(header).u16(len)
+        self.u8(8)
+            .u8(which)
+            .u8(0)
+            .u8(header.len() as u8)
+            .bytes(header)
+            .u16(len)
     }
 
     /// So many of 64 milliseconds, 50 milliseconds, seconds or minutes.
@@ -107,31 +125,84 @@ impl Script {
     }
 
     fn connect(&mut self, ends: u8, server: u8) -> &mut Self {
-        self.tcp(SYN, 0, &[ends]).pause().host(ACCEPT, server).tcp(KNOWN | ACK, 0, &[])
+        self.tcp(SYN, 0, &[ends])
+            .pause()
+            .host(ACCEPT, server)
+            .tcp(KNOWN | ACK, 0, &[])
     }
 }
 
 fn connections(kind: u8) -> Seeds {
     let named = |user, clocked| if kind == USER { user } else { clocked };
     let mut outgoing = Script::card(kind, 0);
-    outgoing.arp().connect(0, SERVED_V4).tcp(KNOWN | DATA, 0, &[100]).pause();
-    outgoing.host(READ, 0).u16(100).host(WRITE, 0).u16(3000).pause();
+    outgoing
+        .arp()
+        .connect(0, SERVED_V4)
+        .tcp(KNOWN | DATA, 0, &[100])
+        .pause();
+    outgoing
+        .host(READ, 0)
+        .u16(100)
+        .host(WRITE, 0)
+        .u16(3000)
+        .pause();
     for _ in 0..4 {
         outgoing.tcp(KNOWN | EARLIER | ACK, 0, &3000u16.to_le_bytes());
     }
-    outgoing.tcp(KNOWN | EARLIER | ACK, 0, &1000u16.to_le_bytes()).tcp(KNOWN | ACK, 0, &[]);
-    outgoing.buffers().tcp(KNOWN | FIN, 0, &[]).pause().host(SHUTDOWN, 0).pause();
+    outgoing
+        .tcp(KNOWN | EARLIER | ACK, 0, &1000u16.to_le_bytes())
+        .tcp(KNOWN | ACK, 0, &[]);
+    outgoing
+        .buffers()
+        .tcp(KNOWN | FIN, 0, &[])
+        .pause()
+        .host(SHUTDOWN, 0)
+        .pause();
     outgoing.tcp(KNOWN | ACK, 0, &[]).pause();
     let mut over_v6 = Script::card(kind, 0);
-    over_v6.neighbour(V6, 135).connect(V6, SERVED_V6).host(WRITE, 0).u16(500).pause();
-    over_v6.tcp(KNOWN | ACK, 0, &[]).host(CLOSE, 0).pause().tcp(KNOWN | FIN, 0, &[]).pause();
+    over_v6
+        .neighbour(V6, 135)
+        .connect(V6, SERVED_V6)
+        .host(WRITE, 0)
+        .u16(500)
+        .pause();
+    over_v6
+        .tcp(KNOWN | ACK, 0, &[])
+        .host(CLOSE, 0)
+        .pause()
+        .tcp(KNOWN | FIN, 0, &[])
+        .pause();
     let mut incoming = Script::card(kind, 0);
-    incoming.host(CONNECT, 0).pause().tcp(KNOWN | SYN_ACK, 0, &[]).host(WRITE, 0).u16(2000).pause();
-    incoming.tcp(KNOWN | DATA, 0, &[40]).host(READ, 0).u16(50).pause().host(0x80 | CLOSE, 0).pause();
-    incoming.host(CONNECT, 2).pause().tcp(KNOWN | SYN_ACK, 1, &[]).pause().tcp(KNOWN | RST, 1, &[]);
+    incoming
+        .host(CONNECT, 0)
+        .pause()
+        .tcp(KNOWN | SYN_ACK, 0, &[])
+        .host(WRITE, 0)
+        .u16(2000)
+        .pause();
+    incoming
+        .tcp(KNOWN | DATA, 0, &[40])
+        .host(READ, 0)
+        .u16(50)
+        .pause()
+        .host(0x80 | CLOSE, 0)
+        .pause();
+    incoming
+        .host(CONNECT, 2)
+        .pause()
+        .tcp(KNOWN | SYN_ACK, 1, &[])
+        .pause()
+        .tcp(KNOWN | RST, 1, &[]);
     let mut refused = Script::card(kind, 0);
-    refused.tcp(SYN, 0, &[CLOSED]).pause().tcp(SYN, 0, &[3 << 1, 8, 8, 8]).pause();
-    refused.tcp(ACK, 0, &[RESOLVER]).tcp(RST, 0, &[RESOLVER]).pause();
+    refused
+        .tcp(SYN, 0, &[CLOSED])
+        .pause()
+        .tcp(SYN, 0, &[3 << 1, 8, 8, 8])
+        .pause();
+    refused
+        .tcp(ACK, 0, &[RESOLVER])
+        .tcp(RST, 0, &[RESOLVER])
+        .pause();
     // More than may be at a time, and none of them answered.
     let mut many = Script::card(kind, 0);
     for port in 0..8 {
@@ -146,7 +217,12 @@ fn connections(kind: u8) -> Seeds {
     let mut full = Script::card(kind, 0);
     full.connect(0, SERVED_V4);
     for _ in 0..10 {
-        full.u8(23).u8(KNOWN | 4).u8(0).u16(16_000).u8(PLAIN).buffers();
+        full.u8(23)
+            .u8(KNOWN | 4)
+            .u8(0)
+            .u16(16_000)
+            .u8(PLAIN)
+            .buffers();
     }
     for _ in 0..10 {
         full.host(READ, 0).u16(60_000).pause();
@@ -154,10 +230,22 @@ fn connections(kind: u8) -> Seeds {
     full.tcp(KNOWN | FIN, 0, &[]).host(0x80 | CLOSE, 0).pause();
     // A window that closes and opens, with the same again and again.
     let mut slow = Script::card(kind, 0);
-    slow.connect(0, SERVED_V4).tcp(KNOWN | SMALL_WINDOW | ACK, 0, &[100]);
-    slow.host(0x80 | WRITE, 0).u16(60_000).pause().time(1, 10).tcp(KNOWN | OLD | ACK, 0, &[50, 0]);
-    slow.tcp(KNOWN | OLD | DATA, 0, &[20, 10, 0]).buffers().tcp(KNOWN | ACK, 0, &[]).pause();
-    slow.buffers().pause().tcp(KNOWN | ACK, 0, &[]).host(SHUTDOWN, 0).pause();
+    slow.connect(0, SERVED_V4)
+        .tcp(KNOWN | SMALL_WINDOW | ACK, 0, &[100]);
+    slow.host(0x80 | WRITE, 0)
+        .u16(60_000)
+        .pause()
+        .time(1, 10)
+        .tcp(KNOWN | OLD | ACK, 0, &[50, 0]);
+    slow.tcp(KNOWN | OLD | DATA, 0, &[20, 10, 0])
+        .buffers()
+        .tcp(KNOWN | ACK, 0, &[])
+        .pause();
+    slow.buffers()
+        .pause()
+        .tcp(KNOWN | ACK, 0, &[])
+        .host(SHUTDOWN, 0)
+        .pause();
     vec![
         (named("outgoing", "clocked-outgoing"), outgoing.0),
         (named("over-ipv6", "clocked-over-ipv6"), over_v6.0),
@@ -172,30 +260,111 @@ fn connections(kind: u8) -> Seeds {
 fn packets(kind: u8) -> Seeds {
     let named = |user, clocked| if kind == USER { user } else { clocked };
     let mut link = Script::card(kind, 16);
-    link.arp().dhcp(1, &[]).dhcp(3, &[50, 4, 10, 0, 2, 15, 54, 4, 10, 0, 2, 2]);
-    link.dhcp(0x83, &[]).dhcp(8, &[]).dhcp(3, &[50, 4, 10, 9, 9, 9]).dhcp(7, &[]);
-    link.neighbour(V6, 133).neighbour(V6, 135).neighbour(V6 | TO_DNS, 135);
-    link.echo(0).echo(V6).echo(TO_DNS).echo(3 << 1).u8(0).u8(0).u8(0).pause();
+    link.arp()
+        .dhcp(1, &[])
+        .dhcp(3, &[50, 4, 10, 0, 2, 15, 54, 4, 10, 0, 2, 2]);
+    link.dhcp(0x83, &[])
+        .dhcp(8, &[])
+        .dhcp(3, &[50, 4, 10, 9, 9, 9])
+        .dhcp(7, &[]);
+    link.neighbour(V6, 133)
+        .neighbour(V6, 135)
+        .neighbour(V6 | TO_DNS, 135);
+    link.echo(0)
+        .echo(V6)
+        .echo(TO_DNS)
+        .echo(3 << 1)
+        .u8(0)
+        .u8(0)
+        .u8(0)
+        .pause();
     let mut pings = Script::card(kind, 3);
-    pings.u8(17).u8(3 << 1).bytes(&[192, 0, 1]).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN).pause();
-    pings.u8(17).u8(3 << 1 | V6).u16(0xfd99).u8(1).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN).pause();
-    pings.u8(17).u8(3 << 1).bytes(&[203, 0, 1]).u8(1).u8(8).bytes(b"ping-pon").u8(PLAIN).pause();
+    pings
+        .u8(17)
+        .u8(3 << 1)
+        .bytes(&[192, 0, 1])
+        .u8(1)
+        .u8(8)
+        .bytes(b"ping-pon")
+        .u8(PLAIN)
+        .pause();
+    pings
+        .u8(17)
+        .u8(3 << 1 | V6)
+        .u16(0xfd99)
+        .u8(1)
+        .u8(1)
+        .u8(8)
+        .bytes(b"ping-pon")
+        .u8(PLAIN)
+        .pause();
+    pings
+        .u8(17)
+        .u8(3 << 1)
+        .bytes(&[203, 0, 1])
+        .u8(1)
+        .u8(8)
+        .bytes(b"ping-pon")
+        .u8(PLAIN)
+        .pause();
     let mut names = Script::card(kind, 0);
     let query = b"\x12\x34\x01\x00\x00\x01\0\0\0\0\0\0\x01a\x07example\0\0\x01\0\x01";
-    names.udp(TO_DNS | RESOLVER, query, PLAIN).host(ANSWER, DNS_V4).pause();
-    names.udp(TO_DNS | RESOLVER | V6, query, PLAIN).host(ANSWER, DNS_V4).pause();
-    names.udp(TO_DNS | RESOLVER, query, PLAIN).time(2, 3).udp(TO_DNS | RESOLVER, query, PLAIN);
+    names
+        .udp(TO_DNS | RESOLVER, query, PLAIN)
+        .host(ANSWER, DNS_V4)
+        .pause();
+    names
+        .udp(TO_DNS | RESOLVER | V6, query, PLAIN)
+        .host(ANSWER, DNS_V4)
+        .pause();
+    names
+        .udp(TO_DNS | RESOLVER, query, PLAIN)
+        .time(2, 3)
+        .udp(TO_DNS | RESOLVER, query, PLAIN);
     names.time(2, 20).pause();
-    names.connect(TO_DNS | RESOLVER, DNS_V4).tcp(KNOWN | DATA, 0, &[30]).pause();
+    names
+        .connect(TO_DNS | RESOLVER, DNS_V4)
+        .tcp(KNOWN | DATA, 0, &[30])
+        .pause();
     let mut datagrams = Script::card(kind, 0);
-    datagrams.udp(0, b"hello", PLAIN).host(ANSWER, SERVED_V4).pause();
-    datagrams.udp(V6, b"hello", PLAIN).host(ANSWER, SERVED_V6).pause().udp(CLOSED, b"", PLAIN).pause();
-    datagrams.host(CONNECT, 1).u16(100).pause().udp(ASKED, b"to you", PLAIN);
-    datagrams.host(CONNECT, 1).u16(2000).pause().udp(3 << 1, &[8, 8, 8], PLAIN);
+    datagrams
+        .udp(0, b"hello", PLAIN)
+        .host(ANSWER, SERVED_V4)
+        .pause();
+    datagrams
+        .udp(V6, b"hello", PLAIN)
+        .host(ANSWER, SERVED_V6)
+        .pause()
+        .udp(CLOSED, b"", PLAIN)
+        .pause();
+    datagrams
+        .host(CONNECT, 1)
+        .u16(100)
+        .pause()
+        .udp(ASKED, b"to you", PLAIN);
+    datagrams
+        .host(CONNECT, 1)
+        .u16(2000)
+        .pause()
+        .udp(3 << 1, &[8, 8, 8], PLAIN);
     let mut fragments = Script::card(kind, 0);
     for ends in [0, V6] {
-        fragments.u8(20).u8(ends).u8(0xc0).u16(3000).u8(0x7f).u8(4).bytes(&[2, 0, 1, 0, 2]);
-        fragments.u8(20).u8(ends).u8(40).bytes(&[b'f'; 40]).u8(0).u8(5).bytes(&[0, 2, 3, 4, 5, 1]);
+        fragments
+            .u8(20)
+            .u8(ends)
+            .u8(0xc0)
+            .u16(3000)
+            .u8(0x7f)
+            .u8(4)
+            .bytes(&[2, 0, 1, 0, 2]);
+        fragments
+            .u8(20)
+            .u8(ends)
+            .u8(40)
+            .bytes(&[b'f'; 40])
+            .u8(0)
+            .u8(5)
+            .bytes(&[0, 2, 3, 4, 5, 1]);
         fragments.host(ANSWER, SERVED_V4).time(2, 20).pause();
     }
     vec![
@@ -215,53 +384,212 @@ pub(super) fn net() -> Seeds {
     }
     // Large frames of the guest, and such for it.
     let mut offloads = Script::card(USER | MTU, 0);
-    offloads.connect(0, SERVED_V4).u8(23).u8(KNOWN | 4).u8(0).u16(6000).u8(LARGE).u16(1400);
-    offloads.pause().host(0x80 | WRITE, 0).u16(8000).pause().tcp(KNOWN | ACK, 0, &[]);
+    offloads
+        .connect(0, SERVED_V4)
+        .u8(23)
+        .u8(KNOWN | 4)
+        .u8(0)
+        .u16(6000)
+        .u8(LARGE)
+        .u16(1400);
+    offloads
+        .pause()
+        .host(0x80 | WRITE, 0)
+        .u16(8000)
+        .pause()
+        .tcp(KNOWN | ACK, 0, &[]);
     offloads.u8(14).u8(0).u8(0xc1).u16(3000).u8(LARGE).u16(999);
-    offloads.udp(0, b"half a checksum", PARTIAL).host(ANSWER, SERVED_V4).pause();
-    offloads.u8(4).u8(3).u16(0x83).u8(0).udp(0, b"x", PLAIN).host(ANSWER, SERVED_V4).pause();
+    offloads
+        .udp(0, b"half a checksum", PARTIAL)
+        .host(ANSWER, SERVED_V4)
+        .pause();
+    offloads
+        .u8(4)
+        .u8(3)
+        .u16(0x83)
+        .u8(0)
+        .udp(0, b"x", PLAIN)
+        .host(ANSWER, SERVED_V4)
+        .pause();
     // Retransmission, until it is given up; and nothing at all for hours.
     let mut timers = Script::card(CLOCKED, 0);
     timers.connect(0, SERVED_V4).host(WRITE, 0).u16(100).pause();
     for seconds in [1, 1, 2, 4, 8, 10, 10, 10, 10, 10, 10, 10, 10, 10] {
         timers.time(2, seconds).buffers();
     }
-    timers.connect(PORT, SERVED_V4).time(3, 60).time(3, 63).buffers().time(2, 60);
-    timers.host(CONNECT, 0).pause().time(2, 1).time(2, 3).time(2, 60).buffers();
-    timers.neighbour(V6, 133).time(3, 11).time(3, 11).udp(0, b"x", PLAIN).time(3, 4).pause();
+    timers
+        .connect(PORT, SERVED_V4)
+        .time(3, 60)
+        .time(3, 63)
+        .buffers()
+        .time(2, 60);
+    timers
+        .host(CONNECT, 0)
+        .pause()
+        .time(2, 1)
+        .time(2, 3)
+        .time(2, 60)
+        .buffers();
+    timers
+        .neighbour(V6, 133)
+        .time(3, 11)
+        .time(3, 11)
+        .udp(0, b"x", PLAIN)
+        .time(3, 4)
+        .pause();
     let mut idle = Script::card(CLOCKED, 0);
-    idle.connect(0, SERVED_V4).time(3, 63).time(3, 63).tcp(KNOWN | ACK, 0, &[]);
-    idle.time(3, 63).time(3, 63).time(2, 60).time(2, 60).time(3, 10).buffers();
+    idle.connect(0, SERVED_V4)
+        .time(3, 63)
+        .time(3, 63)
+        .tcp(KNOWN | ACK, 0, &[]);
+    idle.time(3, 63)
+        .time(3, 63)
+        .time(2, 60)
+        .time(2, 60)
+        .time(3, 10)
+        .buffers();
     let mut wire = Script::card(WIRE, 0);
     for len in [0, 100, 1500, 9000, 40_000] {
-        wire.wire(0, &[1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0], len).pause();
+        wire.wire(0, &[1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0], len)
+            .pause();
     }
-    wire.buffers().udp(0, b"out", PARTIAL).arp().u8(8).u8(0).u8(2);
+    wire.buffers()
+        .udp(0, b"out", PARTIAL)
+        .arp()
+        .u8(8)
+        .u8(0)
+        .u8(2);
     // The cable is pulled, and plugged in again.
-    wire.u8(7).u8(0x80).udp(0, b"lost", PLAIN).wire(0, &[], 50).pause().u8(7).u8(0).pause();
-    wire.u8(7).u8(4).u8(7).u8(8).u8(4).u8(3).u16(0xffff).u8(7).u8(4).u8(7).u8(2).u8(9).u8(9);
+    wire.u8(7)
+        .u8(0x80)
+        .udp(0, b"lost", PLAIN)
+        .wire(0, &[], 50)
+        .pause()
+        .u8(7)
+        .u8(0)
+        .pause();
+    wire.u8(7)
+        .u8(4)
+        .u8(7)
+        .u8(8)
+        .u8(4)
+        .u8(3)
+        .u16(0xffff)
+        .u8(7)
+        .u8(4)
+        .u8(7)
+        .u8(2)
+        .u8(9)
+        .u8(9);
     let mut small = Script::card(WIRE, 0);
     // Small buffers, which one frame needs many of.
-    small.u8(6).u8(0).u8(0).u8(7 << 5 | 3).u8(0).u8(7 << 5 | 3).wire(0, &[], 500).pause();
-    small.u8(0).u8(7 << 5 | 3).wire(0, &[], 60_000).pause().buffers().pause();
+    small
+        .u8(6)
+        .u8(0)
+        .u8(0)
+        .u8(7 << 5 | 3)
+        .u8(0)
+        .u8(7 << 5 | 3)
+        .wire(0, &[], 500)
+        .pause();
+    small
+        .u8(0)
+        .u8(7 << 5 | 3)
+        .wire(0, &[], 60_000)
+        .pause()
+        .buffers()
+        .pause();
     let mut no_merging = Script::default();
-    no_merging.u8(WIRE).u8(0).u8(0x81).u8(0).u8(7 << 5 | 4).wire(0, &[], 700).pause();
-    no_merging.wire(0, &[], 5000).pause().u8(0).u8(7).wire(0, &[], 5000).pause();
+    no_merging
+        .u8(WIRE)
+        .u8(0)
+        .u8(0x81)
+        .u8(0)
+        .u8(7 << 5 | 4)
+        .wire(0, &[], 700)
+        .pause();
+    no_merging
+        .wire(0, &[], 5000)
+        .pause()
+        .u8(0)
+        .u8(7)
+        .wire(0, &[], 5000)
+        .pause();
     let mut two = Script::card(TWO_WIRES, 0);
-    two.u8(4).u8(0).u8(2).u8(0).u8(7 << 5 | 8 | 6).wire(1, &[], 200).pause();
-    two.udp(0, b"by the second", 8).udp(0, b"by the first", PLAIN).u8(4).u8(0).u8(1);
-    two.wire(1, &[], 200).pause().u8(4).u8(0).u8(9).u8(4).u8(0).u8(0);
+    two.u8(4)
+        .u8(0)
+        .u8(2)
+        .u8(0)
+        .u8(7 << 5 | 8 | 6)
+        .wire(1, &[], 200)
+        .pause();
+    two.udp(0, b"by the second", 8)
+        .udp(0, b"by the first", PLAIN)
+        .u8(4)
+        .u8(0)
+        .u8(1);
+    two.wire(1, &[], 200)
+        .pause()
+        .u8(4)
+        .u8(0)
+        .u8(9)
+        .u8(4)
+        .u8(0)
+        .u8(0);
     let mut failing = Script::card(TWO_WIRES, 0);
-    failing.u8(8).u8(0).u8(3).u8(0).udp(0, b"lost", PLAIN).pause().u8(8).u8(1).u8(3).u8(0);
-    failing.u8(4).u8(0).u8(2).u8(8).u8(1).u8(3).u8(1).u8(6).u8(0).udp(0, b"lost", PLAIN);
+    failing
+        .u8(8)
+        .u8(0)
+        .u8(3)
+        .u8(0)
+        .udp(0, b"lost", PLAIN)
+        .pause()
+        .u8(8)
+        .u8(1)
+        .u8(3)
+        .u8(0);
+    failing
+        .u8(4)
+        .u8(0)
+        .u8(2)
+        .u8(8)
+        .u8(1)
+        .u8(3)
+        .u8(1)
+        .u8(6)
+        .u8(0)
+        .udp(0, b"lost", PLAIN);
     let mut limits = Script::card(WIRE | 0xf0, 0);
     for len in 0..8 {
         limits.wire(0, &[], 1000 + len).udp(0, b"limited", PLAIN);
     }
-    limits.pause().pause().u8(7).u8(0xa1).udp(0, b"limited", PLAIN).pause().u8(7).u8(1).pause();
+    limits
+        .pause()
+        .pause()
+        .u8(7)
+        .u8(0xa1)
+        .udp(0, b"limited", PLAIN)
+        .pause()
+        .u8(7)
+        .u8(1)
+        .pause();
     let mut pieces = Script::card(WIRE, 0);
-    pieces.udp(0, b"two buffers", 4).udp(0, b"two", 6).udp(0, b"later", 1).udp(0, b"now", PLAIN);
-    pieces.u8(14).u8(0).u8(1).u8(1).u8(5).u8(3).u8(22).u8(5).bytes(b"short").u8(PLAIN);
+    pieces
+        .udp(0, b"two buffers", 4)
+        .udp(0, b"two", 6)
+        .udp(0, b"later", 1)
+        .udp(0, b"now", PLAIN);
+    pieces
+        .u8(14)
+        .u8(0)
+        .u8(1)
+        .u8(1)
+        .u8(5)
+        .u8(3)
+        .u8(22)
+        .u8(5)
+        .bytes(b"short")
+        .u8(PLAIN);
     seeds.extend([
         ("offloads", offloads.0),
         ("timers", timers.0),

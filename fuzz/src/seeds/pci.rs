@@ -63,7 +63,11 @@ impl Script {
 
     /// `bytes` into the rings, `offset` from their start, and a notification.
     fn ring(&mut self, slot: u8, offset: u16, bytes: &[u8]) -> &mut Self {
-        self.u8(slot).u8(9).u16(offset).u8(bytes.len() as u8).bytes(bytes)
+        self.u8(slot)
+            .u8(9)
+            .u16(offset)
+            .u8(bytes.len() as u8)
+            .bytes(bytes)
     }
 }
 
@@ -77,45 +81,89 @@ pub(super) fn pci() -> Seeds {
     let mut buffer = 0x8_0000u64.to_le_bytes().to_vec();
     buffer.extend_from_slice(&[64, 0, 0, 0, 2, 0, 0, 0]);
     let mut request = started();
-    request.ring(1, 0, &buffer).ring(1, 0x1000, &[0, 0, 1, 0, 0, 0]).memory_read(1, 0x800, 1);
+    request
+        .ring(1, 0, &buffer)
+        .ring(1, 0x1000, &[0, 0, 1, 0, 0, 0])
+        .memory_read(1, 0x800, 1);
     request.ring(1, 0x1000, &[0, 0, 2, 0, 0, 0, 0, 0]);
     let mut masked = started();
     // The vector masked, then a request, the pending bits, and unmasked.
     masked.memory_write(1, 0x301c, 1, 4).ring(1, 0, &buffer);
-    masked.ring(1, 0x1000, &[0, 0, 1, 0, 0, 0]).memory_read(1, 0x3800, 8);
-    masked.memory_write(1, 0x3010, 0xfee0_1000, 4).memory_write(1, 0x3018, 0x41, 4);
-    masked.memory_write(1, 0x301c, 0, 4).memory_read(1, 0x3000, 8);
+    masked
+        .ring(1, 0x1000, &[0, 0, 1, 0, 0, 0])
+        .memory_read(1, 0x3800, 8);
+    masked
+        .memory_write(1, 0x3010, 0xfee0_1000, 4)
+        .memory_write(1, 0x3018, 0x41, 4);
+    masked
+        .memory_write(1, 0x301c, 0, 4)
+        .memory_read(1, 0x3000, 8);
     let mut registers = started();
     for offset in (0..0x3c).step_by(4) {
         registers.memory_read(1, offset, 4);
     }
-    registers.memory_read(1, 0x1000, 4).memory_read(1, 0x2000, 2);
+    registers
+        .memory_read(1, 0x1000, 4)
+        .memory_read(1, 0x2000, 2);
     let mut config = started();
     for offset in (0..0xc0).step_by(4) {
         config.config_read(1, offset, 4);
     }
     // The size of BAR 0, and a new place for it.
     let mut moved = started();
-    moved.config_write(1, 4, 0, 2).config_write(1, 0x10, u32::MAX, 4).config_read(1, 0x10, 4);
-    moved.config_write(1, 0x10, 0xc000_8000, 4).config_write(1, 4, 6, 2);
-    moved.memory_read(2, 0x14, 1).config_write(1, 0x10, 0xc000_4000, 4).ring(1, 0, &buffer);
+    moved
+        .config_write(1, 4, 0, 2)
+        .config_write(1, 0x10, u32::MAX, 4)
+        .config_read(1, 0x10, 4);
+    moved
+        .config_write(1, 0x10, 0xc000_8000, 4)
+        .config_write(1, 4, 6, 2);
+    moved
+        .memory_read(2, 0x14, 1)
+        .config_write(1, 0x10, 0xc000_4000, 4)
+        .ring(1, 0, &buffer);
     // Each dword of the capabilities written to, as MSI-X's control and the window into BAR 0.
     let mut capabilities = started();
     for offset in (0x40..0xb0).step_by(4) {
-        capabilities.config_write(1, offset, 0x8000_0004, 4).config_read(1, offset, 4);
+        capabilities
+            .config_write(1, offset, 0x8000_0004, 4)
+            .config_read(1, offset, 4);
         capabilities.config_write(1, offset + 2, 0xc000, 2);
     }
     let mut ports = started();
-    ports.port_write(0, 0x8000_0800, 4).port_read(4, 4).port_write(0, 0x8000_0804, 4);
-    ports.port_write(4, 6, 2).port_read(4, 2).port_write(0, 0, 4).port_read(4, 4);
+    ports
+        .port_write(0, 0x8000_0800, 4)
+        .port_read(4, 4)
+        .port_write(0, 0x8000_0804, 4);
+    ports
+        .port_write(4, 6, 2)
+        .port_read(4, 2)
+        .port_write(0, 0, 4)
+        .port_read(4, 4);
     let mut hotplug = started();
-    hotplug.exchange(1).hotplug_read(0).hotplug_read(4).hotplug_write(8, 2);
-    hotplug.exchange(2).start(2).hotplug_read(0).start(1).hotplug_write(8, 0xffff_ffff);
+    hotplug
+        .exchange(1)
+        .hotplug_read(0)
+        .hotplug_read(4)
+        .hotplug_write(8, 2);
+    hotplug
+        .exchange(2)
+        .start(2)
+        .hotplug_read(0)
+        .start(1)
+        .hotplug_write(8, 0xffff_ffff);
     hotplug.exchange(0).exchange(0).start(1).ring(1, 0, &buffer);
     let mut reset = started();
-    reset.memory_write(1, 0x16, 0, 2).memory_write(1, 0x3a, 1, 2).memory_read(1, 0x3a, 2);
+    reset
+        .memory_write(1, 0x16, 0, 2)
+        .memory_write(1, 0x3a, 1, 2)
+        .memory_read(1, 0x3a, 2);
     reset.memory_write(1, 0x1c, 1, 2).ring(1, 0, &buffer);
-    reset.memory_write(1, 0x14, 0, 1).memory_read(1, 0x14, 1).start(1).ring(1, 0, &buffer);
+    reset
+        .memory_write(1, 0x14, 0, 1)
+        .memory_read(1, 0x14, 1)
+        .start(1)
+        .ring(1, 0, &buffer);
     vec![
         ("request", request.0),
         ("masked", masked.0),
