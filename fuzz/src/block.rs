@@ -163,7 +163,7 @@ impl Disks {
                 self.start(shape >> 2);
             }
             // Reset, and that is all until someone starts again.
-            11 if input.u8() % 8 == 0 => self.guest.write(0x70, 0),
+            11 if input.u8().is_multiple_of(8) => self.guest.write(0x70, 0),
             11 => self.reset_queue(input),
             12 => self.host(input),
             13 => {
@@ -234,7 +234,8 @@ impl Disks {
             _ => self.base.set_len(u64::from(input.u16()) * 16),
         }
         let counters = self.control.counters();
-        assert!(counters.read_bytes % 512 == 0 && counters.write_bytes % 512 == 0);
+        let bytes = counters.read_bytes | counters.write_bytes;
+        assert!(bytes.is_multiple_of(512));
     }
 
     /// A request, which is most often right but for one thing.
@@ -293,9 +294,9 @@ impl Disks {
             }
         }
         buffers.push((page + STATUS, 1, true));
-        match shape & 0x30 {
-            // Nothing but what is readable, the other way round, or somewhere else.
-            0x20 => match input.u8() {
+        if shape & 0x30 == 0x20 {
+            // No answer, a buffer the other way round, somewhere else, or of another length.
+            match input.u8() {
                 mistake @ 0..0x40 => {
                     let at = usize::from(mistake) % buffers.len();
                     buffers[at].2 ^= true;
@@ -310,8 +311,7 @@ impl Disks {
                     buffers[at].1 = input.u32();
                 }
                 _ => {}
-            },
-            _ => {}
+            }
         }
         memory
             .write_obj(0xeeu8, GuestAddress(page + STATUS))

@@ -57,8 +57,8 @@ fn change(image: &mut Vec<u8>, cluster_bits: u32, input: &mut Input<'_>) {
         let place = usize::from(input.u8());
         let place = match shape & 3 {
             0 => place,
-            1 => (usize::from(input.u8()) % 10 << cluster_bits) + 8 * place,
-            _ => (1 + (place & 3) << cluster_bits) + 8 * (place >> 2),
+            1 => ((usize::from(input.u8()) % 10) << cluster_bits) + 8 * place,
+            _ => ((1 + (place & 3)) << cluster_bits) + 8 * (place >> 2),
         };
         let value = match shape >> 2 & 7 {
             0 => u64::from(input.u8()),

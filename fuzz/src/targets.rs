@@ -15,8 +15,11 @@ pub use crate::pci::run as pci;
 pub use crate::qcow2::run as qcow2;
 pub use crate::vsock::run as vsock;
 
+/// Runs one guest.
+pub type Target = fn(&[u8]);
+
 /// All of them, by their names.
-pub const ALL: [(&str, fn(&[u8])); 8] = [
+pub const ALL: [(&str, Target); 8] = [
     ("transport", transport),
     ("pci", pci),
     ("block", block),

@@ -116,7 +116,7 @@ impl Sockets {
                     self.keep(stream);
                 }
             }
-            _ if input.u8() % 8 == 0 => {
+            _ if input.u8().is_multiple_of(8) => {
                 let rings = vec![0; 3 * RINGS_SIZE as usize];
                 let start = GuestAddress(RINGS);
                 self.guest.memory.write_slice(&rings, start).unwrap();
@@ -147,7 +147,7 @@ impl Sockets {
             return;
         };
         let shape = input.u8();
-        let line = if shape % 8 == 0 {
+        let line = if shape.is_multiple_of(8) {
             let count = usize::from(input.u8() % 40);
             input.bytes(count).to_vec()
         } else {

@@ -408,7 +408,7 @@ impl WireEnd {
             }
             2 => while self.socket.recv(&mut [0; 1]).is_ok() {},
             _ => {
-                let fails = input.u8() % 4 == 0;
+                let fails = input.u8().is_multiple_of(4);
                 *self.fails.lock().unwrap_or_else(PoisonError::into_inner) = fails;
             }
         }

@@ -54,7 +54,8 @@ fn cut_off() -> io::Result<()> {
         sin_zero: [0; 8],
     };
     // SAFETY: both are plain, and of one size.
-    second.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<_, libc::sockaddr>(address) };
+    second.ifr_ifru.ifru_addr =
+        unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
     control(libc::AF_INET, libc::SIOCSIFADDR, &second)?;
     let mut third = In6Request {
         address: [0; 16],
