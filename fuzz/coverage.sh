@@ -11,7 +11,10 @@ cd "$(dirname "$0")"
 mkdir -p "corpus/$target"
 [ $# -gt 0 ] || set -- "corpus/$target" "seeds/$target"
 
-RUSTC_BOOTSTRAP=1 cargo fuzz coverage --llvm-path "$llvm" -s none --target "$triple" "$target" "$@" >/dev/null 2>&1
+RUSTC_BOOTSTRAP=1 cargo fuzz coverage --llvm-path "$llvm" -s none --target "$triple" \
+    "$target" "$@" >coverage.log 2>&1 ||
+    { cat coverage.log >&2; exit 1; }
+rm coverage.log
 binary=target/$triple/coverage/$triple/release/$target
 profile=coverage/$target/coverage.profdata
 # Only files of which something runs: the others belong to other devices.

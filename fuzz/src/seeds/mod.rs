@@ -5,6 +5,7 @@ mod block;
 mod guest;
 mod net;
 mod pci;
+mod vsock;
 
 /// Inputs of a target, each with its name.
 pub type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -13,7 +14,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 7] = [
+pub const TARGETS: [(&str, Maker); 8] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
@@ -21,6 +22,7 @@ pub const TARGETS: [(&str, Maker); 7] = [
     ("block", block::block),
     ("net", net::net),
     ("qcow2", block::qcow2),
+    ("vsock", vsock::vsock),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].
