@@ -16,6 +16,9 @@ const SERVED: u8 = 1;
 const FULL: u8 = 2;
 const CLIENT: u8 = 3;
 
+/// In the place of flags: the packet is sent many times.
+const BURST: u8 = 3 << 3;
+
 impl Script {
     /// A packet of the guest's port 1, with room for all that can be.
     fn packet(&mut self, op: u8, host: u8, flags: u8) -> &mut Self {
@@ -80,7 +83,7 @@ impl Script {
     }
 
     fn wait_for_room(&mut self) -> &mut Self {
-        self.u8(15)
+        self.u8(15).u8(0)
     }
 }
 
@@ -195,10 +198,8 @@ pub(super) fn vsock() -> Seeds {
     lines.u8(6).u8(0).u8(39).bytes(&[b'C'; 39]).room(7);
     // More than there is room for, and buffers that nothing fits into.
     let mut flood = Script::default();
-    for guest in 0..3 {
-        for _ in 0..40 {
-            flood.packet_from(guest, DATA, SERVED, 0);
-        }
+    for guest in 0..6 {
+        flood.packet_from(guest, DATA, SERVED, BURST);
     }
     flood
         .room(1)
