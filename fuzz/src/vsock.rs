@@ -136,7 +136,7 @@ impl Sockets {
                     self.keep(stream);
                 }
             }
-            _ if input.u8().is_multiple_of(8) => {
+            11 if input.u8().is_multiple_of(8) => {
                 let rings = vec![0; 3 * RINGS_SIZE as usize];
                 let start = GuestAddress(RINGS);
                 self.guest.memory.write_slice(&rings, start).unwrap();
