@@ -34,6 +34,11 @@ impl Script {
         self.u8(2).u8(offset).u8(bytes.len() as u8).bytes(bytes)
     }
 
+    /// What the host does.
+    fn have_host(&mut self, what: &[u8]) -> &mut Self {
+        self.config(0xf0, what)
+    }
+
     fn memory(&mut self, gpa: u32, bytes: &[u8]) -> &mut Self {
         self.u8(3).u32(gpa).u8(bytes.len() as u8).bytes(bytes)
     }
@@ -50,7 +55,11 @@ impl Script {
         self.u8(6).u8(queue).u8(buffers.len() as u8 - 1).u8(head);
         for buffer in buffers {
             match *buffer {
-                Buffer::Read(bytes) => self.u8(0).u8(bytes.len() as u8).bytes(bytes),
+                Buffer::Read(bytes) => {
+                    // What is beyond is what is there.
+                    let given = &bytes[..bytes.len().min(64)];
+                    self.u8(0).u8(bytes.len() as u8).bytes(given)
+                }
                 Buffer::Write(length) => {
                     let filler = usize::from(length.min(64));
                     self.u8(8).u8(length).bytes(&vec![0; filler])
@@ -220,7 +229,18 @@ pub(super) fn balloon() -> Seeds {
     few.request(INFLATE, 0, &[Read(&near)])
         .request(DEFLATE, 0, &[Read(&near)]);
     few.register(0x30, 0).register(0xc0, 1).again().turn();
+    let mut host = Script::started(0);
+    host.have_host(&[0x20, 0xff, 1, 0x41, 3, 2]).look(0x100);
+    host.request(INFLATE, 0, &[Read(&near)])
+        .request(STATS, 0, &[Read(&stats(0..6))])
+        .turn();
+    host.have_host(&[0x41, 3, 1, 0])
+        .register(0x70, 0)
+        .have_host(&[0x40, 2])
+        .again()
+        .turn();
     vec![
+        ("host", host.0),
         ("inflate", inflate.0),
         ("deflate", deflate.0),
         ("statistics", statistics.0),
@@ -279,7 +299,30 @@ pub(super) fn console() -> Seeds {
         .config(8, b"i\0\0\0")
         .config(8, b"\n");
     emergency.again().request(TRANSMIT, 0, &[Read(b"up\n")]);
+    // More than there is room for, to each kind of output: what it is, the last byte says.
+    let filled = |last: u8| {
+        let mut script = Script::started(0);
+        script.have_host(&[0xf1]);
+        for head in 0..50 {
+            script.request(TRANSMIT, head, &[Read(&[b'x'; 250])]);
+        }
+        for head in 0..4 {
+            script.request(
+                TRANSMIT,
+                4 * head,
+                &[Read(&[b'y'; 250]), Read(&[b'z'; 250])],
+            );
+            script.have_host(&[2, 3, 10, 0x11]).turn();
+        }
+        script.have_host(&[4]).turn().turn().u8(last);
+        script.0
+    };
+    let (nowhere, full_disk, nobody, slow) = (filled(4), filled(5), filled(14), filled(15));
     vec![
+        ("nowhere", nowhere),
+        ("full-disk", full_disk),
+        ("nobody", nobody),
+        ("slow-reader", slow),
         ("output", output.0),
         ("pieces", pieces.0),
         ("input", input.0),
