@@ -12,6 +12,7 @@ use devices::virtio::worker::EventLoop;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::images::{Layout, Memory, prepare, qcow2};
+use super::model::Model;
 use super::{Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
 
 /// Bytes of a disk at first.
@@ -37,6 +38,8 @@ pub(crate) struct Disks {
     /// What may be written for a request, by queue and head.
     given: HashMap<(u16, u16), u32>,
     used: [u16; 8],
+    /// What is on a disk with one queue, while the driver keeps to the rules.
+    model: Option<Model>,
     /// The driver has broken the rules: nobody knows what comes of it.
     wild: bool,
 }
@@ -69,7 +72,7 @@ pub fn run(input: &[u8]) {
         },
         ..config(base.path(), kind, input.u8())
     };
-    Disks::run(config, base, &mut input);
+    Disks::run(config, base, true, &mut input);
 }
 
 /// What `kind` says beyond the image: bit 3 and 4 the engine, bit 5 the cache, bits 6 and 7 whether it
@@ -102,8 +105,9 @@ fn rate(shape: u8) -> RateLimit {
 }
 
 impl Disks {
-    /// Runs a guest with the disk in `base`, unless it is none.
-    pub(crate) fn run(config: BlockConfig, base: Memory, input: &mut Input<'_>) {
+    /// Runs a guest with the disk in `base`, unless it is none. `is_good`: each of its sectors is one
+    /// of its own.
+    pub(crate) fn run(config: BlockConfig, base: Memory, is_good: bool, input: &mut Input<'_>) {
         let queues = config.queues;
         let mut control = None;
         let made = Guest::try_new(|event_loop: Arc<dyn EventLoop>| {
@@ -122,6 +126,7 @@ impl Disks {
             queues,
             given: HashMap::new(),
             used: [0; 8],
+            model: (is_good && queues == 1).then(Model::new),
             wild: false,
         };
         disks.start(input.u8());
@@ -147,8 +152,19 @@ impl Disks {
         memory.write_slice(&rings, GuestAddress(RINGS)).unwrap();
         self.given.clear();
         self.used = [0; 8];
+        self.settle();
         self.wild = false;
         self.guest.start(features);
+    }
+
+    /// No request is in flight any more.
+    fn settle(&mut self) {
+        if let Some(model) = &mut self.model {
+            model.settle();
+            if self.wild {
+                model.forget();
+            }
+        }
     }
 
     fn operate(&mut self, input: &mut Input<'_>) {
@@ -206,6 +222,9 @@ impl Disks {
         memory.write_slice(&rings, GuestAddress(base)).unwrap();
         self.given.retain(|(other, _), _| *other != queue);
         self.used[usize::from(queue)] = 0;
+        if self.queues == 1 {
+            self.settle();
+        }
         self.guest.avail[usize::from(queue)] = 0;
         if shape & 0x80 == 0 {
             self.guest.write(0x38, ENTRIES.into());
@@ -232,6 +251,9 @@ impl Disks {
             }
             // Shorter than anyone was told.
             _ => self.base.set_len(u64::from(input.u16()) * 16),
+        }
+        if let Some(model) = self.model.as_mut().filter(|_| !shape.is_multiple_of(4)) {
+            model.forget();
         }
         let counters = self.control.counters();
         let bytes = counters.read_bytes | counters.write_bytes;
@@ -269,11 +291,15 @@ impl Disks {
         };
         buffers.push((page, header_len, false));
         let pieces = u64::from(shape & 3);
+        // The sectors that it is about.
+        let mut places = Vec::new();
         if matches!(kind, 11 | 13) {
             for index in 0..=pieces {
                 let mut range = [0; 16];
-                range[..8].copy_from_slice(&u64::from(input.u16() % 2048).to_le_bytes());
-                range[8..12].copy_from_slice(&u32::from(input.u16() % 2048).to_le_bytes());
+                let (first, count) = (input.u16() % 2048, input.u16() % 2048);
+                places.push((first.into(), count.into()));
+                range[..8].copy_from_slice(&u64::from(first).to_le_bytes());
+                range[8..12].copy_from_slice(&u32::from(count).to_le_bytes());
                 let flags = input.u8();
                 range[12] = flags & 1 | if flags >= 0xf0 { flags & 6 } else { 0 };
                 let at = page + 0x100 + 16 * index;
@@ -281,7 +307,8 @@ impl Disks {
             }
             buffers.push((page + 0x100, 16 * (pieces as u32 + 1), false));
         } else if kind != 4 {
-            let mut gpa = DATA + number % 8 * DATA_SIZE;
+            let start = DATA + number % 8 * DATA_SIZE;
+            let mut gpa = start;
             for _ in 0..=pieces {
                 let sectors = u32::from(input.u8());
                 let len = if shape & 8 == 0 {
@@ -292,7 +319,9 @@ impl Disks {
                 buffers.push((gpa, len, matches!(kind, 0 | 8)));
                 gpa += u64::from(len);
             }
+            places.push((sector, (gpa - start) / 512));
         }
+        let mut is_right = header_len == 16;
         buffers.push((page + STATUS, 1, true));
         if shape & 0x30 == 0x20 {
             // No answer, a buffer the other way round, somewhere else, or of another length.
@@ -300,14 +329,21 @@ impl Disks {
                 mistake @ 0..0x40 => {
                     let at = usize::from(mistake) % buffers.len();
                     buffers[at].2 ^= true;
+                    is_right = false;
                 }
-                0x40..0x60 => drop(buffers.pop()),
+                0x40..0x60 => {
+                    buffers.pop();
+                    is_right = false;
+                }
                 mistake @ 0x60..0x80 => {
                     let at = usize::from(mistake) % buffers.len();
+                    // It may be anyone's memory.
+                    self.wild = true;
                     buffers[at].0 = u64::from(input.u32()) << (mistake & 0x1c);
                 }
                 mistake @ 0x80..0xa0 => {
                     let at = usize::from(mistake) % buffers.len();
+                    self.wild = true;
                     buffers[at].1 = input.u32();
                 }
                 _ => {}
@@ -319,11 +355,36 @@ impl Disks {
         let writable = buffers.iter().filter(|buffer| buffer.2);
         let writable = writable.fold(0u32, |all, buffer| all.saturating_add(buffer.1));
         self.given.insert((queue, head), writable);
+        if !self.wild {
+            self.expect(head, kind, is_right, &places);
+        }
         self.submit(queue, head, &buffers);
         // Without a kick the next one comes with it.
         if shape & 4 == 0 {
             self.guest.write(0x50, queue.into());
             self.guest.event_loop.turn();
+        }
+    }
+
+    /// What comes of a request, which may be less right than it looks.
+    fn expect(&mut self, head: u16, kind: u32, is_right: bool, places: &[(u64, u64)]) {
+        let Some(model) = &mut self.model else {
+            return;
+        };
+        match kind {
+            0 if is_right => model.read(head, places[0].0, places[0].1),
+            1 if is_right => {
+                let value = model.next_value();
+                let data = vec![value; (places[0].1 * 512) as usize];
+                let gpa = DATA + u64::from(head / SLOT) * DATA_SIZE;
+                let memory = &self.guest.memory;
+                memory.write_slice(&data, GuestAddress(gpa)).unwrap();
+                model.write(head, places, Some(value));
+            }
+            11 if is_right => model.write(head, places, None),
+            13 if is_right => model.write(head, places, Some(0)),
+            1 | 11 | 13 => model.write(head, &[(0, u64::MAX)], None),
+            _ => {}
         }
     }
 
@@ -373,6 +434,13 @@ impl Disks {
                 let status = HEADERS + number * 0x1000 + STATUS;
                 let status: u8 = memory.read_obj(GuestAddress(status)).unwrap();
                 assert!(status <= LAST_STATUS || status == 0xee, "{status}");
+                if let Some(model) = &mut self.model {
+                    let start = DATA + u64::from(head as u16 / SLOT) * DATA_SIZE;
+                    model.ended(head as u16, status == 0, |offset, bytes| {
+                        let at = GuestAddress(start + offset);
+                        memory.read_slice(bytes, at).unwrap();
+                    });
+                }
                 *used = used.wrapping_add(1);
             }
         }

@@ -75,6 +75,19 @@ pub struct Layout {
     pub size: u64,
 }
 
+impl Layout {
+    /// The L2 tables of the disk.
+    fn l2_tables(&self) -> u64 {
+        let entries = 1 << (self.cluster_bits - 3);
+        self.size.div_ceil(entries << self.cluster_bits)
+    }
+
+    /// Whether the L1 table has room in its cluster.
+    pub fn fits(&self) -> bool {
+        self.l2_tables() * 8 <= 1 << self.cluster_bits
+    }
+}
+
 // Where what is, in clusters. The L1 table has one, which is enough for small disks.
 const REFTABLE: u64 = 1;
 const REFBLOCK: u64 = 2;
@@ -94,12 +107,11 @@ pub fn qcow2(layout: Layout) -> Vec<u8> {
     let cluster = 1usize << layout.cluster_bits;
     let at = |number: u64| number << layout.cluster_bits;
     let mut image = vec![0; cluster * END as usize];
-    let l2_tables = layout.size.div_ceil(at(cluster as u64 / 8));
     put32(&mut image, 0, u32::from_be_bytes(*b"QFI\xfb"));
     put32(&mut image, 4, layout.version);
     put32(&mut image, 20, layout.cluster_bits);
     put64(&mut image, 24, layout.size);
-    put32(&mut image, 36, l2_tables as u32);
+    put32(&mut image, 36, layout.l2_tables() as u32);
     put64(&mut image, 40, at(L1));
     put64(&mut image, 48, at(REFTABLE));
     put32(&mut image, 56, 1);

@@ -6,6 +6,7 @@
 
 mod block;
 mod images;
+mod model;
 mod net;
 mod pci;
 mod qcow2;
