@@ -92,6 +92,9 @@ impl MutEventSubscriber for Reader {
 /// A console on which someone types without end. Its output goes, by the last byte, nowhere, to a full
 /// disk, to a pipe that nobody reads, or to one that someone does.
 pub fn console(input: &[u8]) {
+    // As in all programs of Rust, but for those whose main function is a fuzzer's.
+    // SAFETY: nobody handles it.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     crate::run(input, |event_loop| {
         let pipe = || {
             let (reader, writer) = std::io::pipe().unwrap();
