@@ -34,6 +34,7 @@ pub(crate) struct Disks {
     control: BlockControl,
     base: Arc<Memory>,
     other: Memory,
+    is_raw: bool,
     queues: u16,
     /// What may be written for a request, by queue and head.
     given: HashMap<(u16, u16), u32>,
@@ -108,7 +109,7 @@ impl Disks {
     /// Runs a guest with the disk in `base`, unless it is none. `is_good`: each of its sectors is one
     /// of its own.
     pub(crate) fn run(config: BlockConfig, base: Memory, is_good: bool, input: &mut Input<'_>) {
-        let queues = config.queues;
+        let (queues, is_raw) = (config.queues, config.format == Format::Raw);
         let mut control = None;
         let made = Guest::try_new(|event_loop: Arc<dyn EventLoop>| {
             let (block, its_control) = Block::new(config, event_loop)?;
@@ -123,6 +124,7 @@ impl Disks {
             control,
             base: Arc::new(base),
             other: Memory::new(&[0xab; 512], SIZE / 2),
+            is_raw,
             queues,
             given: HashMap::new(),
             used: [0; 8],
@@ -252,8 +254,12 @@ impl Disks {
             // Shorter than anyone was told.
             _ => self.base.set_len(u64::from(input.u16()) * 16),
         }
-        if let Some(model) = self.model.as_mut().filter(|_| !shape.is_multiple_of(4)) {
-            model.forget();
+        match (&mut self.model, shape % 4) {
+            (_, 0) => {}
+            // An image that has lost a part is no good any more.
+            (model, 1 | 3) if !self.is_raw => *model = None,
+            (Some(model), _) => model.forget(),
+            (None, _) => {}
         }
         let counters = self.control.counters();
         let bytes = counters.read_bytes | counters.write_bytes;
