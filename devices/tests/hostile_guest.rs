@@ -2,6 +2,9 @@
 //! without end. What the accesses mean is left to the devices' own tests.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "common/random.rs"]
+mod random;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,38 +19,19 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::{OUTPUT_MAX, Serial};
+use random::Random;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const ACCESSES: u32 = 1_000_000;
 /// Devices are this far apart, and their ranges shorter: there are gaps to hit.
 const SPACING: u64 = 0x4000;
 
-/// xorshift64*, with a fixed seed: a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 32) % limit
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        // Mostly bits that mean something, sometimes all or none of them.
-        let fill = self.pick(&[None, None, None, Some(0x00), Some(0xff)]);
-        (0..len)
-            .map(|_| fill.unwrap_or(self.next().to_le_bytes()[7]))
-            .collect()
-    }
+/// Mostly bits that mean something, sometimes all or none of them.
+fn bytes(random: &mut Random, len: usize) -> Vec<u8> {
+    let fill = random.pick(&[None, None, None, Some(0x00), Some(0xff)]);
+    (0..len)
+        .map(|_| fill.unwrap_or(random.next().to_le_bytes()[7]))
+        .collect()
 }
 
 #[derive(Default)]
@@ -135,7 +119,7 @@ impl Machine {
                 assert_eq!(data, vec![0xff; len]);
             }
         } else {
-            let _ = self.bus.write(addr, &random.bytes(len));
+            let _ = self.bus.write(addr, &bytes(random, len));
         }
     }
 
@@ -221,7 +205,7 @@ fn no_offset_does_any_harm_even_without_a_bus() {
             for len in (0..20).chain([4096]) {
                 let mut device = device.lock().unwrap();
                 device.read(offset, &mut vec![0; len]);
-                device.write(offset, &random.bytes(len));
+                device.write(offset, &bytes(&mut random, len));
             }
         }
     }

@@ -2,6 +2,11 @@
 //! stay behind.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "common/event_loop.rs"]
+mod event_loop;
+#[path = "common/random.rs"]
+mod random;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
@@ -15,9 +20,10 @@ use devices::pci::root::{ECAM_SIZE, Ecam, Root, Slot};
 use devices::virtio::queue::Queue;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::pci::{BAR_SIZE, Error, PciDevice, Window, vector_count};
-use devices::virtio::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
+use devices::virtio::worker::EventLoop;
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
-use event_manager::{EventManager, RemoteEndpoint};
+use event_loop::TestLoop;
+use random::Random;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -33,57 +39,8 @@ const ACCESSES: u32 = 60_000;
 /// Devices that the host puts in over and over.
 const COMINGS: u32 = 300;
 
-/// xorshift64*, with a fixed seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 32) % limit
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
-    }
-}
-
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Loop(RemoteEndpoint<Subscriber>);
-
-impl Loop {
-    fn start() -> Arc<dyn EventLoop> {
-        let mut manager: EventManager<Subscriber> = EventManager::new().unwrap();
-        let endpoint = manager.remote_endpoint();
-        thread::spawn(move || {
-            loop {
-                let _ = manager.run();
-            }
-        });
-        Arc::new(Self(endpoint))
-    }
-}
-
-impl EventLoop for Loop {
-    fn attach(&self, worker: Subscriber) -> Result<WorkerId, LoopGone> {
-        self.0
-            .call_blocking(move |ops| Ok::<_, event_manager::Error>(ops.add_subscriber(worker)))
-            .map_err(|_| LoopGone)
-    }
-
-    fn detach(&self, id: WorkerId) -> Result<(), LoopGone> {
-        self.0
-            .call_blocking(move |ops| ops.remove_subscriber(id).map(drop))
-            .map_err(|_: event_manager::Error| LoopGone)
-    }
 }
 
 #[derive(Default)]
@@ -297,7 +254,7 @@ impl Machine {
 #[test]
 fn vcpus_storm_a_bus_on_which_devices_come_and_go() {
     let machine = Machine::new();
-    let event_loop = Loop::start();
+    let event_loop = TestLoop::start();
     let count = Arc::<Count>::default();
     thread::scope(|scope| {
         for seed in 1..=VCPUS {

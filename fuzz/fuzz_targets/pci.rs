@@ -2,4 +2,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| mote_fuzz::pci::run(input));
+fuzz_target!(|input: &[u8]| mote_fuzz::targets::pci(input));

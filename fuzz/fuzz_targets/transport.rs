@@ -1,6 +1,5 @@
 #![no_main]
 
-use devices::virtio::rng::Rng;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| mote_fuzz::run(input, |event_loop| Rng::new(event_loop).unwrap()));
+fuzz_target!(|input: &[u8]| mote_fuzz::targets::transport(input));

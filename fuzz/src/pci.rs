@@ -188,7 +188,11 @@ impl Guest {
         };
         let shape = input.u8();
         let len = len.min([1, 2, 4, 8][usize::from(shape & 3)]);
-        let address = if shape & 4 == 0 { address & !(len as u64 - 1) } else { address };
+        let address = if shape & 4 == 0 {
+            address & !(len as u64 - 1)
+        } else {
+            address
+        };
         if shape & 8 == 0 {
             let value = u64::from(input.u32()) << (shape & 0x30);
             self.write(address, value, len);

@@ -1,15 +1,17 @@
 //! A guest and programs of the host, both made of the fuzzer's bytes, with a socket device between them:
 //! packets that are almost right, receive buffers of all sizes, clients and servers that come, write,
-//! read, close and go.
+//! read, close and go; one of the servers has no room for more than one that it has not accepted.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use devices::virtio::vsock::packet::{HEADER_SIZE, HOST_CID, Header};
 use devices::virtio::vsock::{Vsock, VsockConfig};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind as bind_socket, listen, socket};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
@@ -17,16 +19,25 @@ use super::{Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
 const CID: u32 = 3;
 const RX: u16 = 0;
 const TX: u16 = 1;
+const EVENT: u16 = 2;
 /// Entries of a queue, as the driver sets it up.
 const SIZE: u16 = 64;
 /// Where receive buffers are, 64 KiB and a header each; and where packets to the host are.
 const RX_BUFFERS: u64 = 0x1000_0000;
 const RX_LENS: [u32; 8] = [0, 43, 44, 45, 100, 4096, 4096, 65_536];
 const TX_BUFFER: u64 = 0x8_0000;
+const EVENT_BUFFER: u64 = 0x7_0000;
+/// The same packet, so many times.
+const BURST: u16 = 60;
 /// Ports that a server of the host listens on.
-const SERVED: [u32; 2] = [1, 2];
+const SERVED: [u32; 2] = [1, FULL];
+/// The one with no room.
+const FULL: u32 = 2;
 /// The first port of the host's clients.
 const CLIENT_PORT: u32 = 1 << 30;
+/// How long a connection that has found no room waits, and a little more; and how often a run does.
+const WAIT: Duration = Duration::from_millis(21);
+const MAX_WAITS: u8 = 2;
 /// Streams at a time.
 const STREAMS: usize = 8;
 
@@ -38,6 +49,9 @@ struct Sockets {
     /// Length of the receive buffer at each head.
     given: HashMap<u16, u32>,
     used: u16,
+    waits: u8,
+    /// The driver has broken the rules: nobody knows what comes of it.
+    wild: bool,
 }
 
 /// Runs one guest, and its host.
@@ -49,11 +63,15 @@ pub fn run(input: &[u8]) {
         path: path.clone(),
     };
     let guest = Guest::new(|event_loop| Vsock::new(config, event_loop).unwrap());
-    let bind = |port| {
+    let bind = |port: &u32| {
         let path = of_port(port);
         // Of the last run.
         let _ = std::fs::remove_file(&path);
-        let server = UnixListener::bind(path).unwrap();
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let server = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind_socket(&server, &address).unwrap();
+        listen(&server, if *port == FULL { 0 } else { 16 }).unwrap();
+        let server = UnixListener::from(server);
         server.set_nonblocking(true).unwrap();
         server
     };
@@ -64,6 +82,8 @@ pub fn run(input: &[u8]) {
         streams: Vec::new(),
         given: HashMap::new(),
         used: 0,
+        waits: 0,
+        wild: false,
     };
     sockets.guest.start(0);
     let mut input = Input(input);
@@ -82,7 +102,7 @@ pub fn run(input: &[u8]) {
 
 impl Sockets {
     fn operate(&mut self, input: &mut Input<'_>) {
-        match input.u8() % 12 {
+        match input.u8() % 16 {
             0..4 => self.send(input),
             4 | 5 => self.give(input),
             6 => self.connect(input),
@@ -116,13 +136,42 @@ impl Sockets {
                     self.keep(stream);
                 }
             }
-            _ if input.u8() % 8 == 0 => {
+            11 if input.u8().is_multiple_of(8) => {
                 let rings = vec![0; 3 * RINGS_SIZE as usize];
                 let start = GuestAddress(RINGS);
                 self.guest.memory.write_slice(&rings, start).unwrap();
                 self.guest.start(input.u8());
                 self.given.clear();
                 self.used = 0;
+                self.wild = false;
+            }
+            11 => {
+                // Buffers for events.
+                for _ in 0..1 + input.u8() % 4 {
+                    self.submit(EVENT, EVENT_BUFFER, 4, 2);
+                }
+            }
+            12 => self.reset_queue(input.u8()),
+            13 => {
+                self.wild = true;
+                let offset = u64::from(input.u16() % 0x200);
+                let value = input.u32();
+                self.guest.write(offset, value);
+            }
+            14 => {
+                self.wild = true;
+                let gpa = RINGS + u64::from(input.u16() % 0x9000);
+                let count = usize::from(input.u8());
+                let data = input.bytes(count).to_vec();
+                let _ = self.guest.memory.write_slice(&data, GuestAddress(gpa));
+                for queue in [RX, TX, EVENT] {
+                    self.guest.write(0x50, queue.into());
+                }
+            }
+            // A while, in which a connection is tried again.
+            _ if self.waits < MAX_WAITS && input.u8().is_multiple_of(32) => {
+                self.waits += 1;
+                std::thread::sleep(WAIT);
             }
             _ => {}
         }
@@ -141,13 +190,36 @@ impl Sockets {
         }
     }
 
+    /// RING_RESET: stops a queue, whatever is in it, and sets it up again where it was. The others go on.
+    fn reset_queue(&mut self, shape: u8) {
+        let queue = u16::from(shape) % 3;
+        self.guest.write(0x30, queue.into());
+        self.guest.write(0xc0, 1);
+        if self.guest.read(0x44) != 0 {
+            return;
+        }
+        let base = RINGS + u64::from(queue) * RINGS_SIZE;
+        let rings = vec![0; RINGS_SIZE as usize];
+        let memory = &self.guest.memory;
+        memory.write_slice(&rings, GuestAddress(base)).unwrap();
+        self.guest.avail[usize::from(queue)] = 0;
+        if queue == RX {
+            self.given.clear();
+            self.used = 0;
+        }
+        if shape & 0x80 == 0 {
+            self.guest.write(0x38, SIZE.into());
+            self.guest.write(0x44, 1);
+        }
+    }
+
     /// A client, whose first line is most often right.
     fn connect(&mut self, input: &mut Input<'_>) {
         let Ok(mut stream) = UnixStream::connect(&self.path) else {
             return;
         };
         let shape = input.u8();
-        let line = if shape % 8 == 0 {
+        let line = if shape.is_multiple_of(8) {
             let count = usize::from(input.u8() % 40);
             input.bytes(count).to_vec()
         } else {
@@ -196,7 +268,14 @@ impl Sockets {
             .guest
             .memory
             .write_slice(&header.to_bytes(), GuestAddress(TX_BUFFER));
-        self.submit(TX, TX_BUFFER, HEADER_SIZE + len, 0);
+        // Sometimes so often that there is no room for answers.
+        for _ in 0..if shape >> 5 == 3 && len < 256 {
+            BURST
+        } else {
+            1
+        } {
+            self.submit(TX, TX_BUFFER, HEADER_SIZE + len, 0);
+        }
     }
 
     /// Receive buffers.
@@ -241,6 +320,10 @@ impl Sockets {
         let ring = RINGS + u64::from(RX) * RINGS_SIZE + 0x2000;
         let memory = &self.guest.memory;
         let index: u16 = memory.read_obj(GuestAddress(ring + 2)).unwrap();
+        if self.wild {
+            self.used = index;
+            self.given.clear();
+        }
         while self.used != index {
             let at = ring + 4 + 8 * u64::from(self.used % SIZE);
             let head: u32 = memory.read_obj(GuestAddress(at)).unwrap();

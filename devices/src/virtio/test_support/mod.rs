@@ -2,6 +2,7 @@
 //! own, and the suite that every device goes through.
 
 mod driver;
+#[path = "../../../tests/common/event_loop.rs"]
 mod event_loop;
 mod lifecycle;
 mod ring;

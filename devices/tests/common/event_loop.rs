@@ -1,11 +1,10 @@
-//! An event loop on a thread of its own.
+//! An event loop on a thread of its own, for tests inside and outside of the crate.
 
 use std::sync::Arc;
 use std::thread;
 
+use devices::virtio::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
 use event_manager::{EventManager, RemoteEndpoint};
-
-use crate::virtio::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
 
 /// The loop; its thread ends with the test.
 pub(crate) struct TestLoop(RemoteEndpoint<Subscriber>);
