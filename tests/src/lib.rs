@@ -9,6 +9,7 @@ pub mod disk;
 pub mod executable;
 pub mod guest;
 pub mod live;
+pub mod measure;
 pub mod monitor;
 pub mod network;
 pub mod sandbox;

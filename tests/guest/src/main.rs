@@ -8,6 +8,7 @@
 mod arguments;
 mod block;
 mod features;
+mod measured;
 mod memory;
 mod net;
 mod random;
@@ -44,6 +45,10 @@ Usage: guest-probe COMMAND [ARGUMENT]... [--OPTION VALUE]...
       Fill memory and print \"FILLED\"; with --wait keep it until a line comes in; free it, print \"FREED\"
   random FILE [--bytes N]
       Read, and fail where it is plainly not random
+  load disk FILE [--block N] [--depth N] [--operations N] [--write] [--sequential] [--direct] [--wait]
+  load tcp ADDRESS [--mode send|receive|round-trip] [--amount N] [--wait]
+      Load that is measured: prints \"DONE OPERATIONS BYTES NANOSECONDS\"; with --wait prints \"READY\"
+      first and waits for a line
   features
       One line a virtio device: name, device ID, status, numbers of the negotiated features
 ";
@@ -71,6 +76,7 @@ fn run() -> Result<(), Failure> {
         "vsock" => vsock::run(arguments),
         "memory" => memory::run(arguments),
         "random" => random::run(arguments),
+        "load" => measured::run(arguments),
         "features" => {
             arguments.end()?;
             features::print()
