@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo bench -p tests --bench io -- disk|net [--rounds N] [--scale N] [--peer NAME=PATH] [--only TEXT]
+//!     [--job TEXT]
 //! ```
 //! All subjects run the same kernel, initial RAM disk and load, one after the other, so many rounds of
 //! all of them; the table has medians. Linux guests have to be able to boot here, and `net` takes root.
@@ -12,7 +13,7 @@
 //! - `net`: one TCP connection: the guest sends, receives, and exchanges single bytes.
 //!
 //! A peer is a program that takes Firecracker's configuration file. `--scale` multiplies the amount of
-//! work, `--only` keeps subjects with this in their name.
+//! work; `--only` keeps subjects with this in their name, `--job` jobs.
 //!
 //! Columns: bytes or operations a second as the guest sees them. "io" is CPU time of all of the
 //! monitor's threads but those of vCPUs, an operation (a MiB for streams and large blocks); "vcpu" that of
@@ -44,6 +45,7 @@ struct Settings {
     rounds: usize,
     scale: u64,
     only: Option<String>,
+    job: Option<String>,
     peers: Vec<(String, PathBuf)>,
 }
 
@@ -76,6 +78,7 @@ fn main() {
         rounds: 3,
         scale: 1,
         only: None,
+        job: None,
         peers: Vec::new(),
     };
     let mut benches = Vec::new();
@@ -86,6 +89,7 @@ fn main() {
             "--rounds" => settings.rounds = value().parse().unwrap(),
             "--scale" => settings.scale = value().parse().unwrap(),
             "--only" => settings.only = Some(value()),
+            "--job" => settings.job = Some(value()),
             "--peer" => {
                 let peer = value();
                 let (name, path) = peer.split_once('=').unwrap();
@@ -227,7 +231,7 @@ fn networks(settings: &Settings) {
         let interface = json!({
             "iface_id": "net0", "host_dev_name": "tap0", "guest_mac": "06:00:00:00:00:01",
         });
-        let configuration = json!({ "network-interfaces": [interface] });
+        let configuration = json!({ "drives": [], "network-interfaces": [interface] });
         subjects.push(Subject::peer(name, program, configuration));
     }
     measure(settings, &subjects, &jobs("10.9.0.1"), STATIC, |_| {});
@@ -245,6 +249,11 @@ fn measure(
 ) {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
+    let is_wanted = |job: &&Job| {
+        let wanted = settings.job.as_ref();
+        wanted.is_none_or(|text| job.name.contains(text.as_str()))
+    };
+    let jobs: Vec<&Job> = jobs.iter().filter(is_wanted).collect();
     let script: Vec<String> = jobs
         .iter()
         .map(|job| format!("must guest-probe load {} --wait", job.arguments))
@@ -265,7 +274,7 @@ fn measure(
             }
             let mut live = Live::start(subject.command(&guest, directory));
             let pid = live.pid().as_raw_nonzero().get();
-            for job in jobs {
+            for job in &jobs {
                 live.expect("READY");
                 let used = Usage::of(pid);
                 live.send("go");

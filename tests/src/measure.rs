@@ -82,7 +82,11 @@ impl Subject {
         match (&self.monitor, &self.options) {
             (Monitor::Peer(path), Options::Peer(configuration)) => {
                 let append = guest.append;
+                // Firecracker insists on XCRs, which the CPU of the emulated host does not have.
+                let cpu = directory.join("cpu.json");
+                fs::write(&cpu, json!({ "kvm_capabilities": ["!56"] }).to_string()).unwrap();
                 let mut file = configuration.clone();
+                file["cpu-config"] = json!(cpu);
                 file["boot-source"] = json!({
                     "kernel_image_path": kernel,
                     "initrd_path": guest.initrd,
