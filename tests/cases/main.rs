@@ -74,7 +74,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("live", live::CASES, &no_linux),
         ("live", live::NETWORK_CASES, &no_networks),
-        ("live", live::CONSOLE_CASES, &stands_still),
+        ("live", live::CONSOLE_CASES, &no_linux),
     ] {
         for &(name, case) in cases {
             trials.push(trial(group, name, case, skipped.as_deref()));

@@ -10,6 +10,7 @@ pub mod driven;
 pub mod executable;
 pub mod guest;
 pub mod live;
+pub mod measure;
 pub mod monitor;
 pub mod network;
 pub mod sandbox;

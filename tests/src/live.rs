@@ -115,7 +115,9 @@ impl Live {
                 // What it says, and no process that is left behind.
                 let _ = self.child.kill();
                 let _ = self.child.wait();
-                panic!("no {awaited:?}, {what}: {}", self.seen);
+                let stderr = std::mem::replace(&mut self.stderr, thread::spawn(String::new));
+                let stderr = stderr.join().unwrap_or_default();
+                panic!("no {awaited:?}, {what}: {}{stderr}", self.seen);
             }
         }
     }

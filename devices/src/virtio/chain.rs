@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use thiserror::Error;
 use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    VolatileSlice,
+    GuestMemoryRegion, MemoryRegionAddress, VolatileMemory, VolatileSlice,
 };
 
 const DESC_F_NEXT: u16 = 1 << 0;
@@ -63,6 +63,28 @@ pub enum Error {
     /// 4 GiB or more in all.
     #[error("A chain has 4 GiB of buffers or more")]
     TooLarge,
+}
+
+/// The host's view of `len` bytes of guest RAM; None if they are not all in one region of it. Rings and
+/// requests are mostly looked at through this: memory has so few regions that a search costs more.
+pub(super) fn slice_at(
+    memory: &GuestMemoryMmap,
+    gpa: GuestAddress,
+    len: usize,
+) -> Option<VolatileSlice<'_>> {
+    memory.iter().find_map(|region| {
+        let offset = gpa.0.checked_sub(region.start_addr().0)?;
+        let end = offset.checked_add(len as u64)?;
+        if end > region.len() {
+            return None;
+        }
+        region.get_slice(MemoryRegionAddress(offset), len).ok()
+    })
+}
+
+/// Whether these bytes are guest RAM, in however many regions.
+fn is_ram(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize) -> bool {
+    slice_at(memory, gpa, len).is_some() || memory.check_range(gpa, len)
 }
 
 /// A descriptor; little-endian in guest memory.
@@ -124,7 +146,7 @@ impl Chain {
             readable: Buffers::default(),
             writable: Buffers::default(),
         };
-        let mut table = Table { start: table, size };
+        let mut table = Table::new(memory, table, size);
         let mut index = head;
         let mut is_indirect = false;
         for _ in 0..size {
@@ -134,7 +156,7 @@ impl Chain {
                 if is_indirect || descriptor.flags & DESC_F_NEXT != 0 {
                     return Err(Error::Indirect);
                 }
-                table = Table::indirect(&descriptor, size)?;
+                table = Table::indirect(memory, &descriptor, size)?;
                 index = 0;
                 is_indirect = true;
                 continue;
@@ -171,7 +193,7 @@ impl Chain {
         if segment.len == 0 {
             return Ok(());
         }
-        if !memory.check_range(segment.gpa, segment.len as usize) {
+        if !is_ram(memory, segment.gpa, segment.len as usize) {
             return Err(Error::NotRam {
                 gpa: segment.gpa.0,
                 len: segment.len.into(),
@@ -182,20 +204,34 @@ impl Chain {
         } else {
             &mut self.readable
         };
-        buffers.segments.push(segment);
-        buffers.len += segment.len;
+        buffers.push(segment);
         Ok(())
     }
 }
 
 /// A table of descriptors.
-struct Table {
+struct Table<'m> {
     start: GuestAddress,
     size: u16,
+    /// All of it, if it is RAM from end to end.
+    slice: Option<VolatileSlice<'m>>,
 }
 
-impl Table {
-    fn indirect(descriptor: &Descriptor, queue_size: u16) -> Result<Self, Error> {
+impl<'m> Table<'m> {
+    fn new(memory: &'m GuestMemoryMmap, start: GuestAddress, size: u16) -> Self {
+        let bytes = usize::from(size) * DESC_SIZE as usize;
+        Self {
+            start,
+            size,
+            slice: slice_at(memory, start, bytes),
+        }
+    }
+
+    fn indirect(
+        memory: &'m GuestMemoryMmap,
+        descriptor: &Descriptor,
+        queue_size: u16,
+    ) -> Result<Self, Error> {
         let bytes = descriptor.len;
         let wrong = Error::IndirectSize { bytes };
         if bytes == 0 || !u64::from(bytes).is_multiple_of(DESC_SIZE) {
@@ -206,10 +242,7 @@ impl Table {
         if size > queue_size {
             return Err(wrong);
         }
-        Ok(Self {
-            start: GuestAddress(descriptor.addr),
-            size,
-        })
+        Ok(Self::new(memory, GuestAddress(descriptor.addr), size))
     }
 
     fn get(&self, memory: &GuestMemoryMmap, index: u16) -> Result<Descriptor, Error> {
@@ -222,14 +255,17 @@ impl Table {
             len: DESC_SIZE,
         };
         let offset = u64::from(index) * DESC_SIZE;
-        let gpa = self
-            .start
-            .0
-            .checked_add(offset)
-            .ok_or(not_ram(self.start.0))?;
-        let raw: Descriptor = memory
-            .read_obj(GuestAddress(gpa))
-            .map_err(|_| not_ram(gpa))?;
+        let whole = self.slice.as_ref();
+        let raw = match whole.and_then(|slice| slice.get_ref(offset as usize).ok()) {
+            Some(place) => place.load(),
+            None => {
+                let gpa = self.start.0.checked_add(offset);
+                let gpa = gpa.ok_or(not_ram(self.start.0))?;
+                memory
+                    .read_obj::<Descriptor>(GuestAddress(gpa))
+                    .map_err(|_| not_ram(gpa))?
+            }
+        };
         Ok(Descriptor {
             addr: u64::from_le(raw.addr),
             len: u32::from_le(raw.len),
@@ -269,9 +305,27 @@ impl Buffers {
         &self,
         memory: &'m GuestMemoryMmap,
     ) -> impl Iterator<Item = Result<VolatileSlice<'m>, GuestMemoryError>> {
-        self.segments
-            .iter()
-            .flat_map(|segment| memory.get_slices(segment.gpa, segment.len as usize))
+        self.segments.iter().flat_map(|segment| {
+            let len = segment.len as usize;
+            let whole = slice_at(memory, segment.gpa, len);
+            let pieces = whole.is_none().then(|| memory.get_slices(segment.gpa, len));
+            whole
+                .map(Ok)
+                .into_iter()
+                .chain(pieces.into_iter().flatten())
+        })
+    }
+
+    /// Takes the last byte off, and says where it is. None if there is none.
+    pub fn split_last(&mut self) -> Option<GuestAddress> {
+        let last = self.segments.last_mut()?;
+        last.len -= 1;
+        self.len -= 1;
+        let byte = GuestAddress(last.gpa.0 + u64::from(last.len));
+        if last.len == 0 {
+            self.segments.pop();
+        }
+        Some(byte)
     }
 
     /// Splits after `at` bytes and returns what is behind; all that there is if there are fewer.
@@ -300,9 +354,17 @@ impl Buffers {
         behind
     }
 
+    /// Appends a segment; one that goes on where the last one ends becomes part of it.
     fn push(&mut self, segment: Segment) {
-        self.segments.push(segment);
         self.len += segment.len;
+        if let Some(last) = self.segments.last_mut()
+            && last.gpa.0 + u64::from(last.len) == segment.gpa.0
+        {
+            // All of them are less than 4 GiB.
+            last.len += segment.len;
+            return;
+        }
+        self.segments.push(segment);
     }
 
     /// Copies `data.len()` bytes from `offset` on out of them.
@@ -312,6 +374,9 @@ impl Buffers {
         offset: u32,
         mut data: &mut [u8],
     ) -> Result<(), TooShort> {
+        if let Some(slice) = self.in_one(memory, offset, data.len()) {
+            return slice.read_slice(data, 0).map_err(|_| self.short());
+        }
         for piece in self.pieces(offset, data.len())? {
             let (now, later) = data.split_at_mut(piece.len as usize);
             memory
@@ -329,6 +394,9 @@ impl Buffers {
         offset: u32,
         mut data: &[u8],
     ) -> Result<(), TooShort> {
+        if let Some(slice) = self.in_one(memory, offset, data.len()) {
+            return slice.write_slice(data, 0).map_err(|_| self.short());
+        }
         for piece in self.pieces(offset, data.len())? {
             let (now, later) = data.split_at(piece.len as usize);
             memory
@@ -358,6 +426,25 @@ impl Buffers {
         object: &T,
     ) -> Result<(), TooShort> {
         self.write(memory, offset, object.as_slice())
+    }
+
+    /// The host's view of `len` bytes from `offset` on, if they are in one segment and region.
+    fn in_one<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        offset: u32,
+        len: usize,
+    ) -> Option<VolatileSlice<'m>> {
+        let mut offset = offset;
+        for segment in &self.segments {
+            if offset < segment.len {
+                let is_within = len <= (segment.len - offset) as usize;
+                let gpa = GuestAddress(segment.gpa.0 + u64::from(offset));
+                return is_within.then(|| slice_at(memory, gpa, len)).flatten();
+            }
+            offset -= segment.len;
+        }
+        None
     }
 
     fn short(&self) -> TooShort {

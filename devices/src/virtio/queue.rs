@@ -7,7 +7,10 @@ use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_queue::{Queue as Ring, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, VolatileMemory, VolatileSlice,
+    volatile_memory,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, Chain};
@@ -15,12 +18,15 @@ use super::interrupt::Interrupt;
 
 /// Largest size of a queue (section 2.7).
 pub const MAX_SIZE: u16 = 1 << 15;
-/// Bytes of a ring before its entries, of an entry of the available ring, and of one of the used ring.
-const RING_HEADER: u64 = 4;
-const AVAIL_ENTRY: u64 = 2;
-const USED_ENTRY: u64 = 8;
-/// Where in the used ring its index is.
-const USED_INDEX: u64 = 2;
+/// Bytes of a ring before its entries, of an entry of the available ring, of one of the used ring, and of
+/// the event index behind them.
+const RING_HEADER: usize = 4;
+const AVAIL_ENTRY: usize = 2;
+const USED_ENTRY: usize = 8;
+const EVENT_FIELD: usize = 2;
+/// Where in a ring its index is.
+const AVAIL_INDEX: usize = 2;
+const USED_INDEX: usize = 2;
 /// Flag of the available ring: no interrupts (section 2.7.7).
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
@@ -208,30 +214,24 @@ impl Queue {
     /// The next request, if there is one. On an error the queue is broken: see [`Queue::fail`].
     pub fn pop(&mut self) -> Result<Option<Chain>, Error> {
         let index = self.index;
-        let ring_error = |source| Error::Ring { index, source };
-        let avail = self
-            .ring
-            .avail_idx(&*self.memory, Ordering::Acquire)
-            .map_err(ring_error)?
-            .0;
+        let size = self.size();
+        let memory_error = |error| self.memory_error(error);
+        let ring = self.avail()?;
+        let avail: u16 = ring
+            .load(AVAIL_INDEX, Ordering::Acquire)
+            .map_err(memory_error)?;
         let next = self.ring.next_avail();
-        let waiting = avail.wrapping_sub(next);
+        let waiting = u16::from_le(avail).wrapping_sub(next);
         if waiting == 0 {
             return Ok(None);
         }
-        if waiting > self.size() {
+        if waiting > size {
             return Err(Error::Jumped { index });
         }
-        // The ring was checked to be RAM: no overflow.
-        let entry = self.ring.avail_ring()
-            + RING_HEADER
-            + AVAIL_ENTRY * u64::from(next & (self.size() - 1));
-        let head: u16 = self
-            .memory
-            .load(GuestAddress(entry), Ordering::Relaxed)
-            .map_err(|source| ring_error(virtio_queue::Error::GuestMemory(source)))?;
+        let entry = RING_HEADER + AVAIL_ENTRY * usize::from(next & (size - 1));
+        let head: u16 = ring.load(entry, Ordering::Relaxed).map_err(memory_error)?;
         let table = GuestAddress(self.ring.desc_table());
-        let chain = Chain::read(&self.memory, table, self.size(), u16::from_le(head))
+        let chain = Chain::read(&self.memory, table, size, u16::from_le(head))
             .map_err(|source| Error::Chain { index, source })?;
         self.ring.set_next_avail(next.wrapping_add(1));
         Ok(Some(chain))
@@ -252,10 +252,7 @@ impl Queue {
 
     /// Returns the request `head` to the driver, with `written` bytes in its writable buffers.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), Error> {
-        let index = self.index;
-        self.ring
-            .add_used(&*self.memory, head, written)
-            .map_err(|source| Error::Ring { index, source })
+        self.complete_all(&[(head, written)])
     }
 
     /// Returns several requests at once, with what was written to each: the driver sees all of them or
@@ -263,34 +260,25 @@ impl Queue {
     pub fn complete_all(&mut self, requests: &[(u16, u32)]) -> Result<(), Error> {
         let index = self.index;
         let size = self.size();
-        let memory_error = |source| Error::Ring {
-            index,
-            source: virtio_queue::Error::GuestMemory(source),
-        };
+        let ring = self.used()?;
         let mut next = Wrapping(self.ring.next_used());
         for &(head, written) in requests {
             if head >= size {
                 let source = virtio_queue::Error::InvalidDescriptorIndex;
                 return Err(Error::Ring { index, source });
             }
-            // The ring was checked to be RAM: no overflow.
-            let entry =
-                self.ring.used_ring() + RING_HEADER + USED_ENTRY * u64::from(next.0 & (size - 1));
-            let [a, b, c, d] = u32::from(head).to_le_bytes();
-            let [e, f, g, h] = written.to_le_bytes();
-            self.memory
-                .write_slice(&[a, b, c, d, e, f, g, h], GuestAddress(entry))
-                .map_err(memory_error)?;
+            let entry = RING_HEADER + USED_ENTRY * usize::from(next.0 & (size - 1));
+            let value = u64::from(written) << 32 | u64::from(head);
+            let place = ring.get_ref::<u64>(entry);
+            place
+                .map_err(|error| self.memory_error(error))?
+                .store(value.to_le());
             next += 1;
         }
+        ring.store(next.0.to_le(), USED_INDEX, Ordering::Release)
+            .map_err(|error| self.memory_error(error))?;
         self.ring.set_next_used(next.0);
-        self.memory
-            .store(
-                next.0.to_le(),
-                GuestAddress(self.ring.used_ring() + USED_INDEX),
-                Ordering::Release,
-            )
-            .map_err(memory_error)
+        Ok(())
     }
 
     /// Interrupts, if the driver wants to know of what was completed since the last call.
@@ -304,7 +292,7 @@ impl Queue {
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx() {
             // The last field of the available ring.
-            let event = self.avail_field(RING_HEADER + AVAIL_ENTRY * u64::from(self.size()))?;
+            let event = self.avail_field(RING_HEADER + AVAIL_ENTRY * usize::from(self.size()))?;
             // Whether the index has passed it since (section 2.7.10).
             let passed = Wrapping(used) - Wrapping(event) - Wrapping(1);
             passed < Wrapping(used) - Wrapping(self.notified)
@@ -319,18 +307,42 @@ impl Queue {
     }
 
     /// A field of the available ring, at `offset`.
-    fn avail_field(&self, offset: u64) -> Result<u16, Error> {
-        let index = self.index;
-        // The ring was checked to be RAM: no overflow.
-        let gpa = GuestAddress(self.ring.avail_ring() + offset);
-        let field: u16 =
-            self.memory
-                .load(gpa, Ordering::Relaxed)
-                .map_err(|source| Error::Ring {
-                    index,
-                    source: virtio_queue::Error::GuestMemory(source),
-                })?;
+    fn avail_field(&self, offset: usize) -> Result<u16, Error> {
+        let field: u16 = self
+            .avail()?
+            .load(offset, Ordering::Relaxed)
+            .map_err(|error| self.memory_error(error))?;
         Ok(u16::from_le(field))
+    }
+
+    /// The available ring, its event index included.
+    fn avail(&self) -> Result<VolatileSlice<'_>, Error> {
+        self.ring_at(self.ring.avail_ring(), avail_len(self.size()))
+    }
+
+    /// The used ring, its event index included.
+    fn used(&self) -> Result<VolatileSlice<'_>, Error> {
+        self.ring_at(self.ring.used_ring(), used_len(self.size()))
+    }
+
+    /// It was checked that this does not fail.
+    fn ring_at(&self, gpa: u64, len: usize) -> Result<VolatileSlice<'_>, Error> {
+        let gpa = GuestAddress(gpa);
+        chain::slice_at(&self.memory, gpa, len).ok_or_else(|| {
+            let source =
+                virtio_queue::Error::GuestMemory(GuestMemoryError::InvalidGuestAddress(gpa));
+            Error::Ring {
+                index: self.index,
+                source,
+            }
+        })
+    }
+
+    fn memory_error(&self, error: volatile_memory::Error) -> Error {
+        Error::Ring {
+            index: self.index,
+            source: virtio_queue::Error::GuestMemory(error.into()),
+        }
     }
 
     /// The driver need not kick: the queue is being looked at.
@@ -369,14 +381,23 @@ pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether all three rings are RAM from end to end, the event index fields included.
+/// Bytes of an available ring.
+fn avail_len(size: u16) -> usize {
+    RING_HEADER + AVAIL_ENTRY * usize::from(size) + EVENT_FIELD
+}
+
+/// Bytes of a used ring.
+fn used_len(size: u16) -> usize {
+    RING_HEADER + USED_ENTRY * usize::from(size) + EVENT_FIELD
+}
+
+/// Whether each of the three rings is in one region of RAM, the event index fields included.
 fn rings_are_ram(memory: &GuestMemoryMmap, config: &QueueConfig) -> bool {
-    let size = usize::from(config.size);
     [
-        (config.desc, 16 * size),
-        (config.avail, 6 + 2 * size),
-        (config.used, 6 + 8 * size),
+        (config.desc, 16 * usize::from(config.size)),
+        (config.avail, avail_len(config.size)),
+        (config.used, used_len(config.size)),
     ]
     .into_iter()
-    .all(|(gpa, len)| memory.check_range(GuestAddress(gpa), len))
+    .all(|(gpa, len)| chain::slice_at(memory, GuestAddress(gpa), len).is_some())
 }

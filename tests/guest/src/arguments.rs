@@ -13,7 +13,7 @@ pub(crate) enum Failure {
 }
 
 /// Options that are there or not.
-const FLAGS: [&str; 4] = ["direct", "sequential", "unmap", "wait"];
+const FLAGS: [&str; 5] = ["direct", "sequential", "unmap", "wait", "write"];
 
 /// Words, and options by name.
 pub(crate) struct Arguments {

@@ -8,6 +8,7 @@
 mod arguments;
 mod block;
 mod features;
+mod measured;
 mod memory;
 mod net;
 mod random;
@@ -47,6 +48,10 @@ Usage: guest-probe COMMAND [ARGUMENT]... [--OPTION VALUE]...
       Read, and fail where it is plainly not random
   ring INTERFACE [--rx N] [--tx N]
       Change the sizes of a network card's rings, and print \"RING RX TX\"
+  load disk FILE [--block N] [--depth N] [--operations N] [--write] [--sequential] [--direct] [--wait]
+  load tcp ADDRESS [--mode send|receive|round-trip] [--amount N] [--wait]
+      Load that is measured: prints \"DONE OPERATIONS BYTES NANOSECONDS\"; with --wait prints \"READY\"
+      first and waits for a line
   features
       One line a virtio device: name, device ID, status, numbers of the negotiated features
 ";
@@ -75,6 +80,7 @@ fn run() -> Result<(), Failure> {
         "memory" => memory::run(arguments),
         "random" => random::run(arguments),
         "ring" => ring::run(arguments),
+        "load" => measured::run(arguments),
         "features" => {
             arguments.end()?;
             features::print()

@@ -53,7 +53,7 @@ fn many_requests_are_in_flight_at_once() {
         for id in 0..count {
             let at = u64::from(id) * 4096;
             let buffer = Buffer::at(&test.memory, at, 4096, 4096);
-            test.disk.write(id, at, &buffer);
+            test.disk.write(id, at, buffer.clone());
         }
         test.disk.submit();
         let mut completions = Vec::new();
@@ -77,7 +77,7 @@ fn the_event_tells_of_completions() {
     let mut test = TestDisk::open(&options(&path));
     let event = test.disk.event().unwrap();
     let buffer = test.buffer(4096);
-    test.disk.write(7, 0, &buffer);
+    test.disk.write(7, 0, buffer.clone());
     test.disk.flush(8, &buffer);
     test.disk.submit();
     let mut completions = Vec::new();
@@ -116,7 +116,7 @@ fn dropping_a_disk_waits_for_what_is_in_flight() {
         .unwrap();
     for id in 0..64 {
         let buffer = Buffer::at(&test.memory, u64::from(id) << 16, 1 << 16, 1 << 16);
-        test.disk.write(id, u64::from(id) << 16, &buffer);
+        test.disk.write(id, u64::from(id) << 16, buffer.clone());
     }
     test.disk.submit();
     drop(test);

@@ -155,16 +155,16 @@ impl Disk {
     }
 
     /// Reads into `buffer`, from `offset` on.
-    pub fn read(&mut self, id: u32, offset: u64, buffer: &Buffer) {
+    pub fn read(&mut self, id: u32, offset: u64, buffer: Buffer) {
         self.transfer(id, OpKind::Read, offset, buffer);
     }
 
     /// Writes `buffer` at `offset`.
-    pub fn write(&mut self, id: u32, offset: u64, buffer: &Buffer) {
+    pub fn write(&mut self, id: u32, offset: u64, buffer: Buffer) {
         self.transfer(id, OpKind::Write, offset, buffer);
     }
 
-    fn transfer(&mut self, id: u32, kind: OpKind, offset: u64, buffer: &Buffer) {
+    fn transfer(&mut self, id: u32, kind: OpKind, offset: u64, buffer: Buffer) {
         let len = buffer.len();
         let mut extents = std::mem::take(&mut self.extents);
         extents.clear();
@@ -186,18 +186,32 @@ impl Disk {
     }
 
     /// Starts what is to be done in each place.
-    fn start(&mut self, id: u32, kind: OpKind, buffer: &Buffer, extents: &[Extent]) {
+    fn start(&mut self, id: u32, kind: OpKind, buffer: Buffer, extents: &[Extent]) {
+        if let [
+            Extent {
+                source: Source::File { file, offset },
+                ..
+            },
+        ] = *extents
+        {
+            self.engine.push(Op {
+                kind,
+                file,
+                offset,
+                buffer,
+                token: id,
+            });
+            self.expect(id, 1);
+            return;
+        }
         let mut at = 0;
         let mut parts = 0;
         for extent in extents {
-            let part = |buffer: &Buffer| match extents {
-                [_] => buffer.clone(),
-                _ => buffer.slice(at, extent.len),
-            };
+            let part = buffer.slice(at, extent.len);
             match &extent.source {
-                Source::Zero => part(buffer).zero(),
+                Source::Zero => part.zero(),
                 Source::Bytes(bytes, start) => {
-                    part(buffer).copy_from(bytes.get(*start..).unwrap_or_default());
+                    part.copy_from(bytes.get(*start..).unwrap_or_default());
                 }
                 &Source::File { file, offset } => {
                     parts += 1;
@@ -205,7 +219,7 @@ impl Disk {
                         kind,
                         file,
                         offset,
-                        buffer: part(buffer),
+                        buffer: part,
                         token: id,
                     });
                 }

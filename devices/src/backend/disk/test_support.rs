@@ -101,7 +101,7 @@ impl TestDisk {
 
     pub(crate) fn read(&mut self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
         let buffer = self.buffer(len);
-        self.disk.read(0, offset, &buffer);
+        self.disk.read(0, offset, buffer.clone());
         self.finish()?;
         let mut bytes = vec![0; len];
         self.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
@@ -111,7 +111,7 @@ impl TestDisk {
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         self.memory.write_slice(bytes, GuestAddress(0)).unwrap();
         let buffer = self.buffer(bytes.len());
-        self.disk.write(0, offset, &buffer);
+        self.disk.write(0, offset, buffer.clone());
         self.finish()
     }
 

@@ -2,7 +2,7 @@
 //! split into buffers in any way. Pure: nothing here touches a disk.
 
 use smallvec::SmallVec;
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryMmap};
 
 use crate::backend::disk::SECTOR;
 use crate::virtio::chain::{Buffers, Chain};
@@ -118,19 +118,20 @@ pub(super) struct Request {
     pub(super) command: Result<Command, Status>,
     /// Where data comes from or goes to.
     pub(super) data: Buffers,
-    /// One byte for the answer.
-    pub(super) status: Buffers,
+    /// Where the byte of the answer goes.
+    pub(super) status: GuestAddress,
 }
 
 impl Request {
     /// Reads a request. None if there is no room for an answer.
-    pub(super) fn parse(chain: &Chain, memory: &GuestMemoryMmap, limits: Limits) -> Option<Self> {
-        let mut writable = chain.writable.clone();
-        let status = writable.split_off(writable.len().checked_sub(1)?);
-        let mut readable = chain.readable.clone();
-        let data = readable.split_off(HEADER_SIZE);
-        let header: Option<Header> = readable.read_obj(memory, 0).ok();
-        let Some(header) = header else {
+    pub(super) fn parse(chain: Chain, memory: &GuestMemoryMmap, limits: Limits) -> Option<Self> {
+        let Chain {
+            readable: mut data,
+            mut writable,
+            ..
+        } = chain;
+        let status = writable.split_last()?;
+        let Ok(header) = data.read_obj::<Header>(memory, 0) else {
             return Some(Self {
                 command: Err(Status::IoError),
                 data,
@@ -141,7 +142,7 @@ impl Request {
         let sector = u64::from_le(header.sector);
         let data = match kind {
             IN | GET_ID => writable,
-            _ => data,
+            _ => data.split_off(HEADER_SIZE),
         };
         Some(Self {
             command: command(kind, sector, &data, memory, limits),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::control::{BlockCounters, Shared};
 use super::feature;
@@ -19,7 +19,6 @@ use crate::backend::disk::{Buffer, Completion, Disk};
 use crate::lock;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::Resources;
-use crate::virtio::chain::{Buffers, Chain};
 use crate::virtio::queue::{self, Queue};
 
 /// Bytes after which other workers of the loop have their turn.
@@ -56,17 +55,23 @@ impl Doing {
     }
 }
 
+/// What its driver is told of a request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Returned {
+    head: u16,
+    /// All that is writable.
+    written: u32,
+}
+
 /// A request in flight.
 struct InFlight {
     doing: Doing,
     /// Which of the worker's queues.
     queue: usize,
-    head: u16,
+    returned: Returned,
     /// Bytes of data.
     bytes: u32,
-    /// All that is writable.
-    written: u32,
-    status: Buffers,
+    status: GuestAddress,
 }
 
 /// A queue at work.
@@ -189,9 +194,13 @@ impl Worker {
             let Some(chain) = served.queue.pop()? else {
                 break;
             };
-            let Some(request) = Request::parse(&chain, &self.memory, limits) else {
+            let returned = Returned {
+                head: chain.head(),
+                written: chain.writable.len(),
+            };
+            let Some(request) = Request::parse(chain, &self.memory, limits) else {
                 self.counters.bad_requests += 1;
-                served.queue.complete(chain.head(), 0)?;
+                served.queue.complete(returned.head, 0)?;
                 served.completed = true;
                 continue;
             };
@@ -206,7 +215,7 @@ impl Worker {
                 return Ok(());
             }
             left = left.saturating_sub(cost(&request));
-            self.start(index, &chain, request)?;
+            self.start(index, returned, request)?;
             if left == 0 {
                 break;
             }
@@ -220,7 +229,12 @@ impl Worker {
     }
 
     /// Hands a request to the disk, or answers it.
-    fn start(&mut self, index: usize, chain: &Chain, request: Request) -> Result<(), queue::Error> {
+    fn start(
+        &mut self,
+        index: usize,
+        returned: Returned,
+        request: Request,
+    ) -> Result<(), queue::Error> {
         let Request {
             command,
             data,
@@ -229,25 +243,24 @@ impl Worker {
         let in_flight = |doing| InFlight {
             doing,
             queue: index,
-            head: chain.head(),
+            returned,
             bytes: data.len(),
-            written: chain.writable.len(),
-            status: status.clone(),
+            status,
         };
         match command {
             Ok(Command::Read { offset }) => {
                 let Ok(buffer) = Buffer::new(&self.memory, &data) else {
-                    return self.answer(index, chain, &status, Status::IoError);
+                    return self.answer(index, returned, status, Status::IoError);
                 };
                 let id = self.add(in_flight(Doing::Read));
-                self.disk.read(id, offset, &buffer);
+                self.disk.read(id, offset, buffer);
             }
             Ok(Command::Write { offset }) => {
                 let Ok(buffer) = Buffer::new(&self.memory, &data) else {
-                    return self.answer(index, chain, &status, Status::IoError);
+                    return self.answer(index, returned, status, Status::IoError);
                 };
                 let id = self.add(in_flight(Doing::Write));
-                self.disk.write(id, offset, &buffer);
+                self.disk.write(id, offset, buffer);
             }
             Ok(Command::Flush) => {
                 let id = self.add(in_flight(Doing::Flush));
@@ -272,9 +285,9 @@ impl Worker {
                     Ok(()) => Status::Ok,
                     Err(_) => Status::IoError,
                 };
-                self.answer(index, chain, &status, result)?;
+                self.answer(index, returned, status, result)?;
             }
-            Err(result) => self.answer(index, chain, &status, result)?,
+            Err(result) => self.answer(index, returned, status, result)?,
         }
         Ok(())
     }
@@ -283,18 +296,18 @@ impl Worker {
     fn answer(
         &mut self,
         index: usize,
-        chain: &Chain,
-        status: &Buffers,
+        returned: Returned,
+        status: GuestAddress,
         result: Status,
     ) -> Result<(), queue::Error> {
         if result != Status::Ok {
             self.counters.bad_requests += 1;
         }
         // It was checked to be memory.
-        let _ = status.write(&self.memory, 0, &[result as u8]);
+        let _ = self.memory.write_obj(result as u8, status);
         let served = &mut self.queues[index];
         served.completed = true;
-        served.queue.complete(chain.head(), chain.writable.len())
+        served.queue.complete(returned.head, returned.written)
     }
 
     /// Gives a request a number.
@@ -352,10 +365,9 @@ impl Worker {
         let id = self.add(InFlight {
             doing: Doing::Sync,
             queue: 0,
-            head: 0,
+            returned: Returned::default(),
             bytes: 0,
-            written: 0,
-            status: Buffers::default(),
+            status: GuestAddress(0),
         });
         self.disk.flush(id, &Buffer::empty(&self.memory));
     }
@@ -414,7 +426,7 @@ impl Worker {
         }
         let status = if is_ok { Status::Ok } else { Status::IoError };
         // It was checked to be memory.
-        let _ = request.status.write(&self.memory, 0, &[status as u8]);
+        let _ = self.memory.write_obj(status as u8, request.status);
         let Some(served) = self.queues.get_mut(request.queue) else {
             return;
         };
@@ -423,7 +435,8 @@ impl Worker {
         if served.broken {
             return;
         }
-        if let Err(error) = served.queue.complete(request.head, request.written) {
+        let Returned { head, written } = request.returned;
+        if let Err(error) = served.queue.complete(head, written) {
             self.fail(request.queue, &error);
         }
     }
