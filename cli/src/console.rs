@@ -5,9 +5,11 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use devices::console_io::{FileOutput, Input, InputFilter, Output, Pty};
+use devices::rate_limiter::RateLimit;
 use thiserror::Error;
 use vmm::Console;
 
+use crate::devices::net::rate;
 use crate::keys::{Keys, Targets, Transparent};
 use crate::message::say;
 use crate::options::OptionList;
@@ -67,16 +69,22 @@ pub(crate) struct ConsoleOption {
     pub kind: Option<ConsoleKind>,
     /// Its other end.
     pub end: ConsoleEnd,
+    /// How much the guest may put out.
+    pub limit: RateLimit,
+    /// Whether it has a thread of its own.
+    pub iothread: bool,
 }
 
 impl ConsoleOption {
-    /// `[virtio|serial|off][,pty|,file=PATH[,max-size=SIZE[,keep=N]]]`.
+    /// `[virtio|serial|off][,pty|,file=PATH[,max-size=SIZE[,keep=N]]][,rate=BYTES][,iops=N][,iothread=on]`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut options = OptionList::new("--console", text);
         let pty = options.take_flag("pty");
         let path = options.take("file")?.map(PathBuf::from);
         let max_size = options.parse_with("max-size", parse_size)?;
         let keep = options.parse("keep")?;
+        let limit = rate(&mut options)?;
+        let iothread = options.take_switch("iothread")?.unwrap_or(false);
         let kind = match options.take_first().as_deref() {
             None => None,
             Some("virtio") => Some(ConsoleKind::Virtio),
@@ -112,8 +120,16 @@ impl ConsoleOption {
                 keep: keep.unwrap_or(DEFAULT_KEEP),
             }),
         };
+        if (limit != RateLimit::default() || iothread) && kind != Some(ConsoleKind::Virtio) {
+            return Err(options.error("rate, iops and iothread are for virtio"));
+        }
         options.finish()?;
-        Ok(Self { kind, end })
+        Ok(Self {
+            kind,
+            end,
+            limit,
+            iothread,
+        })
     }
 
     /// Whether a person is at it, or is to be.
@@ -128,9 +144,16 @@ impl ConsoleOption {
 
 /// Opens the other end, and the terminal, which is in raw mode as long as it is kept.
 pub(crate) fn open(
-    end: &ConsoleEnd,
+    option: &ConsoleOption,
     targets: Targets,
 ) -> Result<(Console, Option<RawTerminal>), Error> {
+    let (mut console, terminal) = open_end(&option.end, targets)?;
+    console.rate_limit = option.limit;
+    console.iothread = option.iothread;
+    Ok((console, terminal))
+}
+
+fn open_end(end: &ConsoleEnd, targets: Targets) -> Result<(Console, Option<RawTerminal>), Error> {
     match end {
         ConsoleEnd::Stdio => open_stdio(targets).map_err(Error::Stdio),
         ConsoleEnd::File(file) => {
@@ -161,6 +184,8 @@ fn without_terminal(input: Option<Input>, output: Output) -> Console {
         output,
         filter: Box::new(Transparent),
         size: (0, 0),
+        rate_limit: RateLimit::default(),
+        iothread: false,
     }
 }
 
@@ -193,6 +218,8 @@ fn open_stdio(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
             output,
             filter,
             size: terminal::size().unwrap_or_default(),
+            rate_limit: RateLimit::default(),
+            iothread: false,
         },
         terminal,
     ))
@@ -209,6 +236,9 @@ mod tests {
         assert_eq!(parse("off").kind, Some(ConsoleKind::Off));
         assert_eq!(parse("serial,pty").end, ConsoleEnd::Pty);
         assert_eq!(parse("pty").kind, None);
+        assert_eq!(parse("virtio").limit, RateLimit::default());
+        assert!(parse("virtio,rate=1k").limit.bandwidth.is_some());
+        assert!(parse("virtio,pty,iops=9").limit.ops.is_some());
         let file = |max_size, keep| {
             ConsoleEnd::File(FileOutput {
                 path: "log".into(),
@@ -229,6 +259,10 @@ mod tests {
             ("serial,max-size=1m", "max-size is for file=PATH"),
             ("file=log,keep=2", "keep is for"),
             ("file=log,max-size=0", "nothing fits"),
+            ("serial,rate=1k", "for virtio"),
+            ("iothread=on", "for virtio"),
+            ("pty,iops=5", "for virtio"),
+            ("virtio,rate=much", "rate=much"),
             ("serial,colour=red", "unknown option 'colour'"),
         ] {
             let error = ConsoleOption::parse(text).unwrap_err();

@@ -1,7 +1,7 @@
 //! virtio devices: from flags to configuration, one file a kind of flag below.
 
 mod disk;
-mod net;
+pub(crate) mod net;
 
 use std::path::PathBuf;
 

@@ -134,7 +134,7 @@ pub(crate) fn run(
     let targets = Targets::default();
     let (console, terminal) = match guest.console {
         ConsoleKind::Serial | ConsoleKind::Virtio => {
-            let (console, terminal) = console::open(&option.end, targets.clone())?;
+            let (console, terminal) = console::open(&option, targets.clone())?;
             (Some(console), terminal)
         }
         ConsoleKind::Off => (None, None),

@@ -111,6 +111,8 @@ impl Machine {
             output: Output::new(output.into()).unwrap(),
             filter: Box::new(Transparent),
             size: (0, 0),
+            rate_limit: RateLimit::default(),
+            iothread: false,
         };
         let payload = Payload::Code {
             bytes: code,

@@ -26,6 +26,7 @@ use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
+use devices::rate_limiter::RateLimit;
 use devices::virtio::worker::EventLoop;
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
@@ -105,6 +106,10 @@ pub struct Console {
     pub filter: Box<dyn InputFilter>,
     /// Columns and rows of a terminal, for a virtio console; 0 where they are not known.
     pub size: (u16, u16),
+    /// Limits what a virtio console puts out.
+    pub rate_limit: RateLimit,
+    /// A virtio console has a thread of its own.
+    pub iothread: bool,
 }
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
@@ -333,6 +338,8 @@ fn add_serial_port(
         output,
         filter,
         size: _,
+        rate_limit: _,
+        iothread: _,
     } = console;
     let worker = SerialWorker::new(port, ready, input, output, filter)
         .map_err(host("the console's worker"))?;

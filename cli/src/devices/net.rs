@@ -62,7 +62,7 @@ fn queues(text: &str) -> Result<usize, String> {
 }
 
 /// `rate=BYTES[/s][+BURST]` and `iops=N[/s][+BURST]`.
-pub(super) fn rate(options: &mut OptionList) -> Result<RateLimit, String> {
+pub(crate) fn rate(options: &mut OptionList) -> Result<RateLimit, String> {
     Ok(RateLimit {
         bandwidth: options.parse_with("rate", |text| Bucket::parse(text, parse_size))?,
         ops: options.parse_with("iops", |text| Bucket::parse(text, parse_ops))?,

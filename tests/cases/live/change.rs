@@ -379,6 +379,7 @@ pub(super) fn own_threads() {
         ];
         options.extend(["--vsock", &sockets, "--balloon", "0,iothread=on"]);
         options.extend(["--entropy", "on,iothread=on", "--memory", "256m"]);
+        options.extend(["--console", "virtio,iothread=on"]);
         options.extend(pci.then_some("--pci"));
         let mut guest = Driven::start(directory, &options);
         let threads = guest.threads();
@@ -388,6 +389,7 @@ pub(super) fn own_threads() {
             "io-vsock",
             "io-balloon",
             "io-entropy",
+            "io-console",
         ] {
             assert!(threads.iter().any(|thread| thread == name), "{threads:?}");
         }

@@ -10,7 +10,6 @@ use devices::backend::user_net::{self, UserNet};
 use devices::backend::vhost_net::{self, VhostNet};
 use devices::bus::Bus;
 use devices::ioapic::IoApic;
-use devices::rate_limiter::RateLimit;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{self, Block};
@@ -156,7 +155,7 @@ fn make_one(
     })
 }
 
-/// A virtio console, whose worker is on the machine's event loop from the start, and what controls it.
+/// A virtio console, whose worker is on its event loop from the start, and what controls it.
 pub(super) fn make_console(
     console: Console,
     event_loop: &Arc<dyn EventLoop>,
@@ -173,17 +172,28 @@ pub(super) fn make_console(
         output,
         filter,
         size,
+        rate_limit,
+        iothread,
     } = console;
     let config = console::Config {
         input,
         output,
         filter,
-        rate_limit: RateLimit::default(),
+        rate_limit,
         size,
     };
-    let mut console = console::Console::new(Arc::clone(event_loop), config)?;
-    // Fails only where the loop is another thread's.
-    let _ = console.attach_by(|worker| Ok(manager.add_subscriber(worker)));
+    let mut console = if iothread {
+        let event_loop = IoThread::start(thread_name(&id)).map_err(refused("an I/O thread"))?;
+        console::Console::new(event_loop, config)?
+    } else {
+        console::Console::new(Arc::clone(event_loop), config)?
+    };
+    // Neither fails: a thread of its own serves its loop already, and this one is not served yet.
+    let _ = if iothread {
+        console.attach()
+    } else {
+        console.attach_by(|worker| Ok(manager.add_subscriber(worker)))
+    };
     let control = console.control();
     registration.set_control(Control::Console(control.clone()));
     Ok((Registered::new(Box::new(console), registration), control))
