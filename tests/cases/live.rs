@@ -40,7 +40,17 @@ pub(crate) const NETWORK_CASES: &[Case] = &[
         tests::network::in_namespace(change::cable);
     }),
     ("rings_are_reset", || {
-        tests::network::in_namespace(change::rings);
+        tests::network::in_namespace(|| change::rings(""));
+    }),
+];
+
+/// Cases that need `/dev/vhost-net`.
+pub(crate) const VHOST_CASES: &[Case] = &[
+    ("vhost_cards_come_and_go", || {
+        tests::network::in_namespace(hotplug::cards_with_vhost);
+    }),
+    ("vhost_rings_are_reset", || {
+        tests::network::in_namespace(|| change::rings("vhost=on"));
     }),
 ];
 

@@ -74,6 +74,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("live", live::CASES, &no_linux),
         ("live", live::NETWORK_CASES, &no_networks),
+        ("live", live::VHOST_CASES, &no_vhost),
         ("live", live::CONSOLE_CASES, &no_linux),
     ] {
         for &(name, case) in cases {

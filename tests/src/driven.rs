@@ -139,10 +139,15 @@ impl Driven {
         self.live.send(command);
     }
 
-    /// Waits until the guest has done what it was told, and returns what it said since.
+    /// Waits until the guest has done what it was told, and returns what it said since. Fails if anything
+    /// went wrong in it.
     #[track_caller]
     pub fn done(&mut self) -> String {
-        self.live.expect_output(DONE)
+        let output = self.live.expect_output(DONE);
+        // Whoever serves the guest may wait for ever once something has gone wrong in it.
+        let is_wrong = |line: &str| line.starts_with("FAILED (") || line.starts_with("SUCCEEDED: ");
+        assert!(!output.lines().any(is_wrong), "{output}");
+        output
     }
 
     /// Has the guest do something, and returns what it says.

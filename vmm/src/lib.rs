@@ -6,8 +6,8 @@
 //!
 //! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `builder`
 //! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
-//! `interrupts`, `event_loop`, `events` (what vCPUs and devices tell the event loop), `crash`, `host` (what a host
-//! offers), `teardown`.
+//! `interrupts`, `controls` and `pci` (what changes while the guest runs), `event_loop`, `events` (what
+//! vCPUs and devices tell the event loop), `crash`, `host` (what a host offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
 //! file descriptors and adds its own subscribers to the event loop.

@@ -91,6 +91,9 @@ pub struct Resources {
     pub interrupt: Interrupt,
     /// The queues that the driver has set up, by index. A driver need not set up all of them.
     pub queues: Vec<Option<Queue>>,
+    /// The driver goes on where it was, as only some of its queues were reset: what it has set by
+    /// commands stays as it is. Otherwise it starts anew.
+    pub resumed: bool,
 }
 
 impl Resources {

@@ -427,14 +427,15 @@ pub(super) fn cable() {
 }
 
 /// ethtool has Linux reset single queues (RING_RESET), on PCI, where it can.
-pub(super) fn rings() {
+pub(super) fn rings(vhost: &str) {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
     tap("tap0", 1500, true, &["10.9.0.1/24"]);
     let disk = sparse(directory, "image", MIB).display().to_string();
     let mut options = vec!["--pci", "--cpus", "2", "--disk", &disk, "--balloon", "0"];
     options.extend(["--entropy", "on"]);
-    options.extend(["--net", "tap=tap0,queues=2", "--net", "user,iothread=on"]);
+    let network = format!("tap=tap0,queues=2,{vhost}");
+    options.extend(["--net", &network, "--net", "user,iothread=on"]);
     let mut guest = Driven::start(directory, &options);
     let features = guest.guest("guest-probe features");
     assert_eq!(features.lines().count(), 5, "{features}");

@@ -290,6 +290,25 @@ pub(super) fn cards() {
     guest.end();
 }
 
+/// The host's kernel serves the rings of what comes, and lets go of them.
+pub(super) fn cards_with_vhost() {
+    let directory = TempDir::new().unwrap();
+    tap("tap0", 1500, true, &["10.9.0.1/24"]);
+    let mut guest = Driven::start(directory.as_path(), &["--pci", "--cpus", "2"]);
+    let mut before = None;
+    for round in 0..3 {
+        guest.ask("plug net tap=tap0,vhost=on,queues=2,id=t");
+        configure(&mut guest, "eth0", "10.9.0.2/24");
+        transfer(&mut guest, &format!("10.9.0.1:{}", 5000 + round));
+        guest.refused("rate net t rate=1m", &["vhost"]);
+        assert_eq!(guest.ask("unplug net t"), "gone");
+        assert_eq!(guest.guest("ls /sys/class/net"), "lo\n");
+        let now = guest.holds();
+        assert_eq!(*before.get_or_insert(now), now);
+    }
+    guest.end();
+}
+
 /// Traffic goes both ways when the card goes.
 pub(super) fn busy_cards() {
     let directory = TempDir::new().unwrap();

@@ -11,7 +11,7 @@ use super::double::{ALL, RX, TX, VERSION_1, Wire, card, config, driver, frame, r
 use super::*;
 use crate::lock;
 use crate::rate_limiter::Bucket;
-use crate::virtio::test_support::{Driver, TestLoop};
+use crate::virtio::test_support::{Driver, GuestQueue, TestLoop};
 
 /// Sends a command, and returns the answer; 0xaa if there was none.
 fn command(driver: &mut Driver, queue: usize, bytes: &[u8]) -> u8 {
@@ -73,6 +73,41 @@ fn a_pair_works_once_it_is_in_use() {
     assert_eq!(wires[1].recv(), frame(100, 1));
     driver.wait_used(2, 1);
     assert_eq!(driver.contents(room), received(&frame(100, 2), 1));
+}
+
+#[test]
+fn the_reset_of_a_queue_leaves_what_was_set_as_it_is() {
+    let (net, _, wires) = card(config(), 2);
+    let mut driver = Driver::started(net);
+    assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
+    let mut offloads = vec![5, 0];
+    offloads.extend((1u64 << feature::GUEST_CSUM).to_le_bytes());
+    assert_eq!(command(&mut driver, 4, &offloads), 0);
+    let csum_only = Offloads {
+        csum: true,
+        ..Offloads::default()
+    };
+    let is_as_set = || {
+        let offloads = lock(&wires[0].asked).offloads.last().copied();
+        let enabled = lock(&wires[1].asked).enabled.last().copied();
+        (offloads, enabled) == (Some(csum_only), Some(true))
+    };
+    assert!(is_as_set());
+    driver.core.reset_queue(RX);
+    assert!(is_as_set());
+    // It comes back smaller; the other pair has gone on.
+    let base = driver.queues[RX].config().desc;
+    driver.queues[RX] = GuestQueue::new(Arc::clone(&driver.memory), base, 64);
+    driver.set_up_queue(RX);
+    assert!(is_as_set());
+    let room = driver.buffer(100);
+    driver.submit(2, &[room.writable()]);
+    wires[1].send(&frame(100, 2));
+    driver.wait_used(2, 1);
+    // A driver that starts anew has set nothing.
+    driver.reset();
+    driver.start(u64::MAX);
+    assert!(!is_as_set());
 }
 
 #[test]

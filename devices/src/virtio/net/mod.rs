@@ -30,7 +30,7 @@ use backend::{Offloads, Pair, Support};
 pub use mac::{Mac, MacError};
 use shared::Shared;
 pub use shared::{Counters, DirectionCounters};
-use worker::Worker;
+use worker::{Chosen, Worker};
 
 /// Feature bits (section 5.1.3).
 pub mod feature {
@@ -147,6 +147,8 @@ pub struct Net {
     shared: Arc<Shared>,
     /// While it is idle: otherwise the worker has them.
     pairs: Vec<Pair>,
+    /// What the driver had set when the last worker stopped.
+    chosen: Chosen,
     worker: Option<Attached<Worker>>,
 }
 
@@ -207,6 +209,7 @@ impl Net {
             event_loop,
             shared,
             pairs,
+            chosen: Chosen::default(),
             worker: None,
         };
         Ok((device, control))
@@ -329,16 +332,20 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, resources: Resources) -> Result<(), ActivateError> {
         let interrupt = resources.interrupt.clone();
+        let chosen = resources.resumed.then_some(self.chosen);
         let pairs = std::mem::take(&mut self.pairs);
         let mtu = self.mtu.unwrap_or(DEFAULT_MTU);
         let shared = Arc::clone(&self.shared);
-        let worker = match Worker::new(Arc::clone(&self.id), pairs, mtu, shared, resources) {
+        let mut worker = match Worker::new(Arc::clone(&self.id), pairs, mtu, shared, resources) {
             Ok(worker) => worker,
             Err((error, pairs)) => {
                 self.pairs = pairs;
                 return Err(error);
             }
         };
+        if let Some(chosen) = chosen {
+            worker.resume(chosen);
+        }
         let worker = Attached::new(&self.event_loop, worker)
             .map_err(|error| ActivateError(Box::new(error)))?;
         self.worker = Some(worker);
@@ -351,8 +358,9 @@ impl VirtioDevice for Net {
         let Some(worker) = self.worker.take().and_then(Attached::detach) else {
             return Vec::new();
         };
-        let (pairs, queues) = worker.stop();
+        let (pairs, queues, chosen) = worker.stop();
         self.pairs = pairs;
+        self.chosen = chosen;
         queues
     }
 }

@@ -38,6 +38,13 @@ const BACKEND: u32 = 0;
 const RX_KICK: u32 = 1;
 const TX_KICK: u32 = 2;
 
+/// What a driver has set by commands: nothing at first.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Chosen {
+    pairs: Option<u16>,
+    offloads: Option<u64>,
+}
+
 /// The running half.
 pub(super) struct Worker {
     // Fixed configuration.
@@ -51,6 +58,7 @@ pub(super) struct Worker {
     control: Option<Queue>,
     /// What is left to the driver now.
     offloads: Offloads,
+    chosen: Chosen,
     /// The driver broke the rules.
     broken: bool,
 }
@@ -120,6 +128,7 @@ impl Worker {
             shared,
             control,
             offloads,
+            chosen: Chosen::default(),
             broken: false,
         };
         match worker.update_kernel() {
@@ -128,8 +137,21 @@ impl Worker {
         }
     }
 
-    /// Ends, and gives back what it was made of.
-    pub(super) fn stop(mut self) -> (Vec<Pair>, Vec<Queue>) {
+    /// Goes on with what the driver had set. On no event loop yet.
+    pub(super) fn resume(&mut self, chosen: Chosen) {
+        let Chosen { pairs, offloads } = chosen;
+        let commands = [
+            pairs.map(Command::SetPairs),
+            offloads.map(Command::SetOffloads),
+        ];
+        for command in commands.into_iter().flatten() {
+            // What fails now, and did not before, was logged.
+            self.carry_out(command);
+        }
+    }
+
+    /// Ends, and gives back what it was made of, and what the driver has set.
+    pub(super) fn stop(mut self) -> (Vec<Pair>, Vec<Queue>, Chosen) {
         let mut queues: Vec<Queue> = self.control.take().into_iter().collect();
         let mut pairs = Vec::with_capacity(self.pairs.len());
         let warnings = &self.shared.warnings;
@@ -164,7 +186,7 @@ impl Worker {
                 kernel,
             });
         }
-        (pairs, queues)
+        (pairs, queues, self.chosen)
     }
 
     /// Has the kernel serve what it is to serve now.
@@ -350,8 +372,20 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) -> bool {
         match command {
-            Command::SetPairs(count) => self.set_pairs(count.into()),
-            Command::SetOffloads(bits) => self.set_offloads(bits),
+            Command::SetPairs(count) => {
+                let is_done = self.set_pairs(count.into());
+                if is_done {
+                    self.chosen.pairs = Some(count);
+                }
+                is_done
+            }
+            Command::SetOffloads(bits) => {
+                let is_done = self.set_offloads(bits);
+                if is_done {
+                    self.chosen.offloads = Some(bits);
+                }
+                is_done
+            }
         }
     }
 

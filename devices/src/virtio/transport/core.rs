@@ -293,22 +293,24 @@ impl Core {
         // Empties it; fails if it is empty.
         let _ = self.kicks[index].read();
         if was_active {
-            self.activate_from(&positions);
+            self.activate_from(Some(&positions));
         }
     }
 
     /// A queue has come: the device starts anew with it.
     fn restart(&mut self) {
         let positions = self.deactivate();
-        self.activate_from(&positions);
+        self.activate_from(Some(&positions));
     }
 
     fn activate(&mut self) {
-        self.activate_from(&[]);
+        self.activate_from(None);
     }
 
-    /// Activates the device; queues go on from where they stopped, new ones at their start.
-    fn activate_from(&mut self, positions: &[(u16, (u16, u16))]) {
+    /// Activates the device. Where it was active before, its queues go on from where they stopped, and
+    /// new ones at their start.
+    fn activate_from(&mut self, stopped: Option<&[(u16, (u16, u16))]>) {
+        let positions = stopped.unwrap_or_default();
         let event_idx = self.has_feature(feature::EVENT_IDX);
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, config) in (0..).zip(&self.queues) {
@@ -344,6 +346,7 @@ impl Core {
             features: self.accepted,
             interrupt: self.interrupt.clone(),
             queues,
+            resumed: stopped.is_some(),
         };
         match self.device.activate(resources) {
             Ok(()) => {
