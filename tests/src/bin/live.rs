@@ -14,6 +14,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
+use std::mem::ManuallyDrop;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
@@ -40,12 +41,7 @@ fn main() {
             controls: vm.controls().clone(),
             hotplug: vm.hotplug(),
         };
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                // Who went away wants no answer.
-                let _ = driver.serve(&stream);
-            }
-        });
+        thread::spawn(move || driver.serve_all(listener));
     });
     cli::status::exit(status)
 }
@@ -70,6 +66,20 @@ fn id(kind: &str, id: &str) -> Result<DeviceId, String> {
 }
 
 impl Driver {
+    fn serve_all(&self, listener: UnixListener) {
+        // In the end mote closes all descriptors at once, also those of this thread: it is not to close
+        // any of them again.
+        let listener = ManuallyDrop::new(listener);
+        while let Ok((stream, _)) = listener.accept() {
+            let stream = ManuallyDrop::new(stream);
+            if self.serve(&stream).is_err() {
+                break;
+            }
+            // Who asked is gone.
+            drop(ManuallyDrop::into_inner(stream));
+        }
+    }
+
     fn serve(&self, stream: &UnixStream) -> std::io::Result<()> {
         let mut answers = stream;
         for line in BufReader::new(stream).lines() {
