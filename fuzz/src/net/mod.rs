@@ -160,6 +160,31 @@ impl Card {
         self.guest.start(features);
     }
 
+    /// RING_RESET: stops a queue, whatever is in it, and sets it up again where it was. The others go on.
+    fn reset_queue(&mut self, shape: u8) {
+        let queue = u16::from(shape >> 2) % self.guest.queues;
+        self.guest.write(0x30, queue.into());
+        self.guest.write(0xc0, 1);
+        self.check();
+        if self.guest.read(0x44) != 0 {
+            return;
+        }
+        let base = RINGS + u64::from(queue) * RINGS_SIZE;
+        let rings = vec![0; RINGS_SIZE as usize];
+        let memory = &self.guest.memory;
+        memory.write_slice(&rings, GuestAddress(base)).unwrap();
+        self.given.retain(|(other, _), _| *other != queue);
+        self.used[usize::from(queue)] = 0;
+        self.guest.avail[usize::from(queue)] = 0;
+        if queue == RX {
+            self.rest = 0;
+        }
+        if shape & 0x80 == 0 {
+            self.guest.write(0x38, ENTRIES.into());
+            self.guest.write(0x44, 1);
+        }
+    }
+
     fn operate(&mut self, input: &mut Input<'_>) {
         match input.u8() % 32 {
             0..4 => self.give(input),
@@ -182,7 +207,8 @@ impl Card {
                 match shape % 4 {
                     0 => self.control.set_link(shape & 0x80 == 0),
                     1 => _ = self.control.set_rate(rate(shape >> 4), rate(shape >> 6)),
-                    _ => _ = self.guest.read(0x100 + u64::from(shape & 0x0c)),
+                    2 => _ = self.guest.read(0x100 + u64::from(shape & 0x0c)),
+                    _ => self.reset_queue(shape),
                 }
             }
             8..12 => match &mut self.behind {

@@ -348,7 +348,36 @@ pub(super) fn net() -> Seeds {
         .u8(5)
         .bytes(b"short")
         .u8(PLAIN);
+    let mut rings = Script::card(USER, 0);
+    rings
+        .connect(0, SERVED_V4)
+        .host(WRITE, 0)
+        .u16(2000)
+        .u8(7)
+        .u8(3)
+        .buffers()
+        .pause();
+    rings
+        .u8(7)
+        .u8(1 << 2 | 3)
+        .tcp(KNOWN | DATA, 0, &[50])
+        .pause()
+        .u8(7)
+        .u8(2 << 2 | 3);
+    rings
+        .u8(4)
+        .u8(3)
+        .u16(0x83)
+        .u8(0)
+        .u8(7)
+        .u8(0x83)
+        .buffers()
+        .u8(6)
+        .u8(0)
+        .buffers()
+        .arp();
     seeds.extend([
+        ("rings", rings.0),
         ("offloads", offloads.0),
         ("timers", timers.0),
         ("idle", idle.0),
