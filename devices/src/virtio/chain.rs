@@ -19,8 +19,9 @@ const DESC_F_WRITE: u16 = 1 << 1;
 const DESC_F_INDIRECT: u16 = 1 << 2;
 /// Bytes of a descriptor.
 const DESC_SIZE: u64 = size_of::<Descriptor>() as u64;
-/// Buffers of a request that are kept without an allocation.
-const INLINE: usize = 4;
+/// Buffers of a request, readable and writable ones, that are kept without an allocation. Few, as
+/// requests are passed on by value.
+const INLINE: usize = 2;
 
 /// What is wrong with a chain.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -67,6 +68,7 @@ pub enum Error {
 
 /// The host's view of `len` bytes of guest RAM; None if they are not all in one region of it. Rings and
 /// requests are mostly looked at through this: memory has so few regions that a search costs more.
+#[inline]
 pub(super) fn slice_at(
     memory: &GuestMemoryMmap,
     gpa: GuestAddress,
@@ -305,14 +307,26 @@ impl Buffers {
         &self,
         memory: &'m GuestMemoryMmap,
     ) -> impl Iterator<Item = Result<VolatileSlice<'m>, GuestMemoryError>> {
-        self.segments.iter().flat_map(|segment| {
+        self.segments
+            .iter()
+            .flat_map(|segment| memory.get_slices(segment.gpa, segment.len as usize))
+    }
+
+    /// Calls `take` with what [`Buffers::slices`] gives, which is slower. False if there is anything that
+    /// is not guest RAM, or that is not taken.
+    pub fn each_slice<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        mut take: impl FnMut(VolatileSlice<'m>) -> bool,
+    ) -> bool {
+        self.segments.iter().all(|segment| {
             let len = segment.len as usize;
-            let whole = slice_at(memory, segment.gpa, len);
-            let pieces = whole.is_none().then(|| memory.get_slices(segment.gpa, len));
-            whole
-                .map(Ok)
-                .into_iter()
-                .chain(pieces.into_iter().flatten())
+            match slice_at(memory, segment.gpa, len) {
+                Some(slice) => take(slice),
+                None => memory
+                    .get_slices(segment.gpa, len)
+                    .all(|slice| slice.is_ok_and(&mut take)),
+            }
         })
     }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
 use crate::virtio::chain::Buffers;
 
@@ -26,17 +26,17 @@ pub struct Buffer {
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// The memory of `buffers`. Fails if any of it is not guest memory.
-    pub fn new(memory: &Arc<GuestMemoryMmap>, buffers: &Buffers) -> Result<Self, GuestMemoryError> {
+    /// The memory of `buffers`. None if any of it is not guest memory.
+    pub fn new(memory: &Arc<GuestMemoryMmap>, buffers: &Buffers) -> Option<Self> {
         let mut buffer = Self::empty(memory);
-        for slice in buffers.slices(memory) {
-            let slice = slice?;
+        let is_memory = buffers.each_slice(memory, |slice| {
             buffer.push(libc::iovec {
                 iov_base: slice.ptr_guard_mut().as_ptr().cast(),
                 iov_len: slice.len(),
             });
-        }
-        Ok(buffer)
+            true
+        });
+        is_memory.then_some(buffer)
     }
 
     /// No memory at all.

@@ -19,6 +19,7 @@ use crate::backend::disk::{Buffer, Completion, Disk};
 use crate::lock;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::Resources;
+use crate::virtio::chain::slice_at;
 use crate::virtio::queue::{self, Queue};
 
 /// Bytes after which other workers of the loop have their turn.
@@ -249,14 +250,14 @@ impl Worker {
         };
         match command {
             Ok(Command::Read { offset }) => {
-                let Ok(buffer) = Buffer::new(&self.memory, &data) else {
+                let Some(buffer) = Buffer::new(&self.memory, &data) else {
                     return self.answer(index, returned, status, Status::IoError);
                 };
                 let id = self.add(in_flight(Doing::Read));
                 self.disk.read(id, offset, buffer);
             }
             Ok(Command::Write { offset }) => {
-                let Ok(buffer) = Buffer::new(&self.memory, &data) else {
+                let Some(buffer) = Buffer::new(&self.memory, &data) else {
                     return self.answer(index, returned, status, Status::IoError);
                 };
                 let id = self.add(in_flight(Doing::Write));
@@ -303,11 +304,17 @@ impl Worker {
         if result != Status::Ok {
             self.counters.bad_requests += 1;
         }
-        // It was checked to be memory.
-        let _ = self.memory.write_obj(result as u8, status);
+        self.write_status(status, result);
         let served = &mut self.queues[index];
         served.completed = true;
         served.queue.complete(returned.head, returned.written)
+    }
+
+    fn write_status(&self, place: GuestAddress, status: Status) {
+        // It was checked to be memory.
+        if let Some(slice) = slice_at(&self.memory, place, 1) {
+            let _ = slice.store(status as u8, 0, Ordering::Relaxed);
+        }
     }
 
     /// Gives a request a number.
@@ -425,8 +432,7 @@ impl Worker {
             Doing::Sync => {}
         }
         let status = if is_ok { Status::Ok } else { Status::IoError };
-        // It was checked to be memory.
-        let _ = self.memory.write_obj(status as u8, request.status);
+        self.write_status(request.status, status);
         let Some(served) = self.queues.get_mut(request.queue) else {
             return;
         };

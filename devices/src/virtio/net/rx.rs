@@ -92,21 +92,18 @@ impl<'m> Window<'m> {
         }
     }
 
-    fn len(&self) -> usize {
-        self.pieces.len() - self.gone
-    }
-
     /// Appends buffers, and says how many pieces they are; None if that is too many.
     fn push(&mut self, buffers: &Buffers) -> Option<usize> {
         let before = self.pieces.len();
-        for piece in buffers.slices(self.memory) {
-            match piece {
-                Ok(piece) if self.len() + 1 < MAX_PIECES => self.pieces.push(piece),
-                _ => {
-                    self.pieces.truncate(before);
-                    return None;
-                }
-            }
+        let most = self.gone + MAX_PIECES - 1;
+        let pieces = &mut self.pieces;
+        let has_room = buffers.each_slice(self.memory, |piece| {
+            pieces.push(piece);
+            pieces.len() <= most
+        });
+        if !has_room {
+            pieces.truncate(before);
+            return None;
         }
         Some(self.pieces.len() - before)
     }

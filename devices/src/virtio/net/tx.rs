@@ -94,11 +94,10 @@ fn send<'m>(
     let len = chain.readable.len() as usize;
     let has_good_len = (HEADER_LEN + MIN_FRAME..=HEADER_LEN + MAX_FRAME).contains(&len);
     pieces.clear();
-    let is_memory = chain
-        .readable
-        .slices(turn.memory)
-        .try_for_each(|piece| piece.map(|piece| pieces.push(piece)))
-        .is_ok();
+    let is_memory = chain.readable.each_slice(turn.memory, |piece| {
+        pieces.push(piece);
+        true
+    });
     if !turn.link_up || !has_good_len || !is_memory {
         turn.counts.count_dropped();
         return None;
