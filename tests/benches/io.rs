@@ -209,11 +209,11 @@ fn networks(settings: &Settings) {
             unit,
         };
         [
-            job("guest sends", "send", (scale * 128) << 20, Unit::Mebibyte),
+            job("guest sends", "send", scale * (128 << 20), Unit::Mebibyte),
             job(
                 "guest receives",
                 "receive",
-                (scale * 128) << 20,
+                scale * (128 << 20),
                 Unit::Mebibyte,
             ),
             job("round trip", "round-trip", scale * 3000, Unit::Operation),

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! cargo bench -p tests --bench start_up -- [tiny|reboot]... [--rounds N] [--memory SIZE]
+//!     [--option ARGUMENT]...
 //! ```
 //! - `tiny`: an ELF kernel of a few instructions. The first one writes to the boot timer's port, the
 //!   next ones reset the machine. "first" is when mote's line about the mark arrives here, "exit" when
 //!   its exit status does.
 //! - `reboot`: the tuned Linux kernel and an initial RAM disk whose only program restarts the machine
 //!   at once, without a console.
+//!
+//! Options are mote's, for the `reboot` row: `--option --pci --option --disk=PATH`.
 //!
 //! A process that does nothing is timed beside them: what exec and exit cost on this host.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -25,12 +28,14 @@ use vmm_sys_util::tempdir::TempDir;
 fn main() {
     let mut rounds = 50;
     let mut memory = "128m".to_owned();
+    let mut options = Vec::new();
     let mut rows = Vec::new();
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--rounds" => rounds = arguments.next().unwrap().parse().unwrap(),
             "--memory" => memory = arguments.next().unwrap(),
+            "--option" => options.push(arguments.next().unwrap()),
             "--bench" => {}
             row => rows.push(row.to_owned()),
         }
@@ -67,6 +72,7 @@ fn main() {
                     let mut command = Command::new(monitor::path());
                     command.args(["run", "--console", "off", "--memory", &memory, "--kernel"]);
                     command.arg(&kernel).arg("--initrd").arg(&initrd);
+                    command.args(&options);
                     command
                 });
             }
