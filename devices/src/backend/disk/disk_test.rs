@@ -255,6 +255,20 @@ fn one_writer_or_many_readers() {
     Disk::open(&writer).unwrap();
 }
 
+/// As that of a monitor that was killed, whose ring keeps the file for a moment.
+#[test]
+fn a_lock_that_is_about_to_go_is_waited_for() {
+    let dir = TempDir::new();
+    let path = dir.file("raw", MIB);
+    let first = Disk::open(&options(&path)).unwrap();
+    let leaving = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        drop(first);
+    });
+    Disk::open(&options(&path)).unwrap();
+    leaving.join().unwrap();
+}
+
 #[test]
 fn the_tools_of_qemu_keep_off() {
     let dir = TempDir::new();

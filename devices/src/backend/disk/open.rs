@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -18,6 +19,10 @@ use super::qcow2::{Qcow2, is_qcow2};
 use super::raw::Raw;
 use super::{Disk, Info, SECTOR, overlay, qcow2};
 
+/// How long a lock is waited for. The kernel takes down the io_uring of a monitor that was killed after its
+/// process is gone, and its files are open until then: who starts the next guest at once need not fail.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 /// Owner may read and write.
 const OVERLAY_MODE: u32 = 0o600;
 
@@ -254,7 +259,13 @@ fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
 }
 
 fn lock(file: &HostFile, path: &Path, writable: bool) -> Result<(), Error> {
-    match file.lock(writable) {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut locked = file.lock(writable);
+    while matches!(locked, Ok(false)) && Instant::now() < deadline {
+        std::thread::sleep(LOCK_INTERVAL);
+        locked = file.lock(writable);
+    }
+    match locked {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Locked {
             path: path.to_owned(),
