@@ -9,10 +9,12 @@ use arch::layout;
 use arch::regs::CpuMode;
 use devices::console_io::{Input, InputFilter, Output};
 use devices::rate_limiter::RateLimit;
+use devices::virtio::balloon;
+use devices::virtio::net::NetConfig;
 use iced_x86::IcedError;
 pub use iced_x86::code_asm;
 use iced_x86::code_asm::{CodeAssembler, al, dx};
-use vmm::config::{Config, Device, DeviceKind, Payload};
+use vmm::config::{Config, Device, DeviceKind, NetDevice, Network, Payload};
 use vmm::{BootMark, Console, StopReason, StopRequest, Vm};
 
 use crate::DEADLINE;
@@ -64,21 +66,40 @@ pub fn reset(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(end)
 }
 
-/// A machine with one vCPU, 16 MiB, four entropy devices and a boot timer.
+/// A machine with one vCPU, 16 MiB, [`VIRTIO_DEVICES`] and a boot timer.
 pub fn config() -> Config {
     config_of(1, 16 << 20)
 }
 
 /// The same with so many vCPUs and so much memory.
 pub fn config_of(cpus: u32, memory: u64) -> Config {
-    let entropy = Device {
-        kind: DeviceKind::Entropy(RateLimit::default()),
-        iothread: false,
-    };
     let config = Config::new(cpus, memory).unwrap().with_boot_timer(true);
-    (0..VIRTIO_DEVICES).fold(config, |config, _| {
-        config.with_device(entropy.clone()).unwrap()
+    virtio_devices().into_iter().fold(config, |config, kind| {
+        let device = Device {
+            kind,
+            iothread: false,
+        };
+        config.with_device(device).unwrap()
     })
+}
+
+/// What there can be without anything of the host.
+fn virtio_devices() -> [DeviceKind; VIRTIO_DEVICES as usize] {
+    let card = |id: &str| {
+        DeviceKind::Net(NetDevice {
+            card: NetConfig {
+                id: id.to_owned(),
+                ..NetConfig::default()
+            },
+            network: Network::User(Box::default()),
+        })
+    };
+    [
+        DeviceKind::Entropy(RateLimit::default()),
+        DeviceKind::Balloon(balloon::Config::default()),
+        card("first"),
+        card("second"),
+    ]
 }
 
 /// A machine whose serial port leads to this process.
