@@ -49,7 +49,7 @@ mote=$target/x86_64-unknown-linux-gnu/release/mote
 live=$target/x86_64-unknown-linux-gnu/release/mote-live
 probe=$target/x86_64-unknown-linux-gnu/release/guest-probe
 cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+    sed -n 's/.*"executable":"\([^"]*\/cases-[^"]*\)".*/\1/p' | tail -n 1)
 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
