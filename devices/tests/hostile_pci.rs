@@ -36,7 +36,7 @@ const PLACES: u64 = 12;
 
 const VCPUS: u64 = 2;
 const ACCESSES: u32 = 60_000;
-/// Devices that the host puts in over and over.
+/// How often the host puts a device in or asks one to leave, at least.
 const COMINGS: u32 = 300;
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -257,7 +257,7 @@ fn vcpus_storm_a_bus_on_which_devices_come_and_go() {
     let event_loop = TestLoop::start();
     let count = Arc::<Count>::default();
     thread::scope(|scope| {
-        for seed in 1..=VCPUS {
+        let vcpus = (1..=VCPUS).map(|seed| {
             let machine = &machine;
             scope.spawn(move || {
                 let mut random = Random(seed);
@@ -267,10 +267,14 @@ fn vcpus_storm_a_bus_on_which_devices_come_and_go() {
                         machine.handshake(&mut random);
                     }
                 }
-            });
-        }
+            })
+        });
+        let vcpus: Vec<_> = vcpus.collect();
         let mut random = Random(0x6d6f_7465);
-        for _ in 0..COMINGS {
+        let mut comings = 0;
+        // As long as the storm lasts, however fast either side is.
+        while comings < COMINGS || vcpus.iter().any(|vcpu| !vcpu.is_finished()) {
+            comings += 1;
             // The host has not more than a few in at a time.
             if count.there.load(Ordering::SeqCst) < 8 {
                 let slot = machine.insert(Counted::new(&event_loop, &count)).unwrap();
