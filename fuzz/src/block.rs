@@ -13,12 +13,11 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::images::{Layout, Memory, prepare, qcow2};
 use super::model::Model;
-use super::{Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
+use super::{ENTRIES, Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
 
 /// Bytes of a disk at first.
 const SIZE: u64 = 1 << 20;
 /// Entries of a queue, as the driver sets it up, and those that a request has for itself.
-const ENTRIES: u16 = 64;
 const SLOT: u16 = 8;
 /// Where headers, ranges and answers are, a page a request, and data, 128 KiB a request.
 const HEADERS: u64 = 0x8_0000;
@@ -364,7 +363,7 @@ impl Disks {
         if !self.wild {
             self.expect(head, kind, is_right, &places);
         }
-        self.submit(queue, head, &buffers);
+        self.guest.submit(queue, head, &buffers);
         // Without a kick the next one comes with it.
         if shape & 4 == 0 {
             self.guest.write(0x50, queue.into());
@@ -392,28 +391,6 @@ impl Disks {
             1 | 11 | 13 => model.write(head, &[(0, u64::MAX)], None),
             _ => {}
         }
-    }
-
-    fn submit(&mut self, queue: u16, head: u16, buffers: &[(u64, u32, bool)]) {
-        let base = RINGS + u64::from(queue) * RINGS_SIZE;
-        let memory = &self.guest.memory;
-        for (index, &(gpa, len, writable)) in (head..).zip(buffers) {
-            let is_last = usize::from(index - head) + 1 == buffers.len();
-            let mut descriptor = [0; 16];
-            descriptor[..8].copy_from_slice(&gpa.to_le_bytes());
-            descriptor[8..12].copy_from_slice(&len.to_le_bytes());
-            descriptor[12] = u8::from(!is_last) | u8::from(writable) << 1;
-            descriptor[14..].copy_from_slice(&(index + 1).to_le_bytes());
-            let at = GuestAddress(base + 16 * u64::from(index));
-            memory.write_slice(&descriptor, at).unwrap();
-        }
-        let avail = &mut self.guest.avail[usize::from(queue)];
-        let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % ENTRIES);
-        *avail = avail.wrapping_add(1);
-        memory.write_obj(head, GuestAddress(slot)).unwrap();
-        memory
-            .write_obj(*avail, GuestAddress(base + 0x1002))
-            .unwrap();
     }
 
     /// Each request is returned once, and nothing was written that its driver did not give.

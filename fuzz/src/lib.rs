@@ -28,6 +28,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Where the rings of queue `n` are, from here on: descriptors, available ring, used ring, a page each.
 const RINGS: u64 = 0x1_0000;
 const RINGS_SIZE: u64 = 0x3000;
+/// Of each queue, at most.
+const ENTRIES: u16 = 64;
 /// What the guest may write to itself.
 const MEMORY_SIZE: usize = 0x20_0000;
 /// Where writes to the configuration are none, but have the host do something.
@@ -197,7 +199,7 @@ impl Guest {
             let base = RINGS + u64::from(queue) * RINGS_SIZE;
             self.write(0x30, queue.into());
             let max = self.read(0x34);
-            self.write(0x38, max.min(64));
+            self.write(0x38, max.min(ENTRIES.into()));
             for (offset, address) in [(0x80, base), (0x90, base + 0x1000), (0xa0, base + 0x2000)] {
                 self.write(offset, address as u32);
                 self.write(offset + 4, 0);
@@ -244,6 +246,29 @@ impl Guest {
         }
     }
 
+    /// Offers a request: buffers with their GPAs, lengths, and whether the device may write to them.
+    fn submit(&mut self, queue: u16, head: u16, buffers: &[(u64, u32, bool)]) {
+        let base = RINGS + u64::from(queue) * RINGS_SIZE;
+        let memory = &self.memory;
+        for (index, &(gpa, len, writable)) in (head..).zip(buffers) {
+            let is_last = usize::from(index - head) + 1 == buffers.len();
+            let mut descriptor = [0; 16];
+            descriptor[..8].copy_from_slice(&gpa.to_le_bytes());
+            descriptor[8..12].copy_from_slice(&len.to_le_bytes());
+            descriptor[12] = u8::from(!is_last) | u8::from(writable) << 1;
+            descriptor[14..].copy_from_slice(&(index + 1).to_le_bytes());
+            let at = GuestAddress(base + 16 * u64::from(index));
+            memory.write_slice(&descriptor, at).unwrap();
+        }
+        let avail = &mut self.avail[usize::from(queue)];
+        let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % ENTRIES);
+        *avail = avail.wrapping_add(1);
+        memory.write_obj(head, GuestAddress(slot)).unwrap();
+        memory
+            .write_obj(*avail, GuestAddress(base + 0x1002))
+            .unwrap();
+    }
+
     fn request(&mut self, input: &mut Input<'_>) {
         let queue = u16::from(input.u8()) % self.queues.max(1);
         let base = RINGS + u64::from(queue) * RINGS_SIZE;
@@ -282,7 +307,7 @@ impl Guest {
         let Some(avail) = self.avail.get_mut(usize::from(queue)) else {
             return;
         };
-        let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % 64);
+        let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % ENTRIES);
         *avail = avail.wrapping_add(1);
         let _ = self.memory.write_obj(head, GuestAddress(slot));
         let _ = self.memory.write_obj(*avail, GuestAddress(base + 0x1002));

@@ -47,17 +47,12 @@ fn files_rotate() {
     for kind in KINDS {
         let directory = TempDir::new().unwrap();
         let log = directory.as_path().join("log");
-        let console = format!("{kind},file={},max-size=8k,keep=9", log.display());
-        mote([
-            "run",
-            "--console",
-            &console,
-            "--",
-            "sh",
-            "-c",
-            &print(BYTES),
-        ])
-        .expect_status(0);
+        let print_into = |keep: u32| {
+            let console = format!("{kind},file={},max-size=8k,keep={keep}", log.display());
+            let script = print(BYTES);
+            mote(["run", "--console", &console, "--", "sh", "-c", &script]).expect_status(0);
+        };
+        print_into(9);
         let mut all = String::new();
         let mut count = 0;
         for number in (1..=9).rev() {
@@ -71,19 +66,9 @@ fn files_rotate() {
         assert!(count >= 3, "{count} old files");
         check_printed(&all.replace('\r', ""), BYTES);
         // With fewer kept, the oldest are gone.
-        let console = format!("{kind},file={},max-size=8k,keep=2", log.display());
-        mote([
-            "run",
-            "--console",
-            &console,
-            "--",
-            "sh",
-            "-c",
-            &print(BYTES),
-        ])
-        .expect_status(0);
+        print_into(2);
         assert!(log.with_extension("2").exists());
-        assert!(fs::metadata(log).unwrap().len() <= 8 << 10);
+        assert!(fs::metadata(&log).unwrap().len() <= 8 << 10);
     }
 }
 

@@ -180,6 +180,12 @@ impl Queue {
         &self.kick
     }
 
+    /// Has the queue looked at again, after the others of its loop have had their turn.
+    pub fn kick_myself(&self) {
+        // Fails only when the counter is at its maximum: it is readable then too.
+        let _ = self.kick.write(1);
+    }
+
     /// How it interrupts.
     pub fn interrupt(&self) -> &Interrupt {
         &self.interrupt

@@ -142,8 +142,7 @@ impl Worker {
             self.queue.complete(chain.head(), written)?;
         }
         if self.queue.enable_kicks()? {
-            // Fails only when the counter is at its maximum: it is readable then too.
-            let _ = self.queue.kick().write(1);
+            self.queue.kick_myself();
         }
         self.queue.notify()
     }

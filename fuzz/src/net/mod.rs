@@ -17,7 +17,7 @@ use devices::virtio::net::backend::{HEADER_LEN, NetBackend, Pair};
 use devices::virtio::net::{Net, NetConfig, NetControl};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
+use super::{ENTRIES, Guest, Input, MAX_OPERATIONS, RINGS, RINGS_SIZE};
 use frames::{ACK, Ends, FIN, RST, SYN};
 use host::{Clock, Clocked, Host, Wire, WireEnd};
 
@@ -26,7 +26,6 @@ const TX: u16 = 1;
 /// The control queue of a card with one pair.
 const CONTROL: u16 = 2;
 /// Entries of a queue, as the driver sets it up, and those that a request has for itself.
-const ENTRIES: u16 = 64;
 const SLOT: u16 = 4;
 /// Where receive buffers are, 128 KiB each, and what the guest sends, 128 KiB a frame.
 const RX_BUFFERS: u64 = 0x1000_0000;
@@ -410,7 +409,7 @@ impl Card {
             buffers.push((u64::from(input.u32()), input.u32(), input.u8() & 1 == 0));
         }
         self.given.insert((queue, head), 0);
-        self.submit(queue, head, &buffers);
+        self.guest.submit(queue, head, &buffers);
         if shape & 7 != 1 {
             self.guest.write(0x50, queue.into());
             self.guest.event_loop.turn();
@@ -440,7 +439,7 @@ impl Card {
             }
             let all = buffers.iter().map(|buffer| buffer.1).sum();
             self.given.insert((queue, head), all);
-            self.submit(queue, head, &buffers);
+            self.guest.submit(queue, head, &buffers);
         }
         self.guest.write(0x50, queue.into());
     }
@@ -483,30 +482,8 @@ impl Card {
             buffers.push((gpa + 32, answer, true));
         }
         self.given.insert((queue, head), answer);
-        self.submit(queue, head, &buffers);
+        self.guest.submit(queue, head, &buffers);
         self.guest.write(0x50, queue.into());
-    }
-
-    fn submit(&mut self, queue: u16, head: u16, buffers: &[(u64, u32, bool)]) {
-        let base = RINGS + u64::from(queue) * RINGS_SIZE;
-        let memory = &self.guest.memory;
-        for (index, &(gpa, len, writable)) in (head..).zip(buffers) {
-            let is_last = usize::from(index - head) + 1 == buffers.len();
-            let mut descriptor = [0; 16];
-            descriptor[..8].copy_from_slice(&gpa.to_le_bytes());
-            descriptor[8..12].copy_from_slice(&len.to_le_bytes());
-            descriptor[12] = u8::from(!is_last) | u8::from(writable) << 1;
-            descriptor[14..].copy_from_slice(&(index + 1).to_le_bytes());
-            let at = GuestAddress(base + 16 * u64::from(index));
-            memory.write_slice(&descriptor, at).unwrap();
-        }
-        let avail = &mut self.guest.avail[usize::from(queue)];
-        let slot = base + 0x1000 + 4 + 2 * u64::from(*avail % ENTRIES);
-        *avail = avail.wrapping_add(1);
-        memory.write_obj(head, GuestAddress(slot)).unwrap();
-        memory
-            .write_obj(*avail, GuestAddress(base + 0x1002))
-            .unwrap();
     }
 
     /// Each request is returned once, with no more in it than there is room for; who has sent the guest

@@ -182,18 +182,17 @@ pub(super) fn make_console(
         rate_limit,
         size,
     };
-    let mut console = if iothread {
-        let event_loop = IoThread::start(thread_name(&id)).map_err(refused("an I/O thread"))?;
-        console::Console::new(event_loop, config)?
+    // Neither way to attach fails: a thread of its own serves its loop already, and the machine's is
+    // this thread's as yet.
+    let mut console;
+    if iothread {
+        let own = IoThread::start(thread_name(&id)).map_err(refused("an I/O thread"))?;
+        console = console::Console::new(own, config)?;
+        let _ = console.attach();
     } else {
-        console::Console::new(Arc::clone(event_loop), config)?
-    };
-    // Neither fails: a thread of its own serves its loop already, and this one is not served yet.
-    let _ = if iothread {
-        console.attach()
-    } else {
-        console.attach_by(|worker| Ok(manager.add_subscriber(worker)))
-    };
+        console = console::Console::new(Arc::clone(event_loop), config)?;
+        let _ = console.attach_by(|worker| Ok(manager.add_subscriber(worker)));
+    }
     let control = console.control();
     registration.set_control(Control::Console(control.clone()));
     Ok((Registered::new(Box::new(console), registration), control))

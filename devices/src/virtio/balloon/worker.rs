@@ -141,8 +141,7 @@ impl Worker {
         }
         // With the event index a driver kicks only for what it was asked to kick for.
         if queue.enable_kicks()? && self.held.is_none() {
-            // Fails only when the counter is at its maximum: it is readable then too.
-            let _ = queue.kick().write(1);
+            queue.kick_myself();
         }
         Ok(())
     }
@@ -197,8 +196,7 @@ fn serve_queue(
         queue.complete(chain.head(), 0)?;
     }
     if queue.enable_kicks()? {
-        // Fails only when the counter is at its maximum: it is readable then too.
-        let _ = queue.kick().write(1);
+        queue.kick_myself();
     }
     queue.notify()
 }
@@ -280,7 +278,7 @@ impl MutEventSubscriber for Worker {
             if let Some(queue) = self.queue(event) {
                 watch(Events::with_data(&**queue.kick(), event, EventSet::IN));
                 // A driver that was there before does not kick for what it has asked already.
-                let _ = queue.kick().write(1);
+                queue.kick_myself();
             }
         }
         let timer = self.shared.timer.as_raw_fd();

@@ -223,8 +223,7 @@ impl Worker {
         }
         let queue = &mut self.queues[index].queue;
         if queue.enable_kicks()? {
-            // Fails only when the counter is at its maximum: it is readable then too.
-            let _ = queue.kick().write(1);
+            queue.kick_myself();
         }
         Ok(())
     }
@@ -453,8 +452,7 @@ impl Worker {
             let served = &mut self.queues[index];
             if served.stalled && served.in_flight < served.queue.size() {
                 served.stalled = false;
-                // Fails only when the counter is at its maximum: it is readable then too.
-                let _ = served.queue.kick().write(1);
+                served.queue.kick_myself();
             }
             if std::mem::take(&mut served.completed)
                 && !served.broken

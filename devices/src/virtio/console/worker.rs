@@ -449,7 +449,7 @@ impl Active {
             queue.complete(chain.head(), u32::try_from(count).unwrap_or(0))?;
         }
         // Only a driver that wants nothing of it offers so many buffers without room.
-        let _ = queue.kick().write(1);
+        queue.kick_myself();
         queue.notify()
     }
 

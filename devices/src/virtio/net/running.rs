@@ -8,7 +8,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::backend::{KernelError, KernelRings, NetBackend};
 use super::rx::Rx;
-use super::turn::kick_myself;
 use super::tx::Tx;
 use crate::virtio::queue::Queue;
 
@@ -67,8 +66,8 @@ impl Running {
             server.start(features, memory, rx, tx, self.backend.fd())?;
             *started = true;
             // What came before it listened.
-            kick_myself(rx);
-            kick_myself(tx);
+            rx.kick_myself();
+            tx.kick_myself();
             return Ok(());
         }
         *started = false;

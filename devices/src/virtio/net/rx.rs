@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::backend::{HEADER_LEN, MIN_FRAME, NetBackend};
-use super::turn::{FRAMES_PER_TURN, Turn, kick_myself};
+use super::turn::{FRAMES_PER_TURN, Turn};
 use crate::virtio::chain::Buffers;
 use crate::virtio::queue::{self, Queue};
 
@@ -211,7 +211,7 @@ impl Rx {
             }
         }
         self.wait = Wait::Frames;
-        kick_myself(&self.queue);
+        self.queue.kick_myself();
         Ok(())
     }
 

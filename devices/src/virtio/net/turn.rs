@@ -4,7 +4,6 @@ use vm_memory::GuestMemoryMmap;
 
 use super::shared::{DirectionCounts, Warning};
 use crate::rate_limiter::RateLimiter;
-use crate::virtio::queue::Queue;
 
 /// Frames that a direction moves before others have their turn.
 pub(super) const FRAMES_PER_TURN: usize = 64;
@@ -29,10 +28,4 @@ impl Turn<'_> {
         }
         is_let_through
     }
-}
-
-/// Has the queue looked at again, after others.
-pub(super) fn kick_myself(queue: &Queue) {
-    // Fails only when the counter is at its maximum: it is readable then too.
-    let _ = queue.kick().write(1);
 }

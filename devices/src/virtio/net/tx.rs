@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
 use super::backend::{HEADER_LEN, MAX_FRAME, MIN_FRAME, NetBackend};
-use super::turn::{FRAMES_PER_TURN, Turn, kick_myself};
+use super::turn::{FRAMES_PER_TURN, Turn};
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{self, Queue};
 
@@ -78,7 +78,7 @@ impl Tx {
             self.queue.complete(chain.head(), 0)?;
         }
         if is_over {
-            kick_myself(&self.queue);
+            self.queue.kick_myself();
         }
         self.queue.notify()
     }

@@ -15,7 +15,7 @@ use super::control::{self, Command};
 use super::running::{Rings, Running};
 use super::rx::{self, Rx};
 use super::shared::{Limiters, Shared};
-use super::turn::{Turn, kick_myself};
+use super::turn::Turn;
 use super::tx::{self, Tx};
 use super::{feature, offloads_of, to_guest_bits};
 use crate::lock;
@@ -364,7 +364,7 @@ impl Worker {
             queue.complete(chain.head(), written)?;
         }
         if queue.enable_kicks()? {
-            kick_myself(queue);
+            queue.kick_myself();
         }
         queue.notify()?;
         Ok(has_changed)

@@ -111,7 +111,7 @@ impl Worker {
             && self.tx_waits
             && !muxer.is_congested()
         {
-            again(tx);
+            tx.kick_myself();
         }
         Ok(())
     }
@@ -149,12 +149,6 @@ impl MutEventSubscriber for Worker {
             let _ = ops.add(Events::with_data_raw(muxer.fd(), HOST, EventSet::IN));
         }
     }
-}
-
-/// Has a queue served once more, after the others had their turn.
-fn again(queue: &Queue) {
-    // Fails only when the counter is at its maximum: it is readable then too.
-    let _ = queue.kick().write(1);
 }
 
 /// Tells the driver that it has lost its connections; false if it has no buffer for that.
@@ -195,7 +189,7 @@ fn serve_tx(tx: &mut Queue, muxer: &mut Muxer, now: Instant) -> Result<bool, que
             break;
         }
         if moved >= TURN_BYTES {
-            again(tx);
+            tx.kick_myself();
             break;
         }
         let Some(chain) = tx.pop()? else {
@@ -222,7 +216,7 @@ fn serve_rx(rx: &mut Queue, muxer: &mut Muxer, now: Instant) -> Result<(), queue
     let mut moved = 0;
     while muxer.has_work() {
         if moved >= TURN_BYTES {
-            again(rx);
+            rx.kick_myself();
             break;
         }
         let Some(slot) = next_slot(rx, &mut moved)? else {
@@ -230,7 +224,7 @@ fn serve_rx(rx: &mut Queue, muxer: &mut Muxer, now: Instant) -> Result<(), queue
                 continue;
             }
             if moved >= TURN_BYTES {
-                again(rx);
+                rx.kick_myself();
             }
             break;
         };
