@@ -15,6 +15,8 @@ use crate::{DEADLINE, guest};
 
 /// How often something is looked at that takes its time.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// More than a thread that has been joined takes to go, on a host that is busy.
+const SETTLE: Duration = Duration::from_secs(60);
 /// What a guest says when it has done what it was told.
 const DONE: &str = "=DONE=";
 
@@ -162,8 +164,33 @@ impl Driven {
         &mut self.live
     }
 
-    /// How many descriptors the monitor has, and how many threads.
+    /// How many descriptors the monitor has, and how many threads, once that stays: Linux lists a thread
+    /// for a moment longer than whoever joins it waits.
     pub fn holds(&self) -> (usize, usize) {
+        let mut before = self.holds_now();
+        loop {
+            thread::sleep(10 * INTERVAL);
+            let now = self.holds_now();
+            if now == before {
+                return now;
+            }
+            before = now;
+        }
+    }
+
+    /// The same, once it is `expected`; or what it is after a while.
+    pub fn holds_again(&self, expected: (usize, usize)) -> (usize, usize) {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let now = self.holds_now();
+            if now == expected || Instant::now() > deadline {
+                return now;
+            }
+            thread::sleep(INTERVAL);
+        }
+    }
+
+    fn holds_now(&self) -> (usize, usize) {
         let count = |what| {
             let directory = format!("/proc/{}/{what}", self.live.pid().as_raw_nonzero());
             fs::read_dir(directory).unwrap().count()

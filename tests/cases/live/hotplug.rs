@@ -51,7 +51,9 @@ pub(super) fn disks() {
     guest.guest("must guest-probe block verify /dev/vdb --seed 1 --threads 4 --operations 200");
     assert_eq!(guest.ask("devices"), "disk 'a', disk 'b'");
     assert_eq!(guest.ask("unplug disk b"), "gone");
-    assert!(!guest.threads().contains(&"io-b".to_owned()));
+    until("the thread's end", || {
+        (!guest.threads().contains(&"io-b".to_owned())).then_some(())
+    });
     assert_eq!(guest.guest("ls /sys/block"), "vdb\n");
     guest.guest("must guest-probe block verify /dev/vdb --seed 1 --operations 100");
     guest.end();
@@ -144,7 +146,8 @@ pub(super) fn bad_input() {
     let disk = format!("{image},id=there");
     let options = ["--pci", "--disk", &disk, "--balloon", "0"];
     let mut guest = Driven::start(directory, &options);
-    let before = (guest.holds(), guest.ask("devices"), files(directory));
+    let held = guest.holds();
+    let before = (held, guest.ask("devices"), files(directory));
     for (command, parts) in [
         (
             "plug disk /no/such/file",
@@ -188,7 +191,11 @@ pub(super) fn bad_input() {
         ("balloon -1", &["-1"]),
     ] {
         guest.refused(command, parts);
-        let after = (guest.holds(), guest.ask("devices"), files(directory));
+        let after = (
+            guest.holds_again(held),
+            guest.ask("devices"),
+            files(directory),
+        );
         assert_eq!(after, before, "{command}");
     }
     assert_eq!(guest.numbers("balloon-stats")["target"], 0);
@@ -209,7 +216,7 @@ pub(super) fn bad_input() {
     }
     let full = guest.holds();
     guest.refused(&format!("plug disk {other},id=late"), &["31 PCI slots"]);
-    assert_eq!(guest.holds(), full);
+    assert_eq!(guest.holds_again(full), full);
     guest.guest("await test -b /dev/vdab");
     guest.end();
 }
@@ -303,8 +310,8 @@ pub(super) fn cards_with_vhost() {
         guest.refused("rate net t rate=1m", &["vhost"]);
         assert_eq!(guest.ask("unplug net t"), "gone");
         assert_eq!(guest.guest("ls /sys/class/net"), "lo\n");
-        let now = guest.holds();
-        assert_eq!(*before.get_or_insert(now), now);
+        let before = *before.get_or_insert_with(|| guest.holds());
+        assert_eq!(guest.holds_again(before), before);
     }
     guest.end();
 }
@@ -371,12 +378,9 @@ pub(super) fn twenty_rounds() {
             "0\n"
         );
         // What is made once is there after the first.
-        let now = (
-            guest.holds(),
-            files(directory),
-            ip("-br link").lines().count(),
-        );
-        let before = before.get_or_insert_with(|| now.clone());
+        let rest = (files(directory), ip("-br link").lines().count());
+        let before = before.get_or_insert_with(|| (guest.holds(), rest.clone()));
+        let now = (guest.holds_again(before.0), rest);
         assert_eq!(&now, before, "round {round}");
     }
     let warnings = guest.guest("dmesg -r | grep -c '^<[0-3]>' || true");
