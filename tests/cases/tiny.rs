@@ -43,6 +43,7 @@ pub(crate) const CASES: &[Case] = &[
         "many_spinning_vcpus_can_be_stopped",
         many_spinning_vcpus_can_be_stopped,
     ),
+    ("paused_vcpus_stand_still", paused_vcpus_stand_still),
     (
         "a_machine_that_never_ran_goes_away",
         a_machine_that_never_ran_goes_away,
@@ -330,6 +331,60 @@ fn many_spinning_vcpus_can_be_stopped() {
             a.jmp(spin)
         });
         stop_after_mark(code, 8);
+    }
+}
+
+/// The guest counts in memory, with an exit each time or without any.
+fn paused_vcpus_stand_still() {
+    for with_exits in [false, true] {
+        let mode = Protected;
+        let code = assemble(mode, |a| {
+            let mut again = a.create_label();
+            a.mov(edx, 0x1234)?;
+            a.set_label(&mut again)?;
+            a.inc(dword_ptr(TABLE))?;
+            if with_exits {
+                a.in_(eax, dx)?;
+            }
+            a.jmp(again)
+        });
+        let machine = Machine::build(&config(), mode, code);
+        let memory = machine.vm.memory().clone();
+        let count = move || memory.read_obj::<u32>(GuestAddress(TABLE.into())).unwrap();
+        let handle = machine.vm.handle();
+        let watcher = thread::spawn(move || {
+            for round in 0..50 {
+                let before = count();
+                let deadline = Instant::now() + DEADLINE;
+                while count() == before && Instant::now() < deadline {
+                    thread::yield_now();
+                }
+                assert_ne!(count(), before, "{round}: it does not run");
+                assert!(handle.pause());
+                // Once more changes nothing.
+                assert!(handle.pause());
+                let paused = count();
+                thread::sleep(Duration::from_millis(2));
+                assert_eq!(count(), paused, "{round}");
+                handle.resume();
+                handle.resume();
+            }
+            // A paused machine can be stopped.
+            assert!(handle.pause());
+            handle.stopper().stop(StopRequest::Quit);
+            handle
+        });
+        let ended = machine.run();
+        let handle = watcher.join().unwrap();
+        assert!(matches!(
+            ended.reason,
+            StopReason::Requested(StopRequest::Quit)
+        ));
+        // It has gone: none of this waits for anyone.
+        handle.resume();
+        assert!(handle.pause());
+        handle.power_button().press();
+        assert_eq!(handle.controls().ids(), []);
     }
 }
 

@@ -5,7 +5,6 @@ pub(crate) mod virtio;
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::boot::BootInfo;
@@ -27,7 +26,7 @@ use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::rate_limiter::RateLimit;
-use devices::virtio::worker::EventLoop;
+use devices::virtio::console;
 use event_manager::SubscriberOps;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -36,13 +35,13 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{Config, ConsoleKind, Payload};
-use crate::controls::{Controls, Registered};
-use crate::event_loop::{EndOnDrop, Manager, Remote};
+use crate::controls::Registered;
 use crate::events::Events;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
-use crate::vcpu::{Buses, Vcpu};
-use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
+use crate::stage::Stage;
+use crate::vcpu::{Buses, Vcpu, Vcpus};
+use crate::vm::{PowerButton, SharedSerialWorker, Vm};
 use crate::{kvm, memory};
 
 /// Why a machine could not be built.
@@ -116,25 +115,57 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
 
-/// Builds a machine from its configuration. The vCPUs are paused.
+/// Builds a machine from its configuration, with devices that are made for it. The vCPUs are paused.
 pub(crate) fn build(
     config: &Config,
     payload: Payload,
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let image = check_payload(&payload, config)?;
+    let mut stage = Stage::new()?;
+    let devices = stage.maker.make_all(config.devices())?;
+    let parts = assemble(&mut stage, config, payload, image, console, devices)?;
+    Ok(Vm::new(stage, parts))
+}
+
+/// Builds a machine on a stage, from devices that have been made there. The vCPUs are paused. If that
+/// fails, the stage is as it was, and the devices are gone.
+pub(crate) fn build_on(
+    stage: &mut Stage,
+    config: &Config,
+    payload: Payload,
+    console: Option<Console>,
+    devices: Vec<Registered>,
+) -> Result<Parts, Error> {
+    let image = check_payload(&payload, config)?;
+    assemble(stage, config, payload, image, console, devices)
+}
+
+/// What a machine consists of, besides its stage.
+pub(crate) struct Parts {
+    pub(crate) vcpus: Vcpus,
+    pub(crate) console: Option<SharedSerialWorker>,
+    pub(crate) virtio_console: Option<console::ConsoleControl>,
+    pub(crate) power_button: PowerButton,
+    pub(crate) pci: Option<Arc<Pci>>,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+}
+
+fn assemble(
+    stage: &mut Stage,
+    config: &Config,
+    payload: Payload,
+    image: Option<(KernelImage, u64)>,
+    console: Option<Console>,
+    mut devices: Vec<Registered>,
+) -> Result<Parts, Error> {
     let memory = Arc::new(memory::allocate(config.memory())?);
-    // Until it is served, nobody is to wait for it: least of all a device that goes as the next one fails.
-    let ended = Arc::new(AtomicBool::new(true));
-    let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
-    let event_loop: Arc<dyn EventLoop> = Arc::new(Remote::new(&event_manager, Arc::clone(&ended)));
-    let controls = Controls::new(config.memory());
-    let mut devices = virtio::make_all(config.devices(), &event_loop, &controls)?;
+    stage.maker.controls.set_memory(config.memory());
     let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
         (Some(console), ConsoleKind::Virtio) => {
-            let (console, control) =
-                virtio::make_console(console, &event_loop, &mut event_manager, &controls)?;
+            let (console, control) = virtio::make_console(console, stage)?;
             virtio_console = Some(control);
             devices.insert(0, console);
         }
@@ -148,8 +179,8 @@ pub(crate) fn build(
     kvm::set_intel_addresses(&vm)?;
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
-    let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
-    let machine = Machine::new(config, serial, devices, &vm, &memory, &events)?;
+    let events = &stage.events;
+    let machine = Machine::new(config, serial, devices, &vm, &memory, events)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
@@ -159,28 +190,23 @@ pub(crate) fn build(
         regs::set_up(boot_vcpu, &entry)?;
     }
 
-    event_manager.add_subscriber(Box::new(Wake(Arc::clone(&events))));
-    if let Some(worker) = &machine.console {
-        event_manager.add_subscriber(Box::new(Arc::clone(worker)));
-    }
     let Machine {
         buses,
         console,
         power_button,
         pci,
     } = machine;
-    let vcpus = spawn(vcpus, &buses, &events, &memory)?;
-    Ok(Vm {
-        _event_loop_ends: EndOnDrop::new(ended),
+    let vcpus = spawn(vcpus, &buses, events, &memory)?;
+    // Last: a machine that could not be built leaves nothing on the event loop.
+    if let Some(worker) = &console {
+        stage.manager.add_subscriber(Box::new(Arc::clone(worker)));
+    }
+    Ok(Parts {
         vcpus,
-        event_manager,
         console,
         virtio_console,
         power_button,
         pci,
-        controls,
-        event_loop,
-        events,
         vm,
         memory,
     })
@@ -449,8 +475,8 @@ fn spawn(
     buses: &Arc<Buses>,
     events: &Arc<Events>,
     memory: &Arc<GuestMemoryMmap>,
-) -> Result<Vec<crate::vcpu::VcpuHandle>, Error> {
-    (0..)
+) -> Result<Vcpus, Error> {
+    let handles = (0..)
         .zip(vcpus)
         .map(|(index, fd)| {
             let vcpu = Vcpu {
@@ -462,5 +488,6 @@ fn spawn(
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    Ok(Vcpus::new(handles))
 }

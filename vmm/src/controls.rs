@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::backend::user_backend::UserNetControl;
@@ -71,10 +72,9 @@ type Entries = Arc<Mutex<BTreeMap<DeviceId, Entry>>>;
 /// one that has gone cannot. Clones are of the same devices.
 #[derive(Clone)]
 pub struct Controls {
-    // Fixed configuration.
-    /// Bytes of RAM.
-    memory: u64,
     // Volatile state.
+    /// Bytes of RAM, as soon as there is any.
+    memory: Arc<AtomicU64>,
     /// Its lock is held for a moment only, and no other is taken meanwhile.
     entries: Entries,
 }
@@ -84,12 +84,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Controls {
-    /// No devices, of a machine with `memory` bytes of RAM.
-    pub(crate) fn new(memory: u64) -> Self {
+    /// No devices, of a machine without RAM as yet.
+    pub(crate) fn new() -> Self {
         Self {
-            memory,
+            memory: Arc::default(),
             entries: Entries::default(),
         }
+    }
+
+    /// The machine has so many bytes of RAM.
+    pub(crate) fn set_memory(&self, bytes: u64) {
+        self.memory.store(bytes, Ordering::Relaxed);
     }
 
     /// All devices that there are.
@@ -141,7 +146,7 @@ impl Controls {
         let Some(balloon) = self.balloon() else {
             return Ok(false);
         };
-        config::check_balloon(target, self.memory)?;
+        config::check_balloon(target, self.memory.load(Ordering::Relaxed))?;
         balloon.set_target(target);
         Ok(true)
     }
@@ -271,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_name_is_one_devices_until_it_has_gone() {
-        let controls = Controls::new(128 << 20);
+        let controls = Controls::new();
         let id = || DeviceId::Disk("a".into());
         let first = controls.register(id()).unwrap();
         assert!(controls.register(id()).is_none());
@@ -291,7 +296,7 @@ mod tests {
 
     #[test]
     fn what_controls_another_device_is_not_found() {
-        let controls = Controls::new(128 << 20);
+        let controls = Controls::new();
         let entropy = controls.register(DeviceId::Entropy).unwrap();
         assert!(controls.entropy().is_none());
         entropy.set_control(Control::Vsock);

@@ -119,7 +119,8 @@ impl Events {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn notify(&self) {
+    /// Wakes the event loop.
+    pub(crate) fn notify(&self) {
         // Fails only when the counter is at its maximum, and then the loop is being woken anyway.
         let _ = self.wake.write(1);
     }

@@ -4,7 +4,8 @@
 //! machine whose vCPUs are paused; [`Vm::start`] lets them go, [`Vm::run`] serves the event loop
 //! until the guest stops or is stopped, and says why.
 //!
-//! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `builder`
+//! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `stage`
+//! (what is there before it), `builder`
 //! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
 //! `interrupts`, `controls` and `pci` (what changes while the guest runs), `event_loop`, `events` (what
 //! vCPUs and devices tell the event loop), `crash`, `host` (what a host offers), `teardown`.
@@ -24,6 +25,7 @@ mod kvm;
 mod memory;
 mod msix;
 mod pci;
+mod stage;
 mod teardown;
 mod vcpu;
 mod vm;
@@ -38,5 +40,6 @@ pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
 pub use msix::Error as VectorsError;
 pub use pci::{Error as PciError, HotplugHandle, Removal};
+pub use stage::{Made, Maker, Order, OrderError, OrderQueue, Orders, Outcome, Stage};
 pub use teardown::Remains;
-pub use vm::{BootMark, Error, PowerButton, Vm};
+pub use vm::{BootMark, Error, MachineHandle, PowerButton, Vm};

@@ -108,7 +108,7 @@ impl Machine {
         let (io, mmio) = (Bus::new(), Arc::new(Bus::new()));
         let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory).unwrap();
         let pci = Arc::new(pci);
-        let controls = Controls::new(128 << 20);
+        let controls = Controls::new();
         let event_loop: Arc<dyn EventLoop> = Arc::new(NoLoop);
         Some(Self {
             vm,

@@ -8,22 +8,25 @@ use devices::legacy::ged::Ged;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::console::ConsoleControl;
 use devices::virtio::worker::EventLoop;
-use event_manager::{EventOps, EventSet, MutEventSubscriber, SubscriberOps};
+use event_manager::{MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
-use crate::builder::{self, Console};
+use crate::builder::{self, Console, Parts};
 use crate::config::{Config, Payload};
 use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
 use crate::pci::{HotplugHandle, Pci};
+use crate::stage::{Maker, Stage};
 use crate::teardown::Remains;
-use crate::vcpu::VcpuHandle;
+use crate::vcpu::Vcpus;
 
 /// How long a reader of the console may keep a stopped machine from ending.
 const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// An access to a device ends in much less, however busy the host is.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a running machine could not be served.
 #[derive(Debug, Error)]
@@ -67,21 +70,123 @@ pub(crate) type SharedSerialWorker = Arc<Mutex<SerialWorker>>;
 // talk to, guest memory last.
 pub struct Vm {
     /// First: a vCPU or a device that waits for the event loop waits for nothing then.
-    pub(crate) _event_loop_ends: EndOnDrop,
-    pub(crate) vcpus: Vec<VcpuHandle>,
-    pub(crate) event_manager: Manager,
-    pub(crate) console: Option<SharedSerialWorker>,
-    pub(crate) virtio_console: Option<ConsoleControl>,
-    pub(crate) power_button: PowerButton,
-    pub(crate) pci: Option<Arc<Pci>>,
-    pub(crate) controls: Controls,
-    pub(crate) event_loop: Arc<dyn EventLoop>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) vm: Arc<VmFd>,
-    pub(crate) memory: Arc<GuestMemoryMmap>,
+    _event_loop_ends: EndOnDrop,
+    vcpus: EndVcpusOnDrop,
+    event_manager: Manager,
+    console: Option<SharedSerialWorker>,
+    virtio_console: Option<ConsoleControl>,
+    power_button: PowerButton,
+    pci: Option<Arc<Pci>>,
+    controls: Controls,
+    event_loop: Arc<dyn EventLoop>,
+    events: Arc<Events>,
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemoryMmap>,
+}
+
+/// A [`MachineHandle`] may live longer than the machine; its vCPUs may not.
+struct EndVcpusOnDrop(Arc<Vcpus>);
+
+impl Drop for EndVcpusOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// What other threads may do to a machine. After its end all of it does nothing, or fails.
+#[derive(Clone)]
+pub struct MachineHandle {
+    vcpus: Arc<Vcpus>,
+    controls: Controls,
+    hotplug: HotplugHandle,
+    stopper: Stopper,
+    power_button: PowerButton,
+}
+
+impl MachineHandle {
+    /// Pauses the vCPUs, and returns when none of them is in the guest any more or in the midst of an
+    /// access to a device; false if that cannot be brought about, and then they run on. Devices go on
+    /// with what they have been told to do, and what comes from outside still gets into the guest's memory.
+    pub fn pause(&self) -> bool {
+        self.vcpus.pause(PAUSE_TIMEOUT)
+    }
+
+    /// Lets the vCPUs run on.
+    pub fn resume(&self) {
+        self.vcpus.run();
+    }
+
+    /// How its devices are changed.
+    pub fn controls(&self) -> &Controls {
+        &self.controls
+    }
+
+    /// How devices come and go.
+    pub fn hotplug(&self) -> &HotplugHandle {
+        &self.hotplug
+    }
+
+    /// What stops it.
+    pub fn stopper(&self) -> &Stopper {
+        &self.stopper
+    }
+
+    /// Its power button.
+    pub fn power_button(&self) -> &PowerButton {
+        &self.power_button
+    }
+}
+
+/// Serves an event loop until something has happened on it, or a signal has arrived.
+pub(crate) fn turn(event_manager: &mut Manager) -> Result<(), Error> {
+    match event_manager.run() {
+        Ok(_) => Ok(()),
+        Err(event_manager::Error::Epoll(error))
+            if io::Error::from(error).kind() == io::ErrorKind::Interrupted =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(Error::EventLoop(error)),
+    }
 }
 
 impl Vm {
+    /// A machine on its stage.
+    pub(crate) fn new(stage: Stage, parts: Parts) -> Self {
+        let Stage {
+            manager,
+            ended,
+            maker: Maker {
+                event_loop,
+                controls,
+            },
+            events,
+        } = stage;
+        let Parts {
+            vcpus,
+            console,
+            virtio_console,
+            power_button,
+            pci,
+            vm,
+            memory,
+        } = parts;
+        Self {
+            _event_loop_ends: EndOnDrop::new(ended),
+            vcpus: EndVcpusOnDrop(Arc::new(vcpus)),
+            event_manager: manager,
+            console,
+            virtio_console,
+            power_button,
+            pci,
+            controls,
+            event_loop,
+            events,
+            vm,
+            memory,
+        }
+    }
+
     /// Builds a machine; its vCPUs are paused at the first instruction.
     pub fn build(
         config: &Config,
@@ -93,9 +198,7 @@ impl Vm {
 
     /// Lets the vCPUs run.
     pub fn start(&self) {
-        for vcpu in &self.vcpus {
-            vcpu.run();
-        }
+        self.vcpus.0.run();
     }
 
     /// Adds a subscriber to the event loop that [`Vm::run`] serves.
@@ -124,6 +227,17 @@ impl Vm {
         HotplugHandle::new(self.pci.as_ref(), &self.event_loop, &self.controls)
     }
 
+    /// What other threads may do to it.
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle {
+            vcpus: Arc::clone(&self.vcpus.0),
+            controls: self.controls.clone(),
+            hotplug: self.hotplug(),
+            stopper: self.stopper(),
+            power_button: self.power_button(),
+        }
+    }
+
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
@@ -144,12 +258,7 @@ impl Vm {
             if let Some(reason) = self.events.take_stop() {
                 break reason;
             }
-            match self.event_manager.run() {
-                Ok(_) => {}
-                Err(event_manager::Error::Epoll(error))
-                    if io::Error::from(error).kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::EventLoop(error)),
-            }
+            turn(&mut self.event_manager)?;
         };
         let deadline = Instant::now() + CONSOLE_FLUSH_TIMEOUT;
         if let Some(console) = &self.console {
@@ -180,20 +289,5 @@ impl Vm {
                 .unwrap_or_else(PoisonError::into_inner)
                 .tail()
         })
-    }
-}
-
-/// Wakes the event loop when a vCPU or a device has something to say.
-pub(crate) struct Wake(pub(crate) Arc<Events>);
-
-impl MutEventSubscriber for Wake {
-    fn process(&mut self, _: event_manager::Events, _: &mut EventOps) {
-        // Only resets the counter: `Vm::run` looks after every round.
-        let _ = self.0.wake.read();
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        // Fails only for a descriptor that is already there.
-        let _ = ops.add(event_manager::Events::new(&self.0.wake, EventSet::IN));
     }
 }

@@ -29,9 +29,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::{Console, host};
 use crate::config::{Device, DeviceKind, NetDevice, Network};
 use crate::controls::{Control, Controls, DeviceId, Registered};
-use crate::event_loop::{IoThread, Manager};
+use crate::event_loop::IoThread;
 use crate::interrupts::Interrupts;
 use crate::kvm;
+use crate::stage::Stage;
 
 /// Why a device could not be made.
 #[derive(Debug, Error)]
@@ -74,18 +75,6 @@ pub enum Error {
 
 fn refused(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
-}
-
-/// Makes the devices. What they need of the host is opened here.
-pub(super) fn make_all(
-    devices: &[Device],
-    event_loop: &Arc<dyn EventLoop>,
-    controls: &Controls,
-) -> Result<Vec<Registered>, Error> {
-    devices
-        .iter()
-        .map(|device| make(device, event_loop, controls))
-        .collect()
 }
 
 /// Makes a device, which is in `controls` from then on. If that fails, nothing of it is left.
@@ -158,12 +147,10 @@ fn make_one(
 /// A virtio console, whose worker is on its event loop from the start, and what controls it.
 pub(super) fn make_console(
     console: Console,
-    event_loop: &Arc<dyn EventLoop>,
-    manager: &mut Manager,
-    controls: &Controls,
+    stage: &mut Stage,
 ) -> Result<(Registered, console::ConsoleControl), Error> {
     let id = DeviceId::Console;
-    let registration = match controls.register(id.clone()) {
+    let registration = match stage.maker.controls.register(id.clone()) {
         Some(registration) => registration,
         None => return Err(Error::NameTaken { id }),
     };
@@ -190,8 +177,8 @@ pub(super) fn make_console(
         console = console::Console::new(own, config)?;
         let _ = console.attach();
     } else {
-        console = console::Console::new(Arc::clone(event_loop), config)?;
-        let _ = console.attach_by(|worker| Ok(manager.add_subscriber(worker)));
+        console = console::Console::new(Arc::clone(&stage.maker.event_loop), config)?;
+        let _ = console.attach_by(|worker| Ok(stage.manager.add_subscriber(worker)));
     }
     let control = console.control();
     registration.set_control(Control::Console(control.clone()));

@@ -1,14 +1,15 @@
 //! A vCPU: one thread that runs guest code, paused until it is told to run.
 //!
-//! States: `Paused` (first), `Running`, `Stopped` (last). Only the handle changes them; the thread
-//! follows, and is fetched out of KVM_RUN by a kick.
+//! States: `Paused` (first), `Running`, `Stopped` (last). Only the handle changes what is wanted; the
+//! thread follows, is fetched out of KVM_RUN by a kick, and says when it has come to rest.
 
 mod exit;
 mod kick;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use devices::bus::Bus;
 use devices::ioapic::IoApic;
@@ -30,35 +31,57 @@ enum Wanted {
     Stopped,
 }
 
+/// What the thread and its handle tell each other.
+struct Status {
+    wanted: Wanted,
+    /// The thread is not in the guest, and does not go there before something else is wanted.
+    at_rest: bool,
+}
+
 struct Shared {
-    wanted: Mutex<Wanted>,
+    status: Mutex<Status>,
     changed: Condvar,
     kick: Kick,
 }
 
 impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing else is wanted any more of a thread that is to end.
     fn want(&self, wanted: Wanted) {
-        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        let mut status = self.lock();
+        if status.wanted != Wanted::Stopped {
+            status.wanted = wanted;
+        }
+        drop(status);
         self.changed.notify_all();
     }
 
-    /// Waits until there is something to do; false when that is to end.
-    fn wait_to_run(&self) -> bool {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = self
-            .changed
-            .wait_while(wanted, |wanted| *wanted == Wanted::Paused)
-            .unwrap_or_else(PoisonError::into_inner);
-        *wanted == Wanted::Running
+    /// The thread: rests for as long as `rest` says so, and returns what is wanted then.
+    fn rest_while(&self, rest: impl Fn(Wanted) -> bool) -> Wanted {
+        let mut status = self.lock();
+        while rest(status.wanted) {
+            if !status.at_rest {
+                status.at_rest = true;
+                self.changed.notify_all();
+            }
+            let waited = self.changed.wait(status);
+            status = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        status.at_rest = false;
+        status.wanted
     }
 
-    fn wait_for_stop(&self) {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(
-            self.changed
-                .wait_while(wanted, |wanted| *wanted != Wanted::Stopped)
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+    /// Waits until the thread rests; false if it does not until `deadline`.
+    fn wait_for_rest(&self, deadline: Instant) -> bool {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |status| !status.at_rest);
+        let (status, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        status.at_rest
     }
 }
 
@@ -83,7 +106,10 @@ impl Vcpu {
     /// Gives the vCPU its thread, paused.
     pub(crate) fn spawn(self) -> io::Result<VcpuHandle> {
         let shared = Arc::new(Shared {
-            wanted: Mutex::new(Wanted::Paused),
+            status: Mutex::new(Status {
+                wanted: Wanted::Paused,
+                at_rest: false,
+            }),
             changed: Condvar::new(),
             kick: Kick::new(),
         });
@@ -96,15 +122,19 @@ impl Vcpu {
             })?;
         Ok(VcpuHandle {
             shared,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
     }
 
     fn thread_main(mut self, shared: &Shared) {
         shared.kick.arm(&mut self.fd);
-        let mut first = self.index == 0;
-        while shared.wait_to_run() {
-            if std::mem::take(&mut first) {
+        let mut has_run = false;
+        loop {
+            match shared.rest_while(|wanted| wanted == Wanted::Paused) {
+                Wanted::Stopped => break,
+                Wanted::Paused | Wanted::Running => {}
+            }
+            if !std::mem::replace(&mut has_run, true) && self.index == 0 {
                 self.events.note_first_run();
             }
             let stop = loop {
@@ -118,37 +148,96 @@ impl Vcpu {
                 self.events.stop(reason);
             }
             if self.events.is_stopping() {
-                shared.wait_for_stop();
+                shared.rest_while(|wanted| wanted != Wanted::Stopped);
+            }
+            if shared.lock().wanted == Wanted::Paused {
+                // So that the guest's watchdogs do not count the pause. A guest without the clock of
+                // KVM has none that could be told.
+                let _ = self.fd.kvmclock_ctrl();
             }
         }
         shared.kick.disarm();
+        shared.lock().at_rest = true;
+        shared.changed.notify_all();
     }
 }
 
 /// A vCPU's thread, seen from outside. Dropping it stops the thread and waits for it.
 pub(crate) struct VcpuHandle {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    /// None: somebody has waited for its end.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl VcpuHandle {
-    pub(crate) fn run(&self) {
+    fn run(&self) {
         self.shared.want(Wanted::Running);
     }
 
-    /// Asks the thread to end; `drop` waits for it.
-    pub(crate) fn stop(&self) {
+    fn want_pause(&self) {
+        self.shared.want(Wanted::Paused);
+        self.shared.kick.kick();
+    }
+
+    /// Stops the thread for good, and waits for it.
+    fn end(&self) {
         self.shared.want(Wanted::Stopped);
         self.shared.kick.kick();
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            // A vCPU thread that panicked has printed why.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for VcpuHandle {
     fn drop(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.take() {
-            // A vCPU thread that panicked has printed why.
-            let _ = thread.join();
+        self.end();
+    }
+}
+
+/// All vCPUs of a machine.
+pub(crate) struct Vcpus(Vec<VcpuHandle>);
+
+impl Vcpus {
+    pub(crate) fn new(handles: Vec<VcpuHandle>) -> Self {
+        Self(handles)
+    }
+
+    /// Lets them run, or run on. Those that have ended stay where they are.
+    pub(crate) fn run(&self) {
+        for vcpu in &self.0 {
+            vcpu.run();
+        }
+    }
+
+    /// Pauses them, and returns when none is in the guest any more, or in the midst of an access to a
+    /// device. If one does not get there within `timeout`, all run on, and this is false.
+    pub(crate) fn pause(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        // All at once: they come out side by side.
+        for vcpu in &self.0 {
+            vcpu.want_pause();
+        }
+        let at_rest = self
+            .0
+            .iter()
+            .all(|vcpu| vcpu.shared.wait_for_rest(deadline));
+        if !at_rest {
+            self.run();
+        }
+        at_rest
+    }
+
+    /// Ends their threads, and waits for that.
+    pub(crate) fn end(&self) {
+        for vcpu in &self.0 {
+            vcpu.shared.want(Wanted::Stopped);
+            vcpu.shared.kick.kick();
+        }
+        for vcpu in &self.0 {
+            vcpu.end();
         }
     }
 }
