@@ -1,0 +1,19 @@
+//! `/entropy`.
+
+use serde::{Deserialize, Serialize};
+
+use super::shape::wire;
+use super::{RateLimiter, Validate, rate_limiter};
+
+/// The device that gives the guest the host's randomness.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct Entropy {
+    /// Bytes and requests.
+    #[serde(default, deserialize_with = "rate_limiter::in_force")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+wire!(Object: Entropy);
+
+impl Validate for Entropy {}

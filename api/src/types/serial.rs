@@ -1,0 +1,26 @@
+//! `/serial`.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::shape::wire;
+use super::{TokenBucket, Validate};
+
+/// Where the output of the guest's serial port goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct Serial {
+    /// File or FIFO. Standard input is not read then.
+    pub serial_out_path: Option<String>,
+    /// Bytes beyond it are dropped.
+    #[serde(default, deserialize_with = "in_force")]
+    pub rate_limiter: Option<TokenBucket>,
+}
+
+wire!(Object: Serial);
+
+fn in_force<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TokenBucket>, D::Error> {
+    let bucket: Option<TokenBucket> = Option::deserialize(deserializer)?;
+    Ok(bucket.filter(TokenBucket::is_limit))
+}
+
+impl Validate for Serial {}
