@@ -7,7 +7,8 @@
 //! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `stage`
 //! (what is there before it), `builder`
 //! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
-//! `interrupts`, `controls` and `pci` (what changes while the guest runs), `event_loop`, `events` (what
+//! `interrupts`, `controls` and `pci` (what changes while the guest runs), `control` (what the API may
+//! ask), `event_loop`, `events` (what
 //! vCPUs and devices tell the event loop), `crash`, `host` (what a host offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
@@ -15,6 +16,7 @@
 
 mod builder;
 pub mod config;
+pub mod control;
 mod controls;
 mod crash;
 mod event_loop;

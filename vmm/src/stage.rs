@@ -90,6 +90,11 @@ pub enum OrderError {
 }
 
 impl Orders {
+    /// A handle that ends whatever the orders lead to.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.events))
+    }
+
     /// Has the machine built and started, and waits for that.
     pub fn start(&self, order: Order) -> Result<MachineHandle, OrderError> {
         let (answer, answered) = mpsc::sync_channel(1);

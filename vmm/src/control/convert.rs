@@ -1,0 +1,186 @@
+//! From wire types to configuration: what was sent has the right shape, and is checked against mote's own
+//! bounds here.
+
+use std::time::Duration;
+
+use api::command::Fault;
+use api::types::{
+    Backend, Balloon, CacheType, Drive, DriveFormat, IoEngine, NetworkInterface, Overlay,
+    RateLimiter, TokenBucket, Vsock,
+};
+use devices::backend::disk;
+use devices::backend::tap::{TapConfig, TapSource};
+use devices::backend::user_net;
+use devices::backend::user_net::policy::{Policy, Rule};
+use devices::rate_limiter::{Bucket, RateLimit};
+use devices::virtio::balloon;
+use devices::virtio::block::{BlockConfig, MAX_QUEUES};
+use devices::virtio::net::{MAX_MTU, MAX_PAIRS, MIN_MTU, Mac, NetConfig};
+use devices::virtio::vsock::VsockConfig;
+
+use crate::config::{Device, DeviceKind, NetDevice, Network};
+
+/// Bytes of a MiB.
+pub(super) const MIB: u64 = 1 << 20;
+
+pub(super) fn bucket(bucket: TokenBucket) -> Option<Bucket> {
+    Bucket::new(
+        bucket.size,
+        bucket.refill_time,
+        bucket.one_time_burst.unwrap_or(0),
+    )
+}
+
+pub(super) fn limits(limiter: Option<&RateLimiter>) -> RateLimit {
+    let bucket_of =
+        |pick: fn(&RateLimiter) -> Option<TokenBucket>| limiter.and_then(pick).and_then(bucket);
+    RateLimit {
+        bandwidth: bucket_of(|limiter| limiter.bandwidth),
+        ops: bucket_of(|limiter| limiter.ops),
+    }
+}
+
+pub(super) fn drive(drive: &Drive) -> Result<Device, Fault> {
+    let queues = drive.queues.unwrap_or(1);
+    if queues == 0 || queues > MAX_QUEUES {
+        return Err(Fault::bad(format!(
+            "Drive '{}': queues is from 1 to {MAX_QUEUES}, not {queues}",
+            drive.drive_id
+        )));
+    }
+    let config = BlockConfig {
+        read_only: drive.is_read_only,
+        format: match drive.format {
+            DriveFormat::Raw => disk::Format::Raw,
+            DriveFormat::Qcow2 => disk::Format::Qcow2,
+            DriveFormat::Auto => disk::Format::ByContent,
+        },
+        engine: match drive.io_engine {
+            IoEngine::Sync => disk::EngineKind::Sync,
+            IoEngine::Async => disk::EngineKind::IoUring,
+        },
+        cache: match drive.cache_type {
+            CacheType::Unsafe => disk::Cache::Unsafe,
+            CacheType::Writeback => disk::Cache::Writeback,
+        },
+        overlay: match &drive.overlay {
+            Overlay::None => disk::Overlay::None,
+            Overlay::Temp => disk::Overlay::Temporary,
+            Overlay::File(path) => disk::Overlay::File(path.into()),
+        },
+        serial: drive.serial.clone(),
+        queues,
+        rate: limits(drive.rate_limiter.as_ref()),
+        ..BlockConfig::new(drive.drive_id.clone(), &drive.path_on_host)
+    };
+    Ok(Device {
+        kind: DeviceKind::Block(config),
+        iothread: drive.iothread,
+    })
+}
+
+pub(super) fn interface(interface: &NetworkInterface) -> Result<Device, Fault> {
+    let id = &interface.iface_id;
+    let wrong = |what: String| Fault::bad(format!("Network interface '{id}': {what}"));
+    let mac = match interface.guest_mac {
+        Some(mac) => Some(Mac::new(mac.0).map_err(|error| wrong(format!("guest_mac: {error}")))?),
+        None => None,
+    };
+    if let Some(mtu) = interface.mtu
+        && !(MIN_MTU..=MAX_MTU).contains(&mtu)
+    {
+        return Err(wrong(format!(
+            "mtu is from {MIN_MTU} to {MAX_MTU}, not {mtu}"
+        )));
+    }
+    let network = match interface.backend {
+        Backend::Tap => tap(interface).map_err(wrong)?,
+        Backend::User => user(interface).map_err(wrong)?,
+    };
+    let card = NetConfig {
+        id: id.clone(),
+        mac,
+        mtu: interface.mtu,
+        rx_rate: limits(interface.rx_rate_limiter.as_ref()),
+        tx_rate: limits(interface.tx_rate_limiter.as_ref()),
+    };
+    Ok(Device {
+        kind: DeviceKind::Net(NetDevice { card, network }),
+        iothread: interface.iothread,
+    })
+}
+
+fn tap(interface: &NetworkInterface) -> Result<Network, String> {
+    let name = interface
+        .host_dev_name
+        .clone()
+        .ok_or("a tap needs host_dev_name")?;
+    let queues = usize::from(interface.queues.unwrap_or(1));
+    if queues == 0 || queues > MAX_PAIRS {
+        return Err(format!("queues is from 1 to {MAX_PAIRS}, not {queues}"));
+    }
+    Ok(Network::Tap {
+        tap: TapConfig {
+            source: TapSource::Existing(name),
+            queues,
+            mtu: interface.mtu,
+        },
+        vhost: false,
+    })
+}
+
+fn user(interface: &NetworkInterface) -> Result<Network, String> {
+    let mut config = user_net::Config {
+        hostname: interface.hostname.clone(),
+        ..user_net::Config::default()
+    };
+    if let Some(mtu) = interface.mtu {
+        config.mtu = mtu;
+    }
+    for text in &interface.forwards {
+        let forward = text
+            .parse()
+            .map_err(|error| format!("forwards: {text}: {error}"))?;
+        config.forwards.push(forward);
+    }
+    let mut rules = Vec::new();
+    for (key, texts) in [("deny", &interface.deny), ("allow", &interface.allow)] {
+        for text in texts {
+            let rule: Rule = format!("{key}={text}")
+                .parse()
+                .map_err(|error| format!("{key}: {text}: {error}"))?;
+            rules.push(rule);
+        }
+    }
+    config.policy = Policy::new(rules);
+    Ok(Network::User(Box::new(config)))
+}
+
+pub(super) fn vsock(vsock: &Vsock) -> Device {
+    Device {
+        kind: DeviceKind::Vsock(VsockConfig {
+            cid: vsock.guest_cid.into(),
+            path: (&vsock.uds_path).into(),
+        }),
+        iothread: false,
+    }
+}
+
+pub(super) fn balloon(balloon: &Balloon) -> Device {
+    Device {
+        kind: DeviceKind::Balloon(balloon::Config {
+            target: u64::from(balloon.amount_mib) * MIB,
+            deflate_on_oom: balloon.deflate_on_oom,
+            free_page_reporting: balloon.free_page_reporting,
+            stats_interval: Duration::from_secs(balloon.stats_polling_interval_s.into()),
+        }),
+        iothread: false,
+    }
+}
+
+pub(super) fn entropy(limiter: Option<&RateLimiter>) -> Device {
+    Device {
+        kind: DeviceKind::Entropy(limits(limiter)),
+        iothread: false,
+    }
+}

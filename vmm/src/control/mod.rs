@@ -1,0 +1,284 @@
+//! What the API may ask of a machine: from [`Command`] to effect, one arm a command.
+//!
+//! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
+//! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
+//! then).
+//!
+//! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It
+//! answers one command after the other; a command that fails changes nothing.
+
+mod convert;
+mod resources;
+mod running;
+mod start;
+
+use std::error::Error;
+use std::fs::File;
+use std::path::Path;
+
+use api::command::{Command, Fault, Response, State};
+use api::types::{
+    Action, ActionType, InstanceInfo, Logger, MachineConfig, Metrics, Serial, SnapshotCreate,
+    SnapshotLoad, Version, VmPatch, VmState,
+};
+
+use crate::builder::Console;
+use crate::events::StopRequest;
+use crate::stage::{Maker, Orders};
+use crate::vm::MachineHandle;
+
+use resources::Resources;
+
+/// What a control needs of the program around it. An error is a sentence for whoever asked.
+pub trait Face: Send {
+    /// Opens a kernel; what is returned is an ELF file or a bzImage.
+    fn kernel(&mut self, path: &Path) -> Result<File, String>;
+    /// Opens the other end of the guest's serial port.
+    fn console(&mut self, serial: Option<&Serial>) -> Result<Option<Console>, String>;
+    /// Changes the log.
+    fn set_logger(&mut self, logger: &Logger) -> Result<(), String>;
+    /// Has metrics written, which is possible once.
+    fn set_metrics(&mut self, metrics: &Metrics) -> Result<(), String>;
+    /// Writes the metrics now, if they are written at all.
+    fn flush_metrics(&mut self) -> Result<(), String>;
+    /// The metrics in OpenMetrics' text format.
+    fn metrics(&mut self) -> String;
+    /// The machine is in another state.
+    fn state_changed(&mut self, state: State);
+}
+
+/// What does not change.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The instance's name.
+    pub id: String,
+    /// Whether the machine has a PCI bus.
+    pub pci: bool,
+    /// Whether it has the port by which a guest marks a point of its boot.
+    pub boot_timer: bool,
+    /// The KVM device.
+    pub kvm_device: std::path::PathBuf,
+}
+
+/// See the module.
+pub struct Control {
+    // Fixed configuration.
+    settings: Settings,
+    // Runtime glue.
+    maker: Maker,
+    orders: Orders,
+    face: Box<dyn Face>,
+    // Volatile state.
+    state: State,
+    resources: Resources,
+    /// Once it runs.
+    machine: Option<MachineHandle>,
+}
+
+impl Control {
+    /// Without a machine.
+    pub fn new(settings: Settings, maker: Maker, orders: Orders, face: Box<dyn Face>) -> Self {
+        Self {
+            settings,
+            maker,
+            orders,
+            face,
+            state: State::NotStarted,
+            resources: Resources::default(),
+            machine: None,
+        }
+    }
+
+    /// How far the machine is.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    fn set_state(&mut self, state: State) {
+        if self.state != state {
+            self.state = state;
+            self.face.state_changed(state);
+        }
+    }
+
+    /// Does what is asked.
+    pub fn execute(&mut self, command: Command) -> Result<Response, Fault> {
+        command.check(self.state)?;
+        let done = match command {
+            Command::GetInstance => return Ok(Response::Instance(self.instance())),
+            Command::GetVersion => return Ok(Response::Version(version())),
+            Command::GetConfig => return Ok(Response::Config(Box::new(self.resources.document()))),
+            Command::GetMetrics => return Ok(Response::Text(self.face.metrics())),
+            Command::GetMachineConfig => {
+                return Ok(Response::MachineConfig(self.resources.machine.clone()));
+            }
+            Command::PutMachineConfig(machine) => self.put_machine(machine),
+            Command::PatchMachineConfig(patch) => {
+                let machine = self.resources.machine.patched(&patch)?;
+                self.put_machine(machine)
+            }
+            Command::PutBootSource(source) => self.resources.put_boot_source(source),
+            Command::PutCpuConfig(config) => {
+                self.resources.put_cpu_config(config);
+                Ok(())
+            }
+            Command::PutDrive(drive) => match &self.machine {
+                None => self.resources.put_drive(drive, &self.maker),
+                Some(machine) => self.resources.plug_drive(drive, machine),
+            },
+            Command::PutInterface(interface) => match &self.machine {
+                None => self.resources.put_interface(interface, &self.maker),
+                Some(machine) => self.resources.plug_interface(interface, machine),
+            },
+            Command::PutVsock(vsock) => self.resources.put_vsock(vsock, &self.maker),
+            Command::PutBalloon(balloon) => self.resources.put_balloon(balloon),
+            Command::PutEntropy(entropy) => {
+                self.resources.put_entropy(entropy);
+                Ok(())
+            }
+            Command::PutSerial(serial) => {
+                self.resources.serial = Some(serial);
+                Ok(())
+            }
+            Command::PutLogger(logger) => self.put_logger(logger),
+            Command::PutMetrics(metrics) => self.put_metrics(metrics),
+            Command::PatchDrive(patch) => self.patch_drive(patch),
+            Command::DeleteDrive(id) => self.delete_drive(&id),
+            Command::PatchInterface(patch) => self.patch_interface(patch),
+            Command::DeleteInterface(id) => self.delete_interface(&id),
+            Command::GetBalloon => return self.balloon().map(Response::Balloon),
+            Command::PatchBalloon(patch) => self.patch_balloon(&patch),
+            Command::GetBalloonStatistics => {
+                return self.balloon_statistics().map(Response::BalloonStatistics);
+            }
+            Command::PatchBalloonStatistics(patch) => self.patch_balloon_statistics(&patch),
+            Command::PatchVm(VmPatch { state }) => self.change_state(state),
+            Command::Act(Action { action_type }) => self.act(action_type),
+            Command::CreateSnapshot(snapshot) => create_snapshot(&snapshot),
+            Command::LoadSnapshot(snapshot) => self.load_snapshot(&snapshot),
+            Command::PutPmem(_)
+            | Command::PatchPmem(_)
+            | Command::DeletePmem(_)
+            | Command::StartHinting(_)
+            | Command::GetHinting
+            | Command::StopHinting
+            | Command::PutMemoryHotplug(_)
+            | Command::GetMemoryHotplug
+            | Command::PatchMemoryHotplug(_)
+            | Command::PutMmdsConfig(_)
+            | Command::PutMmds(_)
+            | Command::PatchMmds(_)
+            | Command::GetMmds => Err(Fault::bad("This version of mote has no such device")),
+        };
+        done.map(|()| Response::Empty)
+    }
+
+    fn instance(&self) -> InstanceInfo {
+        InstanceInfo {
+            id: self.settings.id.clone(),
+            state: self.state,
+            vmm_version: api::types::FIRECRACKER_VERSION.into(),
+            app_name: api::types::APP_NAME.into(),
+        }
+    }
+
+    fn put_machine(&mut self, machine: MachineConfig) -> Result<(), Fault> {
+        let machine = machine.in_place_of(&self.resources.machine);
+        self.resources.put_machine(machine)
+    }
+
+    fn put_logger(&mut self, logger: Logger) -> Result<(), Fault> {
+        self.face.set_logger(&logger).map_err(Fault::bad)?;
+        self.resources.logger = Some(logger);
+        Ok(())
+    }
+
+    fn put_metrics(&mut self, metrics: Metrics) -> Result<(), Fault> {
+        self.face.set_metrics(&metrics).map_err(Fault::bad)?;
+        self.resources.metrics = Some(metrics);
+        Ok(())
+    }
+
+    fn change_state(&mut self, state: VmState) -> Result<(), Fault> {
+        let machine = self.machine()?;
+        match state {
+            VmState::Resumed => {
+                machine.resume();
+                self.set_state(State::Running);
+            }
+            VmState::Paused => {
+                if !machine.pause() {
+                    return Err(Fault::bad(
+                        "The guest cannot be paused: a vCPU does not come to rest. It runs on",
+                    ));
+                }
+                self.set_state(State::Paused);
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: ActionType) -> Result<(), Fault> {
+        match action {
+            ActionType::InstanceStart => self.start(),
+            ActionType::FlushMetrics => self.face.flush_metrics().map_err(Fault::bad),
+            ActionType::PowerButton => {
+                self.machine()?.power_button().press();
+                Ok(())
+            }
+            ActionType::SendCtrlAltDel => Err(Fault::bad("The guest has no keyboard")),
+            ActionType::Stop | ActionType::Reset => {
+                self.orders.stopper().stop(StopRequest::Quit);
+                Ok(())
+            }
+        }
+    }
+
+    /// The machine, in a state in which there is one.
+    fn machine(&self) -> Result<&MachineHandle, Fault> {
+        self.machine
+            .as_ref()
+            .ok_or_else(|| Fault::bad("There is no guest"))
+    }
+
+    fn load_snapshot(&self, snapshot: &SnapshotLoad) -> Result<(), Fault> {
+        if self.resources.has_any() {
+            return Err(Fault::bad(
+                "Cannot load a snapshot: the microVM has been configured already",
+            ));
+        }
+        let path = &snapshot.snapshot_path;
+        match File::open(path) {
+            Err(error) => Err(Fault::bad(format!(
+                "Cannot load the snapshot: its state file cannot be opened: {error} {path}"
+            ))),
+            Ok(_) => Err(Fault::bad(
+                "Cannot load the snapshot: this version of mote has no snapshots",
+            )),
+        }
+    }
+}
+
+fn create_snapshot(_: &SnapshotCreate) -> Result<(), Fault> {
+    Err(Fault::bad(
+        "Cannot create a snapshot: this version of mote has none",
+    ))
+}
+
+fn version() -> Version {
+    Version {
+        firecracker_version: api::types::FIRECRACKER_VERSION.into(),
+        mote_version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}

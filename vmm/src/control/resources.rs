@@ -1,0 +1,353 @@
+//! What has been configured: each resource as it was put, and what of the host has been opened for it.
+//!
+//! Drives, interfaces and sockets are made when they are put, so that whoever puts them hears at once what
+//! is wrong, and finds the socket there. All else is made at the start.
+
+use std::fs::File;
+use std::path::Path;
+
+use api::command::Fault;
+use api::types::{
+    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, Entropy, Logger, MachineConfig,
+    Metrics, NetworkInterface, Serial, VmConfig, Vsock,
+};
+
+use super::{chain, convert};
+use crate::config::Device;
+use crate::stage::{Made, Maker};
+use crate::vm::MachineHandle;
+
+/// What a client matches: another root device would be the second.
+const SECOND_ROOT: &str = "A root block device already exists!";
+
+/// A resource with its device.
+pub(super) struct Entry<T> {
+    /// As it was put, and changed since.
+    pub(super) wire: T,
+    /// Its device, until it goes into a machine.
+    pub(super) made: Option<Made>,
+}
+
+impl<T: Resource> Entry<T> {
+    /// The device, for a machine; made now if it could not be made before.
+    pub(super) fn take(&mut self, maker: &Maker) -> Result<(Device, Made), String> {
+        let device = self.wire.device().map_err(|fault| fault.message)?;
+        let made = match self.made.take() {
+            Some(made) => made,
+            None => make(&self.wire, maker).map_err(|fault| fault.message)?,
+        };
+        Ok((device, made))
+    }
+
+    /// Makes the device, if it is not there and can be made.
+    pub(super) fn make_again(&mut self, maker: &Maker) {
+        if self.made.is_none() {
+            self.made = make(&self.wire, maker).ok();
+        }
+    }
+}
+
+/// See the module. All is empty at first.
+#[derive(Default)]
+pub(super) struct Resources {
+    pub(super) machine: MachineConfig,
+    pub(super) boot_source: Option<BootSource>,
+    pub(super) cpu_config: Option<CpuConfig>,
+    pub(super) drives: Vec<Entry<Drive>>,
+    pub(super) interfaces: Vec<Entry<NetworkInterface>>,
+    pub(super) vsock: Option<Entry<Vsock>>,
+    pub(super) balloon: Option<Balloon>,
+    pub(super) entropy: Option<Entropy>,
+    pub(super) serial: Option<Serial>,
+    pub(super) logger: Option<Logger>,
+    pub(super) metrics: Option<Metrics>,
+    /// Something was put that a snapshot would bring along.
+    configured: bool,
+}
+
+/// A resource with a device that is made when it is put.
+pub(super) trait Resource: Clone {
+    fn id(&self) -> &str;
+    /// What messages call it.
+    fn describe(&self) -> String;
+    fn device(&self) -> Result<Device, Fault>;
+}
+
+impl Resource for Drive {
+    fn id(&self) -> &str {
+        &self.drive_id
+    }
+
+    fn describe(&self) -> String {
+        format!("drive '{}'", self.drive_id)
+    }
+
+    fn device(&self) -> Result<Device, Fault> {
+        convert::drive(self)
+    }
+}
+
+impl Resource for NetworkInterface {
+    fn id(&self) -> &str {
+        &self.iface_id
+    }
+
+    fn describe(&self) -> String {
+        format!("network interface '{}'", self.iface_id)
+    }
+
+    fn device(&self) -> Result<Device, Fault> {
+        convert::interface(self)
+    }
+}
+
+impl Resource for Vsock {
+    fn id(&self) -> &'static str {
+        "vsock"
+    }
+
+    fn describe(&self) -> String {
+        "the vsock device".into()
+    }
+
+    fn device(&self) -> Result<Device, Fault> {
+        Ok(convert::vsock(self))
+    }
+}
+
+/// Makes the device of a resource.
+pub(super) fn make(resource: &impl Resource, maker: &Maker) -> Result<Made, Fault> {
+    maker.make(&resource.device()?).map_err(|error| {
+        Fault::bad(format!(
+            "Cannot make {}: {}",
+            resource.describe(),
+            chain(&error)
+        ))
+    })
+}
+
+/// Puts a resource in the place of the one of its name, or at the end. The former has to let go of what
+/// both may need, such as a file's lock; if the new one cannot be made, it comes back.
+fn put<T: Resource>(entries: &mut Vec<Entry<T>>, wire: T, maker: &Maker) -> Result<usize, Fault> {
+    let place = entries
+        .iter()
+        .position(|entry| entry.wire.id() == wire.id());
+    if let Some(entry) = place.and_then(|place| entries.get_mut(place)) {
+        entry.made = None;
+    }
+    match (make(&wire, maker), place) {
+        (Ok(made), Some(place)) => {
+            let made = Some(made);
+            if let Some(entry) = entries.get_mut(place) {
+                *entry = Entry { wire, made };
+            }
+            Ok(place)
+        }
+        (Ok(made), None) => {
+            let made = Some(made);
+            entries.push(Entry { wire, made });
+            Ok(entries.len() - 1)
+        }
+        (Err(fault), place) => {
+            if let Some(entry) = place.and_then(|place| entries.get_mut(place)) {
+                // Otherwise it is made at the start.
+                entry.made = make(&entry.wire, maker).ok();
+            }
+            Err(fault)
+        }
+    }
+}
+
+impl Resources {
+    /// All of it, as `GET /vm/config` gives it.
+    pub(super) fn document(&self) -> VmConfig {
+        VmConfig {
+            balloon: self.balloon.clone(),
+            drives: self.drives.iter().map(|entry| entry.wire.clone()).collect(),
+            boot_source: self.boot_source.clone().unwrap_or_default(),
+            cpu_config: self.cpu_config.clone().map(CpuConfigSource::Inline),
+            logger: self.logger.clone(),
+            machine_config: self.machine.clone(),
+            metrics: self.metrics.clone(),
+            mmds_config: None,
+            network_interfaces: (self.interfaces.iter())
+                .map(|entry| entry.wire.clone())
+                .collect(),
+            vsock: self.vsock.as_ref().map(|entry| entry.wire.clone()),
+            entropy: self.entropy.clone(),
+            pmem: Vec::new(),
+            memory_hotplug: None,
+            serial: self.serial.clone(),
+        }
+    }
+
+    /// Whether anything was put that comes with a snapshot.
+    pub(super) fn has_any(&self) -> bool {
+        self.configured
+    }
+
+    pub(super) fn put_machine(&mut self, machine: MachineConfig) -> Result<(), Fault> {
+        self.configured = true;
+        if let Some(balloon) = &self.balloon {
+            check_balloon(balloon, &machine)?;
+        }
+        self.machine = machine;
+        Ok(())
+    }
+
+    pub(super) fn put_balloon(&mut self, balloon: Balloon) -> Result<(), Fault> {
+        self.configured = true;
+        check_balloon(&balloon, &self.machine)?;
+        self.balloon = Some(balloon);
+        Ok(())
+    }
+
+    pub(super) fn put_entropy(&mut self, entropy: Entropy) {
+        self.configured = true;
+        self.entropy = Some(entropy);
+    }
+
+    pub(super) fn put_boot_source(&mut self, source: BootSource) -> Result<(), Fault> {
+        self.configured = true;
+        check_file("kernel", &source.kernel_image_path)?;
+        if let Some(initrd) = &source.initrd_path {
+            check_file("initrd", initrd)?;
+        }
+        if let Some(words) = &source.boot_args {
+            arch::boot::check_cmdline(words).map_err(|error| {
+                Fault::bad(format!(
+                    "Cannot use boot_args as the kernel's command line: {}",
+                    chain(&error)
+                ))
+            })?;
+        }
+        self.boot_source = Some(source);
+        Ok(())
+    }
+
+    pub(super) fn put_cpu_config(&mut self, config: CpuConfig) {
+        self.cpu_config = Some(config);
+        self.machine.cpu_template = None;
+    }
+
+    pub(super) fn put_drive(&mut self, drive: Drive, maker: &Maker) -> Result<(), Fault> {
+        self.configured = true;
+        let is_other_root = |entry: &Entry<Drive>| {
+            entry.wire.is_root_device && entry.wire.drive_id != drive.drive_id
+        };
+        if drive.is_root_device && self.drives.iter().any(is_other_root) {
+            return Err(Fault::bad(SECOND_ROOT));
+        }
+        let is_root = drive.is_root_device;
+        let place = put(&mut self.drives, drive, maker)?;
+        if is_root {
+            // The guest's first disk is its root.
+            if let Some(before) = self.drives.get_mut(..=place) {
+                before.rotate_right(1);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_interface(
+        &mut self,
+        interface: NetworkInterface,
+        maker: &Maker,
+    ) -> Result<(), Fault> {
+        self.configured = true;
+        self.check_mac(&interface)?;
+        put(&mut self.interfaces, interface, maker).map(|_| ())
+    }
+
+    fn check_mac(&self, interface: &NetworkInterface) -> Result<(), Fault> {
+        let Some(mac) = interface.guest_mac else {
+            return Ok(());
+        };
+        let has_it = |entry: &Entry<NetworkInterface>| {
+            entry.wire.guest_mac == Some(mac) && entry.wire.iface_id != interface.iface_id
+        };
+        if self.interfaces.iter().any(has_it) {
+            return Err(Fault::bad(format!(
+                "The MAC address is already in use: {mac}"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_vsock(&mut self, vsock: Vsock, maker: &Maker) -> Result<(), Fault> {
+        self.configured = true;
+        let mut entries: Vec<_> = self.vsock.take().into_iter().collect();
+        let put = put(&mut entries, vsock, maker);
+        self.vsock = entries.pop();
+        put.map(|_| ())
+    }
+
+    /// Brings a drive into a machine.
+    pub(super) fn plug_drive(
+        &mut self,
+        drive: Drive,
+        machine: &MachineHandle,
+    ) -> Result<(), Fault> {
+        if drive.is_root_device {
+            return Err(Fault::bad(SECOND_ROOT));
+        }
+        plug(&mut self.drives, drive, machine)
+    }
+
+    /// Brings an interface into a machine.
+    pub(super) fn plug_interface(
+        &mut self,
+        interface: NetworkInterface,
+        machine: &MachineHandle,
+    ) -> Result<(), Fault> {
+        self.check_mac(&interface)?;
+        plug(&mut self.interfaces, interface, machine)
+    }
+}
+
+fn plug<T: Resource>(
+    entries: &mut Vec<Entry<T>>,
+    wire: T,
+    machine: &MachineHandle,
+) -> Result<(), Fault> {
+    if entries.iter().any(|entry| entry.wire.id() == wire.id()) {
+        return Err(Fault::bad(format!(
+            "Device ID in use: there is {} already",
+            wire.describe()
+        )));
+    }
+    machine.hotplug().add(&wire.device()?).map_err(|error| {
+        Fault::bad(format!(
+            "Cannot plug {}: {}",
+            wire.describe(),
+            super::running::hotplug_error(&error)
+        ))
+    })?;
+    entries.push(Entry { wire, made: None });
+    Ok(())
+}
+
+fn check_balloon(balloon: &Balloon, machine: &MachineConfig) -> Result<(), Fault> {
+    let (amount, memory) = (u64::from(balloon.amount_mib), machine.mem_size_mib);
+    if amount >= memory {
+        return Err(Fault::bad(format!(
+            "A balloon of {amount} MiB (amount_mib) leaves the guest nothing of its {memory} MiB of memory \
+             (mem_size_mib)"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a file that the start will need is there.
+fn check_file(what: &str, path: &str) -> Result<(), Fault> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Fault::bad(format!("The {what} file cannot be opened: {error} {path}"))
+    };
+    // Opening something else than a file can wait for ever, or do something.
+    let metadata = std::fs::metadata(path).map_err(|error| wrong(&error))?;
+    if !metadata.is_file() {
+        return Err(wrong(&"it is no regular file:"));
+    }
+    File::open(Path::new(path)).map_err(|error| wrong(&error))?;
+    Ok(())
+}
