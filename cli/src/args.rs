@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use crate::quantity::{parse_duration, parse_size};
+use crate::service::args::VmmArgs;
 
 /// A KVM microVM monitor: real virtual machines that start like containers.
 #[derive(Debug, Parser)]
@@ -21,6 +22,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest in the foreground, its console on the terminal
     Run(Box<RunArgs>),
+    /// Serve Firecracker's API on a Unix socket, and the guest that it is told to run
+    Vmm(Box<VmmArgs>),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
 }

@@ -4,7 +4,7 @@
 //! Reading order: this file (subcommands, the error chain), `args` (flags), `run` (a guest in the
 //! foreground), `guest` (which kernel, initrd and command line), `devices` with `options`,
 //! `config_file`, `console` with `terminal` and `keys`, `signals`, `logger`, `process`, `footprint`,
-//! `status` (exit codes), `doctor`.
+//! `status` (exit codes), `service` (`mote vmm`: a guest that is told what to do through the API), `doctor`.
 
 mod args;
 mod config_file;
@@ -20,18 +20,21 @@ mod options;
 mod process;
 pub mod quantity;
 mod run;
+mod service;
 mod signals;
 pub mod status;
 mod terminal;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Instant;
 
 use clap::Parser;
 use vmm::Vm;
 
 use args::{Cli, Command};
-use message::say;
+use message::{chain, say};
+use service::args::{FirecrackerCli, Name, VmmArgs};
 use status::Status;
 
 /// Does what the command line says. `meet` gets a machine when it has been built, before it starts.
@@ -40,9 +43,53 @@ pub fn main(
     started: Instant,
     meet: impl FnOnce(&mut Vm),
 ) -> Status {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.peek().is_some_and(is_firecracker) {
+        return firecracker(arguments, started);
+    }
     match Cli::try_parse_from(arguments) {
         Ok(cli) => execute(cli, started, meet),
-        Err(error) => report_usage(&error),
+        Err(error) => report_usage(&error, Status::MoteError),
+    }
+}
+
+/// Whether the binary was called by this name, with or without a path.
+#[expect(clippy::ptr_arg, reason = "what an iterator of arguments gives")]
+fn is_firecracker(name: &OsString) -> bool {
+    Path::new(name)
+        .file_name()
+        .is_some_and(|name| name == "firecracker")
+}
+
+fn firecracker(arguments: impl Iterator<Item = OsString>, started: Instant) -> Status {
+    match FirecrackerCli::try_parse_from(arguments) {
+        Ok(FirecrackerCli { version: true, .. }) => {
+            // Clients take the second word of the first line.
+            println!("Firecracker v{}\n", api::types::FIRECRACKER_VERSION);
+            Status::Success
+        }
+        Ok(FirecrackerCli { vmm, .. }) => serve(&vmm, Name::Firecracker, started),
+        Err(error) => report_usage(&error, Name::Firecracker.bad_arguments()),
+    }
+}
+
+fn serve(args: &VmmArgs, name: Name, started: Instant) -> Status {
+    if let Err((status, why)) = args.check(name) {
+        say(&why);
+        return status;
+    }
+    match service::vmm(args, name, started) {
+        Ok((status, remains)) => {
+            if let Some(remains) = remains {
+                remains.leave_to_reaper();
+            }
+            status
+        }
+        Err(error) => {
+            log::error!("{}", chain(&error));
+            say(&chain(&error));
+            name.error()
+        }
     }
 }
 
@@ -55,28 +102,23 @@ fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
             }
             Err(error) => fail(&error),
         },
+        Command::Vmm(args) => serve(&args, Name::Mote, started),
         Command::Doctor(args) => doctor::doctor(&args),
     }
 }
 
 /// Prints an error with its causes in one line.
 fn fail(error: &dyn std::error::Error) -> Status {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    say(&line);
+    say(&chain(error));
     Status::MoteError
 }
 
 /// Help and version are no errors; everything else that clap says is one, with docker's status.
-fn report_usage(error: &clap::Error) -> Status {
+fn report_usage(error: &clap::Error, status: Status) -> Status {
     // Nowhere left to report a failing stdout to.
     let _ = error.print();
     if error.use_stderr() {
-        Status::MoteError
+        status
     } else {
         Status::Success
     }

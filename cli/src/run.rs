@@ -223,7 +223,7 @@ fn describe(config: &Config, guest: &Guest) {
     ));
 }
 
-fn report_mark(mark: &BootMark, started: Instant) {
+pub(crate) fn report_mark(mark: &BootMark, started: Instant) {
     say(&format!(
         "boot timer: mark {} at {:.3} ms after start, {:.3} ms after the first KVM_RUN",
         mark.value,

@@ -13,6 +13,8 @@ pub enum Status {
     GuestCrashed,
     /// A signal ended it.
     Signal(i32),
+    /// A status that clients of another monitor expect.
+    Other(i32),
 }
 
 impl Status {
@@ -23,6 +25,7 @@ impl Status {
             Self::MoteError => 125,
             Self::GuestCrashed => 134,
             Self::Signal(number) => 128 + number,
+            Self::Other(number) => number,
         }
     }
 }

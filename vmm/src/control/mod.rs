@@ -23,7 +23,7 @@ use api::types::{
 };
 
 use crate::builder::Console;
-use crate::events::StopRequest;
+use crate::events::{StopRequest, Stopper};
 use crate::stage::{Maker, Orders};
 use crate::vm::MachineHandle;
 
@@ -87,6 +87,11 @@ impl Control {
             resources: Resources::default(),
             machine: None,
         }
+    }
+
+    /// A handle that ends the monitor.
+    pub fn stopper(&self) -> Stopper {
+        self.orders.stopper()
     }
 
     /// How far the machine is.

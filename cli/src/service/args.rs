@@ -1,0 +1,232 @@
+//! `mote vmm`'s flags, which are Firecracker's.
+
+use std::path::PathBuf;
+
+use api::socket::Existing;
+use api::types::LogLevel;
+use clap::Parser;
+
+use crate::logger::LogSettings;
+use crate::status::Status;
+
+/// Longest name of an instance.
+const MAX_ID: usize = 64;
+/// Where clients of Firecracker look if nobody names a path.
+const FIRECRACKER_SOCKET: &str = "/run/firecracker.socket";
+
+/// What the binary was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// `mote vmm`.
+    Mote,
+    /// `firecracker`: statuses, defaults and what is printed are what clients of it expect.
+    Firecracker,
+}
+
+impl Name {
+    /// What a file at the socket's path means.
+    pub(crate) fn existing(self) -> Existing {
+        match self {
+            Self::Mote => Existing::ReplaceIfStale,
+            Self::Firecracker => Existing::Refuse,
+        }
+    }
+
+    /// The name of the thread that serves the API.
+    pub(crate) fn api_thread(self) -> &'static str {
+        match self {
+            Self::Mote => "api",
+            Self::Firecracker => "fc_api",
+        }
+    }
+
+    /// Flags that are wrong.
+    pub(crate) fn bad_arguments(self) -> Status {
+        match self {
+            Self::Mote => Status::MoteError,
+            Self::Firecracker => Status::Other(153),
+        }
+    }
+
+    /// An error of the monitor or its host.
+    pub(crate) fn error(self) -> Status {
+        match self {
+            Self::Mote => Status::MoteError,
+            Self::Firecracker => Status::Other(1),
+        }
+    }
+
+    /// The guest crashed.
+    pub(crate) fn guest_crashed(self) -> Status {
+        match self {
+            Self::Mote => Status::GuestCrashed,
+            Self::Firecracker => Status::Other(1),
+        }
+    }
+
+    /// A log level that is none.
+    pub(crate) fn bad_level(self) -> Status {
+        match self {
+            Self::Mote => Status::MoteError,
+            Self::Firecracker => Status::Other(152),
+        }
+    }
+}
+
+/// The command line under the name `firecracker`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "firecracker",
+    about = "A microVM monitor that is configured by an API on a Unix socket",
+    disable_version_flag = true
+)]
+pub(crate) struct FirecrackerCli {
+    /// Print the version
+    #[arg(long)]
+    pub version: bool,
+
+    /// The rest.
+    #[command(flatten)]
+    pub vmm: VmmArgs,
+}
+
+/// `mote vmm`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct VmmArgs {
+    /// Unix socket of the API
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+
+    /// Name of the instance: letters, digits and '-'
+    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
+    pub id: String,
+
+    /// JSON document with the machine, which is started at once
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+
+    /// No API: only what the configuration file says
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    pub no_api: bool,
+
+    /// JSON document with the guest's metadata
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+
+    /// Where the log goes: a file or FIFO
+    #[arg(long, value_name = "PATH")]
+    pub log_path: Option<PathBuf>,
+
+    /// What is logged: Off, Error, Warn, Info, Debug or Trace
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<String>,
+
+    /// The only module that is logged: the start of its path
+    #[arg(long, value_name = "PREFIX")]
+    pub module: Option<String>,
+
+    /// Log lines have their level in them
+    #[arg(long)]
+    pub show_level: bool,
+
+    /// Log lines have the place in the source in them
+    #[arg(long)]
+    pub show_log_origin: bool,
+
+    /// Where metrics go: a file or FIFO
+    #[arg(long, value_name = "PATH")]
+    pub metrics_path: Option<PathBuf>,
+
+    /// The guest can mark the end of its boot
+    #[arg(long)]
+    pub boot_timer: bool,
+
+    /// Devices are on a PCI bus
+    #[arg(long)]
+    pub enable_pci: bool,
+
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = 51200)]
+    pub http_api_max_payload_size: usize,
+
+    /// Most bytes of the guest's metadata [default: as much as a request's body]
+    #[arg(long, value_name = "BYTES")]
+    pub mmds_size_limit: Option<usize>,
+
+    /// When the process was asked for, in microseconds of the monotonic clock
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub start_time_us: Option<u64>,
+
+    /// CPU time of the process until exec, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub start_time_cpu_us: Option<u64>,
+
+    /// CPU time of the parent process, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub parent_cpu_time_us: Option<u64>,
+
+    /// Without system call filters: there are none yet
+    #[arg(long, conflicts_with = "seccomp_filter")]
+    pub no_seccomp: bool,
+
+    /// System call filters of one's own: not there yet
+    #[arg(long, value_name = "FILE", value_parser = refuse_filter)]
+    pub seccomp_filter: Option<PathBuf>,
+}
+
+impl VmmArgs {
+    /// Where the API's socket is to be; None: there is no API.
+    pub(crate) fn socket(&self, name: Name) -> Option<PathBuf> {
+        match (&self.api_sock, name) {
+            (Some(path), _) => Some(path.clone()),
+            (None, _) if self.no_api => None,
+            (None, Name::Firecracker) => Some(FIRECRACKER_SOCKET.into()),
+            (None, Name::Mote) => None,
+        }
+    }
+
+    /// How the log begins.
+    pub(crate) fn log_settings(&self, name: Name) -> LogSettings {
+        let level = self.level.as_ref().and_then(|level| level.parse().ok());
+        LogSettings {
+            id: self.id.clone(),
+            path: self.log_path.clone(),
+            to_stdout: name == Name::Firecracker,
+            level: level.unwrap_or(match name {
+                Name::Mote => LogLevel::Warn,
+                Name::Firecracker => LogLevel::Info,
+            }),
+            show_level: self.show_level,
+            show_origin: self.show_log_origin,
+            module: self.module.clone(),
+        }
+    }
+
+    /// What clap does not look at.
+    pub(crate) fn check(&self, name: Name) -> Result<(), (Status, String)> {
+        if let Some(level) = &self.level {
+            level
+                .parse::<LogLevel>()
+                .map_err(|error| (name.bad_level(), format!("--level: {error}")))?;
+        }
+        if name == Name::Mote && self.api_sock.is_none() && !self.no_api {
+            let error = "it needs --api-sock PATH, or --no-api and --config-file FILE";
+            return Err((name.bad_arguments(), error.into()));
+        }
+        Ok(())
+    }
+}
+
+fn parse_id(text: &str) -> Result<String, String> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if text.is_empty() || text.len() > MAX_ID || !text.chars().all(is_good) {
+        return Err(format!(
+            "an ID is 1 to {MAX_ID} letters, digits and '-' of ASCII"
+        ));
+    }
+    Ok(text.into())
+}
+
+fn refuse_filter(_: &str) -> Result<PathBuf, String> {
+    Err("this version of mote has no system call filters: leave it out, or say --no-seccomp".into())
+}

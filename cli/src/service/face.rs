@@ -1,0 +1,96 @@
+//! What carries commands out needs kernels, the terminal, the log and the metrics of this program.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::command::State;
+use api::types::{Logger, Metrics, Serial};
+use image::cache::Cache;
+use vmm::Console;
+use vmm::control::Face;
+
+use super::handler::Shared;
+use crate::console::{self, ConsoleEnd, ConsoleOption};
+use crate::keys::Targets;
+use crate::logger;
+use crate::message::chain;
+use crate::terminal::RawTerminal;
+
+/// The terminal, in raw mode as soon as a guest uses it.
+#[derive(Clone, Default)]
+pub(super) struct Terminal(Arc<Mutex<Option<RawTerminal>>>);
+
+impl Terminal {
+    fn keep(&self, terminal: Option<RawTerminal>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = terminal;
+    }
+
+    /// As it was before.
+    pub(super) fn restore(&self) {
+        self.keep(None);
+    }
+}
+
+/// This program.
+pub(super) struct Program {
+    terminal: Terminal,
+    shared: Arc<Shared>,
+}
+
+impl Program {
+    pub(super) fn new(terminal: Terminal, shared: Arc<Shared>) -> Self {
+        Self { terminal, shared }
+    }
+}
+
+impl Face for Program {
+    fn kernel(&mut self, path: &Path) -> Result<File, String> {
+        let kernel =
+            image::kernel::open(path, &Cache::from_env()).map_err(|error| chain(&error))?;
+        if let Some(why) = &kernel.fallback {
+            log::warn!("The kernel unpacks itself in the guest: {why}");
+        }
+        Ok(kernel.file)
+    }
+
+    fn console(&mut self, serial: Option<&Serial>) -> Result<Option<Console>, String> {
+        let end = match serial.and_then(|serial| serial.serial_out_path.as_ref()) {
+            Some(path) => ConsoleEnd::File(devices::console_io::FileOutput {
+                path: path.into(),
+                max_size: 0,
+                keep: 0,
+            }),
+            None => ConsoleEnd::Stdio,
+        };
+        let option = ConsoleOption {
+            end,
+            ..ConsoleOption::default()
+        };
+        // Without targets there are no keys of mote's own: all that is typed is the guest's.
+        let (console, terminal) =
+            console::open(&option, Targets::default()).map_err(|error| chain(&error))?;
+        self.terminal.keep(terminal);
+        Ok(Some(console))
+    }
+
+    fn set_logger(&mut self, logger: &Logger) -> Result<(), String> {
+        logger::change(logger).map_err(|error| chain(&error))
+    }
+
+    fn set_metrics(&mut self, _: &Metrics) -> Result<(), String> {
+        Err("This version of mote writes no metrics".into())
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn metrics(&mut self) -> String {
+        String::new()
+    }
+
+    fn state_changed(&mut self, state: State) {
+        self.shared.set_state(state);
+    }
+}

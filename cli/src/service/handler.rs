@@ -1,0 +1,172 @@
+//! From the API's thread to the one that carries commands out.
+
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel as queue};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use api::command::{Command, Fault, Response, State};
+use api::events::{Broadcast, Reader};
+use api::handler::{ConsoleStream, Handler, Reply};
+use api::types::{
+    Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig,
+};
+use serde_json::json;
+use vmm::StopRequest;
+use vmm::control::Control;
+
+/// Bytes of events that are kept for slow readers.
+const EVENT_BYTES: usize = 64 << 10;
+/// Stack of the thread that carries commands out, in bytes: JSON of the guest's metadata is walked
+/// recursively, 128 deep at most.
+const STACK_SIZE: usize = 512 << 10;
+
+/// What the API's thread may know without asking.
+pub(super) struct Shared {
+    id: String,
+    state: Mutex<State>,
+    events: Broadcast,
+}
+
+impl Shared {
+    fn state(&self) -> State {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine is in another state.
+    pub(super) fn set_state(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.publish("state", &json!({ "state": state }));
+    }
+
+    /// Tells all who listen: one line of JSON.
+    pub(super) fn publish(&self, event: &str, details: &serde_json::Value) {
+        let mut line = json!({ "event": event });
+        if let (Some(line), Some(details)) = (line.as_object_mut(), details.as_object()) {
+            line.extend(details.clone());
+        }
+        self.events.publish(format!("{line}\n").as_bytes());
+    }
+}
+
+/// What the API's server hands commands to.
+pub(super) struct Submitter {
+    commands: Sender<(Command, Reply)>,
+    shared: Arc<Shared>,
+}
+
+/// A way for commands.
+pub(super) fn channel(id: &str) -> (Submitter, Receiver<(Command, Reply)>) {
+    let (commands, receiver) = queue();
+    let shared = Shared {
+        id: id.to_owned(),
+        state: Mutex::new(State::NotStarted),
+        events: Broadcast::new(EVENT_BYTES),
+    };
+    let shared = Arc::new(shared);
+    (Submitter { commands, shared }, receiver)
+}
+
+impl Submitter {
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Handler for Submitter {
+    fn submit(&self, command: Command, reply: Reply) {
+        match command {
+            // Clients poll these: they do not wait for what takes its time.
+            Command::GetInstance => reply.send(Ok(Response::Instance(InstanceInfo {
+                id: self.shared.id.clone(),
+                state: self.shared.state(),
+                vmm_version: api::types::FIRECRACKER_VERSION.into(),
+                app_name: api::types::APP_NAME.into(),
+            }))),
+            Command::GetVersion => reply.send(Ok(Response::Version(Version {
+                firecracker_version: api::types::FIRECRACKER_VERSION.into(),
+                mote_version: env!("CARGO_PKG_VERSION").into(),
+            }))),
+            // A reply that is dropped says that the monitor ends.
+            command => _ = self.commands.send((command, reply)),
+        }
+    }
+
+    fn events(&self) -> Reader {
+        self.shared.events.reader()
+    }
+
+    fn console(&self) -> Result<ConsoleStream, Fault> {
+        Err(Fault::bad("The guest's console cannot be attached to"))
+    }
+}
+
+/// Starts the thread that carries commands out: first what `file` says, if there is one. If that fails, it says
+/// why in `failed`, and the monitor ends.
+pub(super) fn carry_out(
+    mut control: Control,
+    commands: Receiver<(Command, Reply)>,
+    file: Option<VmConfig>,
+    failed: Arc<OnceLock<Fault>>,
+) -> io::Result<JoinHandle<()>> {
+    Builder::new()
+        .name("control".into())
+        .stack_size(STACK_SIZE)
+        .spawn(move || {
+            for command in file.into_iter().flat_map(commands_of) {
+                if let Err(fault) = control.execute(command) {
+                    let _ = failed.set(fault);
+                    control.stopper().stop(StopRequest::Quit);
+                    return;
+                }
+            }
+            for (command, reply) in commands {
+                reply.send(control.execute(command));
+            }
+        })
+}
+
+/// What a configuration file asks for, in order.
+fn commands_of(file: VmConfig) -> Vec<Command> {
+    let VmConfig {
+        balloon,
+        drives,
+        boot_source,
+        cpu_config,
+        logger,
+        machine_config,
+        metrics,
+        mmds_config,
+        network_interfaces,
+        vsock,
+        entropy,
+        pmem,
+        memory_hotplug,
+        serial,
+    } = file;
+    let cpu_config = cpu_config.and_then(|source| match source {
+        CpuConfigSource::Inline(config) => Some(config),
+        // It has been read by now.
+        CpuConfigSource::File(_) => None,
+    });
+    let start = Action {
+        action_type: ActionType::InstanceStart,
+    };
+    let mut commands = Vec::new();
+    commands.extend(logger.map(Command::PutLogger));
+    commands.extend(metrics.map(Command::PutMetrics));
+    commands.push(Command::PutMachineConfig(machine_config));
+    commands.extend(cpu_config.map(Command::PutCpuConfig));
+    commands.push(Command::PutBootSource(boot_source));
+    commands.extend(drives.into_iter().map(Command::PutDrive));
+    commands.extend(network_interfaces.into_iter().map(Command::PutInterface));
+    commands.extend(vsock.map(Command::PutVsock));
+    commands.extend(balloon.map(Command::PutBalloon));
+    commands.extend(mmds_config.map(Command::PutMmdsConfig));
+    commands.extend(entropy.map(Command::PutEntropy));
+    commands.extend(pmem.into_iter().map(Command::PutPmem));
+    commands.extend(memory_hotplug.map(Command::PutMemoryHotplug));
+    commands.extend(serial.map(Command::PutSerial));
+    commands.push(Command::Act(start));
+    commands
+}

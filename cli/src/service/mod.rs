@@ -1,0 +1,293 @@
+//! `mote vmm`: a monitor that does what its API is told. Under the name `firecracker` the binary is this and
+//! nothing else (`args`).
+//!
+//! Reading order: this file (threads, start and end), `args`, `handler` (from the API's thread to the one that
+//! carries commands out), `face` (what that one needs of this program).
+//!
+//! | thread | does |
+//! | --- | --- |
+//! | main | serves the devices' event loop, builds the machine when it is told to |
+//! | `control` | carries out one command after the other; may wait for event loops |
+//! | `api` | speaks HTTP; waits for nobody |
+
+pub(crate) mod args;
+mod face;
+mod handler;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use api::Fault;
+use api::server::{self, Server};
+use api::socket::{self, Existing};
+use api::types::{ConfigError, CpuConfigSource, VmConfig};
+use thiserror::Error;
+use vmm::control::{Control, Settings};
+use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
+
+use crate::footprint::Trim;
+use crate::logger;
+use crate::process;
+use crate::run::report_mark;
+use crate::signals::SignalWatch;
+use crate::status::Status;
+use args::{Name, VmmArgs};
+use handler::Submitter;
+
+/// Longer files are no configuration of a microVM, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+/// How long answers may take to be read after the guest has ended.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Why there is no monitor, or why it ended.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] logger::Error),
+    /// A file that was named.
+    #[error("Cannot read the {what} {path:?}")]
+    Read {
+        /// What it is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too long.
+    #[error("The {what} {path:?} is longer than 1 MiB")]
+    TooLong {
+        /// What it is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is not what it should be.
+    #[error("The configuration file {path:?} cannot be used")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: ConfigError,
+    },
+    /// The file has sections that nobody knows.
+    #[error("The configuration file {path:?} has sections that do not exist: {}", .names.join(", "))]
+    UnknownSections {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// What the configuration file asks for cannot be done.
+    #[error("The configuration file {path:?} cannot be carried out: {fault}")]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        fault: Fault,
+    },
+    /// The API's socket.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// The API's server, a thread or a signal handler.
+    #[error("Cannot start {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The event loop.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The machine could not be served.
+    #[error(transparent)]
+    Run(#[from] vmm::Error),
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+/// Serves the API until the guest ends or someone asks for the end. What is left of a machine is the caller's
+/// to free.
+pub(crate) fn vmm(
+    args: &VmmArgs,
+    name: Name,
+    started: Instant,
+) -> Result<(Status, Option<Remains>), Error> {
+    process::set_up();
+    logger::serve(&args.log_settings(name))?;
+    let file = match &args.config_file {
+        Some(path) => Some(read_config(path, name)?),
+        None => None,
+    };
+    let mut stage = Stage::new()?;
+    let signals = SignalWatch::new(stage.stopper()).map_err(host("signal handlers"))?;
+    stage.add_subscriber(Box::new(signals));
+    stage.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
+
+    let (orders, queue) = stage.orders();
+    let settings = Settings {
+        id: args.id.clone(),
+        pci: args.enable_pci,
+        boot_timer: args.boot_timer,
+        kvm_device: vmm::DEFAULT_DEVICE.into(),
+    };
+    let terminal = face::Terminal::default();
+    let (submitter, commands) = handler::channel(&settings.id);
+    let face = face::Program::new(terminal.clone(), submitter.shared());
+    let control = Control::new(settings, stage.maker(), orders, Box::new(face));
+    // The socket comes before the guest: whoever starts this waits for it.
+    let socket = match args.socket(name) {
+        Some(path) => Some(socket::bind(&path, name.existing())?),
+        None => None,
+    };
+    let failed = Arc::new(OnceLock::new());
+    let carrier = handler::carry_out(control, commands, file, Arc::clone(&failed))
+        .map_err(host("the control thread"))?;
+    let server = match socket {
+        Some(socket) => Some(serve(socket, submitter, args, name)?),
+        None => {
+            drop(submitter);
+            None
+        }
+    };
+    log::info!("API server started.");
+
+    let served = stage.serve(&queue, |_: &mut Vm| {});
+    // Commands that wait for a start hear that there is none.
+    drop(queue);
+    let (status, remains) = match served? {
+        Outcome::Stopped(reason) => (end(&reason, name), None),
+        Outcome::Machine(mut vm) => {
+            let reason = vm.run(|mark| report_mark(&mark, started))?;
+            (end(&reason, name), Some(vm.take_down()))
+        }
+    };
+    if let Some((server, file)) = server {
+        server.stop(GRACE);
+        drop(file);
+    }
+    // Nobody submits any more, so that it ends as soon as it has done what was asked.
+    let _ = carrier.join();
+    terminal.restore();
+    match Arc::into_inner(failed).and_then(OnceLock::into_inner) {
+        Some(fault) => Err(Error::Refused {
+            path: args.config_file.clone().unwrap_or_default(),
+            fault,
+        }),
+        None => Ok((status, remains)),
+    }
+}
+
+fn serve(
+    socket: socket::BoundSocket,
+    submitter: Submitter,
+    args: &VmmArgs,
+    name: Name,
+) -> Result<(server::ServerHandle, socket::SocketFile), Error> {
+    let socket::BoundSocket { listener, file } = socket;
+    log::info!("Listening on API socket ({}).", file.path().display());
+    let settings = server::Settings {
+        max_body: args.http_api_max_payload_size,
+        thread_name: name.api_thread().into(),
+        ..server::Settings::default()
+    };
+    let handle = Server::start(listener, Arc::new(submitter), settings)
+        .map_err(host("the API's server"))?;
+    Ok((handle, file))
+}
+
+fn read_config(path: &Path, name: Name) -> Result<VmConfig, Error> {
+    let text = read_small("configuration file", path)?;
+    let (mut config, unknown) = VmConfig::read(&text).map_err(|source| Error::Config {
+        path: path.to_owned(),
+        source,
+    })?;
+    if !unknown.is_empty() {
+        match name {
+            Name::Mote => {
+                return Err(Error::UnknownSections {
+                    path: path.to_owned(),
+                    names: unknown,
+                });
+            }
+            // As it has always been there.
+            Name::Firecracker => log::warn!(
+                "The configuration file {path:?} has sections that do not exist: {}",
+                unknown.join(", ")
+            ),
+        }
+    }
+    if let Some(CpuConfigSource::File(file)) = &config.cpu_config {
+        let file = PathBuf::from(file);
+        let text = read_small("CPU configuration", &file)?;
+        let inline = serde_json::from_slice(&text).map_err(|source| Error::Config {
+            path: file,
+            source: ConfigError::Shape { source },
+        })?;
+        config.cpu_config = Some(CpuConfigSource::Inline(inline));
+    }
+    Ok(config)
+}
+
+/// A file of at most a MiB. The size of a pipe or a device is not known before.
+fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text))
+        .map_err(|source| Error::Read {
+            what,
+            path: path.to_owned(),
+            source,
+        })?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(Error::TooLong {
+            what,
+            path: path.to_owned(),
+        });
+    }
+    Ok(text)
+}
+
+/// Logs how it ended, and chooses the status.
+fn end(reason: &StopReason, name: Name) -> Status {
+    match reason {
+        StopReason::PowerOff | StopReason::Reset => {
+            log::info!("The guest has ended.");
+            Status::Success
+        }
+        StopReason::Panicked => {
+            log::error!("The guest crashed: kernel panic");
+            name.guest_crashed()
+        }
+        StopReason::TripleFault { cpu } => {
+            log::error!("The guest crashed: triple fault on vCPU {cpu}");
+            name.guest_crashed()
+        }
+        StopReason::Crashed(report) => {
+            log::error!("The guest crashed: {report}");
+            name.guest_crashed()
+        }
+        StopReason::RunFailed { cpu, error } => {
+            log::error!("KVM_RUN failed for vCPU {cpu}: {error}");
+            name.error()
+        }
+        StopReason::Requested(StopRequest::Signal(number)) => {
+            log::info!("Stopped by signal {number}.");
+            Status::Signal(*number)
+        }
+        StopReason::Requested(StopRequest::Quit | StopRequest::Timeout) => {
+            log::info!("Stopped.");
+            Status::Success
+        }
+    }
+}
