@@ -214,7 +214,7 @@ macro_rules! as_string {
 
 as_string!([] KvmCapability, [const BITS: usize] Bitmap<BITS>);
 
-/// Numbers in strings: `0x1f`, `0b1_1111`, `31`.
+/// Numbers in strings: `0x1f`, `0b11111`, `31`.
 mod number {
     use super::{Deserialize, Deserializer, Serializer};
     use serde::de::Error as _;
@@ -232,11 +232,10 @@ mod number {
         } else {
             (text.as_str(), 10)
         };
-        let digits: String = digits.chars().filter(|&digit| digit != '_').collect();
         // from_str_radix takes a sign.
         let number = match digits.strip_prefix('+') {
             Some(_) => None,
-            None => u32::from_str_radix(&digits, radix).ok(),
+            None => u32::from_str_radix(digits, radix).ok(),
         };
         number.ok_or_else(|| {
             D::Error::custom(format!(

@@ -151,14 +151,59 @@ impl<'de> Deserialize<'de> for Overlay {
     }
 }
 
+/// Most queues of a drive.
+const MAX_QUEUES: u16 = 8;
+
+/// Longest serial number, in bytes.
+const MAX_SERIAL: usize = 20;
+
 impl Validate for Drive {
     fn validate(&self) -> Result<(), Fault> {
-        check_id(&self.drive_id)
+        check_id(&self.drive_id)?;
+        let wrong = |field, reason: &str| Err(Fault::value("/drives", field, reason));
+        if self.socket.is_some() {
+            return wrong(
+                "socket",
+                "Drives of vhost-user are not supported: give `path_on_host` instead.",
+            );
+        }
+        if self.path_on_host.is_empty() {
+            return wrong("path_on_host", "It is missing or empty.");
+        }
+        // It becomes a part of a word of the kernel's command line.
+        let is_word = |text: &str| text.chars().all(|letter| letter.is_ascii_graphic());
+        if self.partuuid.as_deref().is_some_and(|uuid| !is_word(uuid)) {
+            return wrong("partuuid", "It can have visible ASCII characters only.");
+        }
+        if self.overlay == Overlay::File(String::new()) {
+            return wrong("overlay", "It is empty: write none, temp or a path.");
+        }
+        if self
+            .serial
+            .as_ref()
+            .is_some_and(|text| text.len() > MAX_SERIAL)
+        {
+            return wrong("serial", "It is longer than 20 bytes.");
+        }
+        if self
+            .queues
+            .is_some_and(|queues| !(1..=MAX_QUEUES).contains(&queues))
+        {
+            return wrong("queues", "There can be from 1 to 8 queues.");
+        }
+        Ok(())
     }
 }
 
 impl Validate for DrivePatch {
     fn validate(&self) -> Result<(), Fault> {
-        check_id(&self.drive_id)
+        check_id(&self.drive_id)?;
+        if self.path_on_host.is_none() && self.rate_limiter.is_none() {
+            // To Firecracker it means to read the configuration of a vhost-user server again.
+            return Err(Fault::bad(
+                "/drives: Running method expected different backend. Give `path_on_host` or `rate_limiter`.",
+            ));
+        }
+        Ok(())
     }
 }

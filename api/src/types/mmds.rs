@@ -50,6 +50,24 @@ fn or_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ipv4Addr, D:
 
 impl Validate for MmdsConfig {
     fn validate(&self) -> Result<(), Fault> {
-        Ok(())
+        let wrong = |field, reason: &str| Err(Fault::value("/mmds/config", field, reason));
+        if self.network_interfaces.is_empty() {
+            return wrong(
+                "network_interfaces",
+                "The list of network interface IDs that allow forwarding MMDS requests is empty.",
+            );
+        }
+        // RFC 3927 keeps the first and the last 256 addresses.
+        match self.ipv4_address.octets() {
+            [169, 254, 1..=254, _] => Ok(()),
+            _ => wrong(
+                "ipv4_address",
+                "It is not link-local: it must be from 169.254.1.0 to 169.254.254.255.",
+            ),
+        }
+    }
+
+    fn is_deprecated(&self) -> bool {
+        self.version == MmdsVersion::V1
     }
 }

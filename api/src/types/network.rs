@@ -60,16 +60,6 @@ pub struct NetworkInterface {
     /// Name that the user network gives the guest. An extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// Number of pairs of queues of a tap, 1 if not given. An extension.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queues: Option<u16>,
-    /// Whether a thread of its own serves it. An extension.
-    #[serde(
-        default,
-        deserialize_with = "or_default",
-        skip_serializing_if = "is_default"
-    )]
-    pub iothread: bool,
 }
 
 /// What can be changed of an interface while the guest runs.
@@ -150,9 +140,41 @@ impl<'de> Deserialize<'de> for MacAddress {
     }
 }
 
+/// Smallest MTU, in bytes. Any larger one can be written.
+const MIN_MTU: u16 = 68;
+
 impl Validate for NetworkInterface {
     fn validate(&self) -> Result<(), Fault> {
-        check_id(&self.iface_id)
+        check_id(&self.iface_id)?;
+        let wrong = |field, reason: &str| Err(Fault::value("/network-interfaces", field, reason));
+        if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
+            return wrong("mtu", "It must be from 68 to 65535 bytes.");
+        }
+        match self.backend {
+            Backend::Tap => {
+                if self.host_dev_name.is_none() {
+                    return wrong(
+                        "host_dev_name",
+                        "missing field `host_dev_name`, the name of the tap.",
+                    );
+                }
+                let of_user_network = [
+                    ("forwards", !self.forwards.is_empty()),
+                    ("allow", !self.allow.is_empty()),
+                    ("deny", !self.deny.is_empty()),
+                    ("hostname", self.hostname.is_some()),
+                ];
+                match of_user_network.into_iter().find(|(_, given)| *given) {
+                    Some((field, _)) => wrong(field, "It is for the `backend` `user` only."),
+                    None => Ok(()),
+                }
+            }
+            Backend::User if self.host_dev_name.is_some() => wrong(
+                "host_dev_name",
+                "It names a tap, and the `backend` `user` has none.",
+            ),
+            Backend::User => Ok(()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Validate;
 use super::shape::wire;
-use crate::command::Fault;
+use crate::command::{BAD_JSON, Fault};
 
 /// Where a snapshot goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +107,19 @@ impl Validate for SnapshotCreate {}
 
 impl Validate for SnapshotLoad {
     fn validate(&self) -> Result<(), Fault> {
-        Ok(())
+        let wrong = |reason| Err(Fault::bad(format!("{BAD_JSON}{reason}.")));
+        match (&self.mem_backend, &self.mem_file_path) {
+            (Some(_), Some(_)) => wrong(
+                "too many fields: either `mem_backend` or `mem_file_path` exclusively is required",
+            ),
+            (None, None) => {
+                wrong("missing field: either `mem_backend` or `mem_file_path` is required")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_deprecated(&self) -> bool {
+        self.mem_file_path.is_some() || self.enable_diff_snapshots
     }
 }

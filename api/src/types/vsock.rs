@@ -23,6 +23,18 @@ wire!(Object: Vsock);
 
 impl Validate for Vsock {
     fn validate(&self) -> Result<(), Fault> {
+        let wrong = |field, reason: &str| Err(Fault::value("/vsock", field, reason));
+        // Below are the hypervisor, the guest itself and the host, and the last is anyone.
+        if !(3..u32::MAX).contains(&self.guest_cid) {
+            return wrong("guest_cid", "It must be from 3 to 4294967294.");
+        }
+        if self.uds_path.is_empty() {
+            return wrong("uds_path", "It is empty.");
+        }
         Ok(())
+    }
+
+    fn is_deprecated(&self) -> bool {
+        self.vsock_id.is_some()
     }
 }
