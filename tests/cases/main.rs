@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod api;
 mod balloon;
 mod block;
 mod boot;
@@ -53,6 +54,7 @@ fn main() {
     let mut trials = Vec::new();
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
+        ("api", api::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),

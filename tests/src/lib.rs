@@ -14,6 +14,7 @@ pub mod measure;
 pub mod monitor;
 pub mod network;
 pub mod sandbox;
+pub mod service;
 pub mod terminal;
 pub mod tiny;
 pub mod vsock;

@@ -1,0 +1,46 @@
+//! The API of `mote vmm`, over its socket. Guests are kernels of a few instructions, so that this runs wherever
+//! there is a /dev/kvm; [`super::api_linux`] has Linux.
+
+mod process;
+mod resources;
+mod states;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tests::executable;
+use tests::service::Service;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("a_guest_from_start_to_end", states::from_start_to_end),
+    ("each_command_in_each_state", states::each_command),
+    ("a_start_that_fails_changes_nothing", states::failed_start),
+    ("what_was_put_reads_back", resources::reads_back),
+    ("what_cannot_be_is_refused", resources::refused),
+    ("devices_are_made_when_they_are_put", resources::made_at_once),
+    ("the_monitor_as_a_process", process::ends),
+    ("under_the_name_firecracker", process::firecracker),
+    ("a_configuration_file", process::config_file),
+    ("wrong_flags", process::wrong_flags),
+];
+
+/// A kernel in `directory` that halts for good.
+fn idle_kernel(directory: &Path) -> PathBuf {
+    let path = directory.join("idle");
+    std::fs::write(&path, executable::idle_kernel()).unwrap();
+    path
+}
+
+/// A kernel that resets the machine at once.
+fn short_kernel(directory: &Path) -> PathBuf {
+    let path = directory.join("short");
+    std::fs::write(&path, executable::tiny_kernel()).unwrap();
+    path
+}
+
+/// Gives a monitor a kernel.
+fn put_kernel(service: &Service, kernel: &Path) {
+    service.put("/boot-source", json!({ "kernel_image_path": kernel }));
+}
