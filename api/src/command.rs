@@ -18,6 +18,7 @@ use crate::types::{
 
 /// How far a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum State {
     /// It is being configured.
@@ -183,20 +184,34 @@ pub struct Fault {
     pub message: String,
 }
 
+/// Longest message, in bytes: what was sent is repeated in some, and may be long.
+const MAX_MESSAGE: usize = 2048;
+
+/// What errors of a body begin with. Clients match it.
+pub(crate) const BAD_JSON: &str =
+    "An error occurred when deserializing the json body of a request: ";
+
 impl Fault {
     /// The request is wrong, or its time is.
     pub fn bad(message: impl Into<String>) -> Self {
-        Self {
-            status: 400,
-            message: message.into(),
+        Self::new(400, message.into())
+    }
+
+    /// A value is wrong: that of `field` in the body of `resource`, a path.
+    pub fn value(resource: &str, field: &str, reason: impl fmt::Display) -> Self {
+        Self::bad(format!("{resource}, `{field}`: {reason}"))
+    }
+
+    fn new(status: u16, mut message: String) -> Self {
+        if message.len() > MAX_MESSAGE {
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+            message.push('…');
         }
+        Self { status, message }
     }
 
     /// The guest's metadata would be larger than it may be.
     pub fn too_large(message: impl Into<String>) -> Self {
-        Self {
-            status: 413,
-            message: message.into(),
-        }
+        Self::new(413, message.into())
     }
 }

@@ -15,9 +15,11 @@ use crate::command::Fault;
 /// Why a document is no configuration.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It is not JSON, or not of the right shape; the source names line, column and field.
-    #[error("The configuration is wrong")]
+    /// It is not JSON, or not of the right shape; the source names line and column.
+    #[error("The configuration is wrong at `{path}`")]
     Shape {
+        /// Where in the document, such as `drives[0].drive_id`; `.` is the document itself.
+        path: String,
         /// What is wrong.
         #[source]
         source: serde_json::Error,
@@ -35,6 +37,7 @@ pub enum Error {
 
 /// The whole configuration. Sections without contents are `null` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub struct VmConfig {
     /// `/balloon`.
@@ -73,10 +76,16 @@ impl VmConfig {
     pub fn read(text: &[u8]) -> Result<(Self, Vec<String>), Error> {
         let mut unknown = Vec::new();
         let mut json = serde_json::Deserializer::from_slice(text);
-        let config = Document(&mut unknown)
-            .deserialize(&mut json)
+        let mut track = serde_path_to_error::Track::new();
+        let read = Document(&mut unknown).deserialize(serde_path_to_error::Deserializer::new(
+            &mut json, &mut track,
+        ));
+        let config = read
             .and_then(|config| json.end().map(|()| config))
-            .map_err(|source| Error::Shape { source })?;
+            .map_err(|source| Error::Shape {
+                path: track.path().to_string(),
+                source,
+            })?;
         config.validate()?;
         Ok((config, unknown))
     }
@@ -148,10 +157,7 @@ where
     if slot.is_some() {
         return Err(A::Error::duplicate_field(name));
     }
-    let value = map
-        .next_value()
-        .map_err(|error| A::Error::custom(format_args!("section `{name}`: {error}")))?;
-    *slot = Some(value);
+    *slot = Some(map.next_value()?);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! `/machine-config`.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 use super::Validate;
@@ -14,6 +16,7 @@ pub const MIN_MEMORY_MIB: u64 = 16;
 
 /// vCPUs and memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MachineConfig {
     /// Number of vCPUs, from 1 to [`MAX_VCPUS`].
@@ -36,6 +39,7 @@ pub struct MachineConfig {
 
 /// Changes of [`MachineConfig`]: what is absent stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MachineConfigPatch {
     /// Number of vCPUs.
@@ -60,6 +64,7 @@ pub struct MachineConfigPatch {
 
 /// Names of Firecracker's static CPU templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum CpuTemplate {
     /// C3.
@@ -78,6 +83,7 @@ pub enum CpuTemplate {
 
 /// Pages of the host that back the guest's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum HugePages {
     /// Those of 4 KiB.
@@ -142,5 +148,66 @@ impl MachineConfig {
     }
 }
 
-impl Validate for MachineConfig {}
-impl Validate for MachineConfigPatch {}
+fn wrong(field: &str, reason: impl Display) -> Result<(), Fault> {
+    Err(Fault::value("/machine-config", field, reason))
+}
+
+fn check_vcpus(count: u8, smt: bool) -> Result<(), Fault> {
+    let whole_cores = !smt || count == 1 || count.is_multiple_of(2);
+    if (1..=MAX_VCPUS).contains(&count) && whole_cores {
+        return Ok(());
+    }
+    wrong(
+        "vcpu_count",
+        format_args!(
+            "It is {count}, and must be from 1 to {MAX_VCPUS}; with `smt`, 1 or an even number."
+        ),
+    )
+}
+
+fn check_memory(size_mib: u64, pages: HugePages) -> Result<(), Fault> {
+    if size_mib == 0 || pages == HugePages::M2 && !size_mib.is_multiple_of(2) {
+        return wrong(
+            "mem_size_mib",
+            "The memory size (MiB) is either 0, or not a multiple of the configured page size.",
+        );
+    }
+    if size_mib < MIN_MEMORY_MIB {
+        return wrong(
+            "mem_size_mib",
+            format_args!("It is {size_mib}, and must be at least {MIN_MEMORY_MIB}."),
+        );
+    }
+    Ok(())
+}
+
+impl Validate for MachineConfig {
+    fn validate(&self) -> Result<(), Fault> {
+        check_vcpus(self.vcpu_count, self.smt)?;
+        check_memory(self.mem_size_mib, self.huge_pages)
+    }
+
+    fn is_deprecated(&self) -> bool {
+        self.cpu_template.is_some()
+    }
+}
+
+impl Validate for MachineConfigPatch {
+    /// Checks what does not depend on what stays.
+    fn validate(&self) -> Result<(), Fault> {
+        if *self == Self::default() {
+            return Err(Fault::bad("Empty PATCH request."));
+        }
+        if let Some(count) = self.vcpu_count {
+            check_vcpus(count, self.smt.unwrap_or(false))?;
+        }
+        if let Some(size) = self.mem_size_mib {
+            check_memory(size, self.huge_pages.unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn is_deprecated(&self) -> bool {
+        self.cpu_template.is_some()
+    }
+}

@@ -66,18 +66,28 @@ pub trait Validate {
     fn validate(&self) -> Result<(), Fault> {
         Ok(())
     }
+
+    /// Whether it asks for something that Firecracker deprecates.
+    fn is_deprecated(&self) -> bool {
+        false
+    }
+}
+
+/// What is said of a resource without a name. Clients match it.
+pub(crate) fn empty_id() -> Fault {
+    Fault::bad("The ID cannot be empty.")
 }
 
 /// Whether an id names a resource: letters, digits and `_`, at least one.
 pub(crate) fn check_id(id: &str) -> Result<(), Fault> {
     if id.is_empty() {
-        return Err(Fault::bad("The ID cannot be empty."));
+        return Err(empty_id());
     }
     if id.chars().all(|c| c.is_alphanumeric() || c == '_') {
         Ok(())
     } else {
         Err(Fault::bad(format!(
-            "The ID {id:?} must have letters, digits and underscores only."
+            "The ID {id:?} can have letters, digits and underscores only."
         )))
     }
 }

@@ -12,6 +12,7 @@ use crate::command::Fault;
 
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name, the same as in the path.
@@ -34,6 +35,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Backend>"))]
     pub backend: Backend,
     /// Ports of the host that lead into the guest, of the user network:
     /// `[ADDRESS:]HOSTPORT:GUESTPORT[/udp]`. An extension.
@@ -42,6 +44,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub forwards: Vec<String>,
     /// Destinations that the guest may reach, of the user network: `CIDR[:PORTS]`. An extension.
     #[serde(
@@ -49,6 +52,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub allow: Vec<String>,
     /// Destinations that the guest may not reach, of the user network: `CIDR[:PORTS]`. An extension.
     #[serde(
@@ -56,24 +60,16 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub deny: Vec<String>,
     /// Name that the user network gives the guest. An extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// Number of pairs of queues of a tap, 1 if not given. An extension.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queues: Option<u16>,
-    /// Whether a thread of its own serves it. An extension.
-    #[serde(
-        default,
-        deserialize_with = "or_default",
-        skip_serializing_if = "is_default"
-    )]
-    pub iothread: bool,
 }
 
 /// What can be changed of an interface while the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkInterfacePatch {
     /// Its name, the same as in the path.
@@ -88,6 +84,7 @@ pub struct NetworkInterfacePatch {
 
 /// What a card leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", rename_all = "lowercase")]
 pub enum Backend {
     /// A tap of the host.
@@ -150,9 +147,41 @@ impl<'de> Deserialize<'de> for MacAddress {
     }
 }
 
+/// Smallest MTU, in bytes. Any larger one can be written.
+const MIN_MTU: u16 = 68;
+
 impl Validate for NetworkInterface {
     fn validate(&self) -> Result<(), Fault> {
-        check_id(&self.iface_id)
+        check_id(&self.iface_id)?;
+        let wrong = |field, reason: &str| Err(Fault::value("/network-interfaces", field, reason));
+        if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
+            return wrong("mtu", "It must be from 68 to 65535 bytes.");
+        }
+        match self.backend {
+            Backend::Tap => {
+                if self.host_dev_name.is_none() {
+                    return wrong(
+                        "host_dev_name",
+                        "missing field `host_dev_name`, the name of the tap.",
+                    );
+                }
+                let of_user_network = [
+                    ("forwards", !self.forwards.is_empty()),
+                    ("allow", !self.allow.is_empty()),
+                    ("deny", !self.deny.is_empty()),
+                    ("hostname", self.hostname.is_some()),
+                ];
+                match of_user_network.into_iter().find(|(_, given)| *given) {
+                    Some((field, _)) => wrong(field, "It is for the `backend` `user` only."),
+                    None => Ok(()),
+                }
+            }
+            Backend::User if self.host_dev_name.is_some() => wrong(
+                "host_dev_name",
+                "It names a tap, and the `backend` `user` has none.",
+            ),
+            Backend::User => Ok(()),
+        }
     }
 }
 

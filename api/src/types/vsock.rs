@@ -8,6 +8,7 @@ use crate::command::Fault;
 
 /// Sockets between the host and the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Vsock {
     /// The guest's address, from 3 to 0xffff_fffe.
@@ -23,6 +24,18 @@ wire!(Object: Vsock);
 
 impl Validate for Vsock {
     fn validate(&self) -> Result<(), Fault> {
+        let wrong = |field, reason: &str| Err(Fault::value("/vsock", field, reason));
+        // Below are the hypervisor, the guest itself and the host, and the last is anyone.
+        if !(3..u32::MAX).contains(&self.guest_cid) {
+            return wrong("guest_cid", "It must be from 3 to 4294967294.");
+        }
+        if self.uds_path.is_empty() {
+            return wrong("uds_path", "It is empty.");
+        }
         Ok(())
+    }
+
+    fn is_deprecated(&self) -> bool {
+        self.vsock_id.is_some()
     }
 }
