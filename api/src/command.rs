@@ -18,6 +18,7 @@ use crate::types::{
 
 /// How far a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum State {
     /// It is being configured.

@@ -21,13 +21,17 @@ pub trait Handler: Send + Sync + 'static {
     fn console(&self) -> Result<ConsoleStream, Fault>;
 }
 
+/// Takes what a client types and says how many bytes of it there was room for.
+pub type ConsoleInput = Box<dyn FnMut(&[u8]) -> usize + Send>;
+type ResultTaker = Box<dyn FnOnce(Result<Response, Fault>) + Send>;
+
 /// A console that is attached to. Dropping it detaches.
 pub struct ConsoleStream {
     /// What the guest prints, with as much of what it has printed as is kept.
     pub output: Reader,
-    /// Takes what the client types and says how many bytes of it there was room for. It does not wait; the rest
-    /// is offered again a moment later, and the client is not read until then.
-    pub input: Box<dyn FnMut(&[u8]) -> usize + Send>,
+    /// Takes what the client types. It does not wait; what there was no room for is offered again a moment
+    /// later, and the client is not read until then.
+    pub input: ConsoleInput,
 }
 
 impl fmt::Debug for ConsoleStream {
@@ -40,7 +44,7 @@ impl fmt::Debug for ConsoleStream {
 
 /// Where the result of a command goes. If it is dropped, the client is told that the monitor ends.
 pub struct Reply {
-    send: Option<Box<dyn FnOnce(Result<Response, Fault>) + Send>>,
+    send: Option<ResultTaker>,
 }
 
 impl Reply {

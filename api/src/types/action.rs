@@ -7,6 +7,7 @@ use super::shape::wire;
 
 /// Something to do at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Action {
     /// What to do.
@@ -15,6 +16,7 @@ pub struct Action {
 
 /// What can be done at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum ActionType {
     /// Starts the guest.

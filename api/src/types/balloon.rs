@@ -7,6 +7,7 @@ use super::shape::wire;
 
 /// The device by which the guest gives memory back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Balloon {
     /// Memory that the guest is to give back, in MiB.
@@ -26,6 +27,7 @@ pub struct Balloon {
 
 /// A new size of the balloon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct BalloonPatch {
     /// Memory that the guest is to give back, in MiB.
@@ -34,6 +36,7 @@ pub struct BalloonPatch {
 
 /// A new interval of the statistics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct BalloonStatisticsPatch {
     /// Seconds between two reports of the guest's statistics.
@@ -42,6 +45,7 @@ pub struct BalloonStatisticsPatch {
 
 /// What the guest last said of its memory. Sizes are in bytes but where a name says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct BalloonStatistics {
     /// Pages of 4 KiB that the guest is to give back.
@@ -104,6 +108,7 @@ pub struct BalloonStatistics {
 
 /// How a round of hints is to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct HintingStart {
     /// Whether the guest is told at once that the round is over, so that it takes its pages back.
@@ -125,6 +130,7 @@ fn yes() -> bool {
 
 /// How far a round of hints is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct HintingStatus {
     /// The command that the guest was last given: 0 stop, 1 done, others a round each.

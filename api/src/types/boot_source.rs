@@ -7,6 +7,7 @@ use super::shape::wire;
 
 /// What is booted. The default is the empty one that reads back before any was put.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct BootSource {
     /// Kernel file of the host: an ELF file, or a bzImage (an extension).

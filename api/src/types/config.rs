@@ -37,6 +37,7 @@ pub enum Error {
 
 /// The whole configuration. Sections without contents are `null` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub struct VmConfig {
     /// `/balloon`.

@@ -12,6 +12,7 @@ use super::shape::{or_default, wire};
 
 /// What the guest's CPUs are to be, against what the host's are. Without contents it changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct CpuConfig {
     /// Capabilities of KVM to require, or not to.
@@ -20,6 +21,7 @@ pub struct CpuConfig {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<KvmCapability>>"))]
     pub kvm_capabilities: Vec<KvmCapability>,
     /// Changes of CPUID, in this order.
     #[serde(
@@ -27,6 +29,7 @@ pub struct CpuConfig {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<CpuidModifier>>"))]
     pub cpuid_modifiers: Vec<CpuidModifier>,
     /// Changes of MSRs, in this order.
     #[serde(
@@ -34,18 +37,22 @@ pub struct CpuConfig {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<MsrModifier>>"))]
     pub msr_modifiers: Vec<MsrModifier>,
 }
 
 /// Changes of a leaf of CPUID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct CpuidModifier {
     /// Leaf.
     #[serde(with = "number")]
+    #[cfg_attr(test, schemars(with = "crate::openapi::schemas::Number"))]
     pub leaf: u32,
     /// Subleaf.
     #[serde(with = "number")]
+    #[cfg_attr(test, schemars(with = "crate::openapi::schemas::Number"))]
     pub subleaf: u32,
     /// KVM's flags of the entry: 1, the subleaf counts.
     pub flags: u32,
@@ -55,6 +62,7 @@ pub struct CpuidModifier {
 
 /// Change of a register of a leaf of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RegisterModifier {
     /// Which one.
@@ -65,6 +73,7 @@ pub struct RegisterModifier {
 
 /// Registers that CPUID gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", rename_all = "lowercase")]
 pub enum CpuidRegister {
     /// EAX.
@@ -79,10 +88,12 @@ pub enum CpuidRegister {
 
 /// Change of an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MsrModifier {
     /// Its number.
     #[serde(with = "number")]
+    #[cfg_attr(test, schemars(with = "crate::openapi::schemas::Number"))]
     pub addr: u32,
     /// Its bits.
     pub bitmap: Bitmap<64>,
@@ -110,6 +121,7 @@ pub struct Bitmap<const BITS: usize> {
 
 /// A configuration, or the file that it is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum CpuConfigSource {
     /// The configuration.

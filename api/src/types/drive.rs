@@ -8,6 +8,7 @@ use crate::command::Fault;
 
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Drive {
     /// Its name, the same as in the path.
@@ -21,15 +22,18 @@ pub struct Drive {
     pub cache_type: CacheType,
     /// Whether the guest cannot write.
     #[serde(default, deserialize_with = "or_default")]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
     pub is_read_only: bool,
     /// Image or block device of the host. Never empty in a drive that is valid.
     #[serde(default, deserialize_with = "or_default")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub path_on_host: String,
     /// Bytes and requests.
     #[serde(default, deserialize_with = "rate_limiter::in_force")]
     pub rate_limiter: Option<RateLimiter>,
     /// How the host's file is read and written.
     #[serde(default, deserialize_with = "or_default")]
+    #[cfg_attr(test, schemars(with = "Option<IoEngine>"))]
     pub io_engine: IoEngine,
     /// Socket of a vhost-user server, which mote does not have: `None` in a drive that is valid.
     pub socket: Option<String>,
@@ -39,6 +43,7 @@ pub struct Drive {
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
+    #[cfg_attr(test, schemars(with = "Option<DriveFormat>"))]
     pub format: DriveFormat,
     /// Where the guest's writes go. An extension.
     #[serde(
@@ -46,6 +51,7 @@ pub struct Drive {
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Overlay>"))]
     pub overlay: Overlay,
     /// Serial number that the guest sees, at most 20 bytes. An extension.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,11 +65,13 @@ pub struct Drive {
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
     pub iothread: bool,
 }
 
 /// What can be changed of a drive while the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct DrivePatch {
     /// Its name, the same as in the path.
@@ -78,6 +86,7 @@ pub struct DrivePatch {
 
 /// Whether flushes of the guest make anything durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum CacheType {
     /// The guest is offered no flush.
@@ -89,6 +98,7 @@ pub enum CacheType {
 
 /// How the host's file is read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum IoEngine {
     /// With system calls that wait.
@@ -100,6 +110,7 @@ pub enum IoEngine {
 
 /// Format of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", rename_all = "lowercase")]
 pub enum DriveFormat {
     /// The disk's bytes.

@@ -7,6 +7,7 @@ use super::{RateLimiter, Validate, rate_limiter};
 
 /// The device that gives the guest the host's randomness.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Entropy {
     /// Bytes and requests.

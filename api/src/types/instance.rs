@@ -13,6 +13,7 @@ pub const APP_NAME: &str = "Firecracker";
 
 /// Who answers, and how far the guest is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct InstanceInfo {
     /// The instance's name.
@@ -27,6 +28,7 @@ pub struct InstanceInfo {
 
 /// Versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Version {
     /// The version of Firecracker whose API this is.

@@ -8,6 +8,7 @@ use super::shape::wire;
 
 /// Where log lines go and what is in them. What is absent stays as it is, but for the level.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Logger {
     /// File or FIFO, made if missing.

@@ -16,6 +16,7 @@ pub const MIN_MEMORY_MIB: u64 = 16;
 
 /// vCPUs and memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MachineConfig {
     /// Number of vCPUs, from 1 to [`MAX_VCPUS`].
@@ -38,6 +39,7 @@ pub struct MachineConfig {
 
 /// Changes of [`MachineConfig`]: what is absent stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MachineConfigPatch {
     /// Number of vCPUs.
@@ -62,6 +64,7 @@ pub struct MachineConfigPatch {
 
 /// Names of Firecracker's static CPU templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum CpuTemplate {
     /// C3.
@@ -80,6 +83,7 @@ pub enum CpuTemplate {
 
 /// Pages of the host that back the guest's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum HugePages {
     /// Those of 4 KiB.

@@ -8,6 +8,7 @@ use crate::command::Fault;
 
 /// Memory that the guest may get while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MemoryHotplug {
     /// Most that can be plugged, in MiB; a multiple of `slot_size_mib`.
@@ -22,6 +23,7 @@ pub struct MemoryHotplug {
 
 /// How much the guest is to plug.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MemoryHotplugPatch {
     /// In MiB; a multiple of the block size, up to the total size.
@@ -30,6 +32,7 @@ pub struct MemoryHotplugPatch {
 
 /// How much the guest has plugged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MemoryHotplugStatus {
     /// As [`MemoryHotplug::block_size_mib`].

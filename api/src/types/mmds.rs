@@ -10,6 +10,7 @@ use crate::command::Fault;
 
 /// How the guest reaches its metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MmdsConfig {
     /// Whether the guest has to ask for a token first.
@@ -19,6 +20,7 @@ pub struct MmdsConfig {
     pub network_interfaces: Vec<String>,
     /// Its address, link-local.
     #[serde(default = "address", deserialize_with = "or_address")]
+    #[cfg_attr(test, schemars(with = "Option<Ipv4Addr>"))]
     pub ipv4_address: Ipv4Addr,
     /// Whether answers are in the form of EC2's metadata service, whatever the guest accepts.
     #[serde(default)]
@@ -27,6 +29,7 @@ pub struct MmdsConfig {
 
 /// Whether the guest has to ask for a token first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum MmdsVersion {
     /// No. Deprecated.

@@ -12,6 +12,7 @@ use crate::command::Fault;
 
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name, the same as in the path.
@@ -34,6 +35,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Backend>"))]
     pub backend: Backend,
     /// Ports of the host that lead into the guest, of the user network:
     /// `[ADDRESS:]HOSTPORT:GUESTPORT[/udp]`. An extension.
@@ -42,6 +44,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub forwards: Vec<String>,
     /// Destinations that the guest may reach, of the user network: `CIDR[:PORTS]`. An extension.
     #[serde(
@@ -49,6 +52,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub allow: Vec<String>,
     /// Destinations that the guest may not reach, of the user network: `CIDR[:PORTS]`. An extension.
     #[serde(
@@ -56,6 +60,7 @@ pub struct NetworkInterface {
         deserialize_with = "or_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub deny: Vec<String>,
     /// Name that the user network gives the guest. An extension.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +69,7 @@ pub struct NetworkInterface {
 
 /// What can be changed of an interface while the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkInterfacePatch {
     /// Its name, the same as in the path.
@@ -78,6 +84,7 @@ pub struct NetworkInterfacePatch {
 
 /// What a card leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", rename_all = "lowercase")]
 pub enum Backend {
     /// A tap of the host.

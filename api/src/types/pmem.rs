@@ -8,6 +8,7 @@ use crate::command::Fault;
 
 /// A file of the host that is memory of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Pmem {
     /// Its name, the same as in the path.
@@ -27,6 +28,7 @@ pub struct Pmem {
 
 /// What can be changed of it while the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct PmemPatch {
     /// Its name, the same as in the path.

@@ -6,6 +6,7 @@ use super::shape::wire;
 
 /// Limits of a device, or of a direction of one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RateLimiter {
     /// Bytes.
@@ -16,6 +17,7 @@ pub struct RateLimiter {
 
 /// A bucket that refills evenly, and from which work takes what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct TokenBucket {
     /// What it holds, and has at the start; 0: no limit.

@@ -7,6 +7,7 @@ use super::{TokenBucket, Validate};
 
 /// Where the output of the guest's serial port goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Serial {
     /// File or FIFO. Standard input is not read then.

@@ -8,6 +8,7 @@ use crate::command::{BAD_JSON, Fault};
 
 /// Where a snapshot goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct SnapshotCreate {
     /// File of the machine's state.
@@ -21,6 +22,7 @@ pub struct SnapshotCreate {
 
 /// What is written of the memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum SnapshotType {
     /// All of it.
@@ -32,6 +34,7 @@ pub enum SnapshotType {
 
 /// Where a snapshot comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct SnapshotLoad {
     /// File of the machine's state.
@@ -64,6 +67,7 @@ pub struct SnapshotLoad {
 
 /// Where the guest's memory comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MemBackend {
     /// What `backend_path` is.
@@ -74,6 +78,7 @@ pub struct MemBackend {
 
 /// What gives memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum MemBackendType {
     /// A file.
@@ -84,6 +89,7 @@ pub enum MemBackendType {
 
 /// Another tap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkOverride {
     /// Interface of the snapshot.
@@ -94,6 +100,7 @@ pub struct NetworkOverride {
 
 /// Another socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct VsockOverride {
     /// Unix socket of the host.

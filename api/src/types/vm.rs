@@ -7,6 +7,7 @@ use super::shape::wire;
 
 /// Pauses or resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct VmPatch {
     /// What the guest is to be.
@@ -15,6 +16,7 @@ pub struct VmPatch {
 
 /// What a guest that was started can be made to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum VmState {
     /// No vCPU runs.

@@ -8,6 +8,7 @@ use crate::command::Fault;
 
 /// Sockets between the host and the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Vsock {
     /// The guest's address, from 3 to 0xffff_fffe.
