@@ -54,7 +54,6 @@ pub fn main(
 }
 
 /// Whether the binary was called by this name, with or without a path.
-#[expect(clippy::ptr_arg, reason = "what an iterator of arguments gives")]
 fn is_firecracker(name: &OsString) -> bool {
     Path::new(name)
         .file_name()
@@ -86,7 +85,10 @@ fn serve(args: &VmmArgs, name: Name, started: Instant) -> Status {
             status
         }
         Err(error) => {
-            log::error!("{}", chain(&error));
+            // Whoever reads only the log hears it too.
+            if !logger::is_said() {
+                log::error!("{}", chain(&error));
+            }
             say(&chain(&error));
             name.error()
         }
