@@ -1,6 +1,7 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
+mod cpus;
 pub(crate) mod virtio;
 
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
 use arch::regs::{CpuMode, Entry};
-use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
+use arch::{acpi, boot, cpu_config, cpuid, kernel, layout, mptable, regs};
 use devices::bus::{self, Bus};
 use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
@@ -24,12 +25,12 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
+use devices::legacy::reset_line::ResetLine;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::worker::EventLoop;
 use event_manager::SubscriberOps;
-use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -41,8 +42,8 @@ use crate::event_loop::{EndOnDrop, Manager, Remote};
 use crate::events::Events;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
-use crate::vcpu::{Buses, Vcpu};
-use crate::vm::{PowerButton, SharedSerialWorker, Vm, Wake};
+use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu};
+use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm, Wake};
 use crate::{kvm, memory};
 
 /// Why a machine could not be built.
@@ -70,6 +71,9 @@ pub enum Error {
     /// CPUID.
     #[error("Cannot make up the guest's CPUID")]
     Cpuid(#[from] cpuid::Error),
+    /// Changes to the host's CPU.
+    #[error(transparent)]
+    CpuConfig(#[from] cpu_config::Error),
     /// Registers.
     #[error(transparent)]
     Registers(#[from] regs::Error),
@@ -106,7 +110,8 @@ pub struct Console {
     pub filter: Box<dyn InputFilter>,
     /// Columns and rows of a terminal, for a virtio console; 0 where they are not known.
     pub size: (u16, u16),
-    /// Limits what a virtio console puts out.
+    /// Limits what is put out. A virtio console is held back; of a serial port, what is beyond the
+    /// bandwidth is dropped.
     pub rate_limit: RateLimit,
     /// A virtio console has a thread of its own.
     pub iothread: bool,
@@ -123,7 +128,7 @@ pub(crate) fn build(
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let image = check_payload(&payload, config)?;
-    let memory = Arc::new(memory::allocate(config.memory())?);
+    let memory = Arc::new(memory::allocate(config.memory(), config.huge_pages())?);
     // Until it is served, nobody is to wait for it: least of all a device that goes as the next one fails.
     let ended = Arc::new(AtomicBool::new(true));
     let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
@@ -142,7 +147,8 @@ pub(crate) fn build(
     }
 
     let kvm = kvm::open(config.kvm_device())?;
-    kvm::check_capabilities(&kvm, config.cpus())?;
+    kvm::check_capabilities(&kvm, config.cpus(), config.cpu_config())?;
+    cpus::check_capabilities(&kvm, config.cpu_config())?;
     let vm = Arc::new(kvm::create_vm(&kvm)?);
     kvm::set_memory(&vm, &memory)?;
     kvm::set_intel_addresses(&vm)?;
@@ -150,8 +156,7 @@ pub(crate) fn build(
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
     let machine = Machine::new(config, serial, devices, &vm, &memory, &events)?;
-    let cpuid = kvm::supported_cpuid(&kvm)?;
-    let vcpus = create_vcpus(config, &vm, &cpuid)?;
+    let vcpus = cpus::create(config, &vm, kvm::supported_cpuid(&kvm)?)?;
 
     let entry = load(config, payload, image, &memory, machine.console.is_some())?;
     regs::write_tables(&memory, entry.mode)?;
@@ -166,16 +171,23 @@ pub(crate) fn build(
     let Machine {
         buses,
         console,
+        serial_port,
+        keyboard,
         power_button,
         pci,
     } = machine;
-    let vcpus = spawn(vcpus, &buses, &events, &memory)?;
+    let counters: Vec<Arc<ExitCounters>> = vcpus.iter().map(|_| Arc::default()).collect();
+    let exits = Exits(counters.into());
+    let vcpus = spawn(vcpus, &exits, &buses, &events, &memory)?;
     Ok(Vm {
         _event_loop_ends: EndOnDrop::new(ended),
         vcpus,
+        exits,
         event_manager,
         console,
+        serial_port,
         virtio_console,
+        keyboard,
         power_button,
         pci,
         controls,
@@ -240,6 +252,8 @@ fn initrd_size(file: &File) -> Result<u64, Error> {
 struct Machine {
     buses: Arc<Buses>,
     console: Option<SharedSerialWorker>,
+    serial_port: Option<SerialPort>,
+    keyboard: Option<Keyboard>,
     power_button: PowerButton,
     pci: Option<Arc<Pci>>,
 }
@@ -262,16 +276,27 @@ impl Machine {
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
         let io = Bus::new();
-        let console = match console {
-            Some(console) => Some(add_serial_port(&io, console, line(layout::SERIAL_GSI))?),
-            None => None,
+        let (console, serial_port) = match console {
+            Some(console) => {
+                let (worker, port) = add_serial_port(&io, console, line(layout::SERIAL_GSI))?;
+                (Some(worker), Some(port))
+            }
+            None => (None, None),
         };
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
         io.insert(layout::GED_PORT.into(), 4, ged.clone())?;
         let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(sink())));
         io.insert(layout::ACPI_SLEEP_CONTROL_PORT.into(), 3, acpi_pm)?;
-        let i8042 = Arc::new(Mutex::new(I8042::new(sink())));
-        io.insert(layout::I8042_DATA_PORT.into(), 5, i8042)?;
+        let keyboard = if config.keyboard() {
+            let i8042 = I8042::new(line(layout::KEYBOARD_GSI), sink());
+            let i8042 = Arc::new(Mutex::new(i8042));
+            io.insert(layout::I8042_DATA_PORT.into(), 5, i8042.clone())?;
+            Some(Keyboard(i8042))
+        } else {
+            let reset_line = Arc::new(Mutex::new(ResetLine::new(sink())));
+            io.insert(layout::I8042_DATA_PORT.into(), 5, reset_line)?;
+            None
+        };
         io.insert(
             layout::PVPANIC_PORT.into(),
             1,
@@ -314,6 +339,8 @@ impl Machine {
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
             console,
+            serial_port,
+            keyboard,
             power_button: PowerButton(ged),
             pci,
         })
@@ -324,7 +351,7 @@ fn add_serial_port(
     io: &Bus,
     console: Console,
     line: Arc<Pin>,
-) -> Result<SharedSerialWorker, Error> {
+) -> Result<(SharedSerialWorker, SerialPort), Error> {
     let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
     let port = Serial::new(line, ready.try_clone().map_err(host("an eventfd"))?);
     let port = Arc::new(Mutex::new(port));
@@ -338,38 +365,13 @@ fn add_serial_port(
         output,
         filter,
         size: _,
-        rate_limit: _,
+        rate_limit,
         iothread: _,
     } = console;
-    let worker = SerialWorker::new(port, ready, input, output, filter)
-        .map_err(host("the console's worker"))?;
-    Ok(Arc::new(Mutex::new(worker)))
-}
-
-fn create_vcpus(config: &Config, vm: &VmFd, supported: &CpuId) -> Result<Vec<VcpuFd>, Error> {
-    let mut vcpus = Vec::with_capacity(config.cpus() as usize);
-    let mut template = None;
-    for index in 0..config.cpus() {
-        let vcpu = vm
-            .create_vcpu(index.into())
-            .map_err(kvm::refused("KVM_CREATE_VCPU"))?;
-        let template = match &mut template {
-            Some(template) => template,
-            empty => empty.insert(cpuid::Template::new(
-                supported,
-                &cpuid::Settings {
-                    cpus: config.cpus(),
-                    tsc_khz: vcpu.get_tsc_khz().ok(),
-                },
-            )),
-        };
-        vcpu.set_cpuid2(&template.for_vcpu(index)?)
-            .map_err(kvm::refused("KVM_SET_CPUID2"))?;
-        msr::set_up(&vcpu).map_err(kvm::refused("KVM_SET_MSRS"))?;
-        regs::set_up_lapic(&vcpu)?;
-        vcpus.push(vcpu);
-    }
-    Ok(vcpus)
+    let worker = SerialWorker::new(Arc::clone(&port), ready, input, output, filter)
+        .map_err(host("the console's worker"))?
+        .with_limit(rate_limit.bandwidth);
+    Ok((Arc::new(Mutex::new(worker)), SerialPort(port)))
 }
 
 /// Puts the payload into guest memory, with all that it will look for there.
@@ -400,11 +402,11 @@ fn load(
             boot_info: 0,
         });
     };
-    memory::load_kernel(memory, kernel, &image.segments)?;
+    memory::load_kernel(memory, config.huge_pages(), kernel, &image.segments)?;
     let initrd = match initrd {
         Some(file) if initrd_size > 0 => {
             let gpa = boot::place_initrd(&image, initrd_size, config.memory())?;
-            memory::load_initrd(memory, file, gpa, initrd_size)?;
+            memory::load_initrd(memory, config.huge_pages(), file, gpa, initrd_size)?;
             Some((gpa, initrd_size))
         }
         _ => None,
@@ -422,6 +424,7 @@ fn load(
             virtio_slots: config.virtio_slots(),
             pci_slots: config.pci_slots(),
             serial,
+            keyboard: config.keyboard(),
         };
         Some(acpi::write_tables(memory, &tables)?)
     };
@@ -446,19 +449,22 @@ fn load(
 
 fn spawn(
     vcpus: Vec<VcpuFd>,
+    exits: &Exits,
     buses: &Arc<Buses>,
     events: &Arc<Events>,
     memory: &Arc<GuestMemoryMmap>,
 ) -> Result<Vec<crate::vcpu::VcpuHandle>, Error> {
     (0..)
         .zip(vcpus)
-        .map(|(index, fd)| {
+        .zip(exits.0.iter())
+        .map(|((index, fd), exits)| {
             let vcpu = Vcpu {
                 index,
                 fd,
                 buses: Arc::clone(buses),
                 events: Arc::clone(events),
                 memory: Arc::clone(memory),
+                exits: Arc::clone(exits),
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

@@ -100,7 +100,9 @@ pub struct I8042Counters {
 
 /// The guest has not read what came before.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("The guest does not read its keyboard: the controller's buffer has no room for Ctrl-Alt-Del")]
+#[error(
+    "The guest does not read its keyboard: the controller's buffer has no room for Ctrl-Alt-Del"
+)]
 pub struct NoRoom;
 
 /// The controller: 5 ports from 0x60 on.

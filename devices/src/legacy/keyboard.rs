@@ -64,11 +64,21 @@ impl Answer {
 }
 
 /// The keyboard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Keyboard {
     /// The command whose parameter is to come.
     command: Option<u8>,
     last: Answer,
+}
+
+impl Default for Keyboard {
+    /// As it is after its self-test.
+    fn default() -> Self {
+        Self {
+            command: None,
+            last: Answer::of(&[SELF_TEST_PASSED]),
+        }
+    }
 }
 
 impl Keyboard {
