@@ -18,29 +18,29 @@ use api::types::InstanceInfo;
 use api::{Command, Fault, Response, State};
 
 /// Longer than anything takes: a test that waits so long has failed.
-pub const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Bytes of the metrics, which are the largest answer.
-pub const METRICS: usize = 1 << 20;
+pub(crate) const METRICS: usize = 1 << 20;
 
 /// A monitor that carries commands out one after another, on a thread of its own.
-pub struct Monitor {
+pub(crate) struct Monitor {
     commands: Sender<(Command, Reply)>,
     /// What was carried out.
-    pub done: Mutex<Receiver<Command>>,
+    pub(crate) done: Mutex<Receiver<Command>>,
     gate: Arc<(Mutex<bool>, Condvar)>,
-    pub events: Broadcast,
-    pub console: Broadcast,
-    pub typed: Arc<Mutex<Typed>>,
+    pub(crate) events: Broadcast,
+    pub(crate) console: Broadcast,
+    pub(crate) typed: Arc<Mutex<Typed>>,
 }
 
 /// What was typed on the console.
 #[derive(Default)]
-pub struct Typed {
-    pub bytes: Vec<u8>,
-    pub room: usize,
+pub(crate) struct Typed {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) room: usize,
     /// Consoles that have been attached to and are still.
-    pub attached: usize,
+    pub(crate) attached: usize,
 }
 
 impl Monitor {
@@ -76,13 +76,13 @@ impl Monitor {
     }
 
     /// Has commands wait until it is let go on.
-    pub fn hold(&self, hold: bool) {
+    pub(crate) fn hold(&self, hold: bool) {
         *self.gate.0.lock().expect("the gate") = !hold;
         self.gate.1.notify_all();
     }
 
     /// The next command that was carried out.
-    pub fn next_done(&self) -> Command {
+    pub(crate) fn next_done(&self) -> Command {
         let done = self.done.lock().expect("what was done");
         done.recv_timeout(LONG).expect("a command")
     }
@@ -146,19 +146,19 @@ impl Drop for Attached {
 }
 
 /// A server on a socket of its own.
-pub struct Fixture {
-    pub monitor: Arc<Monitor>,
-    pub server: Option<ServerHandle>,
-    pub path: PathBuf,
+pub(crate) struct Fixture {
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) server: Option<ServerHandle>,
+    pub(crate) path: PathBuf,
     _file: SocketFile,
 }
 
 impl Fixture {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(|_| ())
     }
 
-    pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("mote-api-{}-{number}", std::process::id());
@@ -177,17 +177,17 @@ impl Fixture {
         }
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(&self.path)
     }
 
     /// Stops the server with all the time there is.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.server.take().expect("the server").stop(LONG);
     }
 
     /// Whether a new client is answered.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         let mut client = self.client();
         client.get("/");
         assert_eq!(client.answer().status, 200);
@@ -195,21 +195,21 @@ impl Fixture {
 }
 
 /// A client that sends what it is told to.
-pub struct Client {
+pub(crate) struct Client {
     reader: BufReader<UnixStream>,
 }
 
 /// What came.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     /// Status line and headers.
-    pub head: String,
-    pub body: Vec<u8>,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (found, value) = line.split_once(": ")?;
             (found == name).then_some(value)
@@ -218,7 +218,7 @@ impl Answer {
 
     /// Its fault, which must be proper JSON.
     #[track_caller]
-    pub fn fault(&self) -> String {
+    pub(crate) fn fault(&self) -> String {
         assert_eq!(
             self.header("Content-Type"),
             Some("application/json"),
@@ -231,11 +231,11 @@ impl Answer {
 }
 
 impl Client {
-    pub fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self::from(UnixStream::connect(path).expect("a connection"))
     }
 
-    pub fn from(socket: UnixStream) -> Self {
+    pub(crate) fn from(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(LONG)).expect("a limit");
         socket.set_write_timeout(Some(LONG)).expect("a limit");
         Self {
@@ -243,34 +243,34 @@ impl Client {
         }
     }
 
-    pub fn socket(&self) -> &UnixStream {
+    pub(crate) fn socket(&self) -> &UnixStream {
         self.reader.get_ref()
     }
 
     /// Sends; a server that hears no more may have said so already.
-    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.socket().write_all(bytes.as_ref());
     }
 
-    pub fn get(&mut self, path: &str) {
+    pub(crate) fn get(&mut self, path: &str) {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     }
 
-    pub fn put(&mut self, path: &str, body: &str) {
+    pub(crate) fn put(&mut self, path: &str, body: &str) {
         let length = body.len();
         self.send(format!(
             "PUT {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}"
         ));
     }
 
-    pub fn half_close(&mut self) {
+    pub(crate) fn half_close(&mut self) {
         self.socket()
             .shutdown(Shutdown::Write)
             .expect("a half close");
     }
 
     /// Status line and headers.
-    pub fn head(&mut self) -> Answer {
+    pub(crate) fn head(&mut self) -> Answer {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             let count = self.reader.read_line(&mut head).expect("a head");
@@ -284,7 +284,7 @@ impl Client {
         }
     }
 
-    pub fn answer(&mut self) -> Answer {
+    pub(crate) fn answer(&mut self) -> Answer {
         let mut answer = self.head();
         let length = answer
             .header("Content-Length")
@@ -293,20 +293,20 @@ impl Client {
         answer
     }
 
-    pub fn read(&mut self, count: usize) -> Vec<u8> {
+    pub(crate) fn read(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.reader.read_exact(&mut bytes).expect("bytes");
         bytes
     }
 
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("a line");
         line
     }
 
     /// Everything up to the end of the connection, however it ends.
-    pub fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let _ = self.reader.read_to_end(&mut bytes);
         bytes
@@ -314,7 +314,7 @@ impl Client {
 
     /// Checks that the server has closed the connection.
     #[track_caller]
-    pub fn expect_end(&mut self) {
+    pub(crate) fn expect_end(&mut self) {
         let rest = self.rest();
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     }
@@ -322,7 +322,7 @@ impl Client {
 
 /// Waits for something that other threads do.
 #[track_caller]
-pub fn until(mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(mut is_so: impl FnMut() -> bool) {
     let tries = LONG.as_millis() / 5;
     for _ in 0..tries {
         if is_so() {
