@@ -17,7 +17,7 @@ use crate::command::Fault;
 pub struct NetworkInterface {
     /// Its name, the same as in the path.
     pub iface_id: String,
-    /// Tap of the host. Never `None` in a valid interface whose backend is a tap.
+    /// Tap of the host; must be there if the `backend` is `tap`, and only then.
     pub host_dev_name: Option<String>,
     /// The card's address; if not given, the guest chooses one.
     pub guest_mac: Option<MacAddress>,
