@@ -162,7 +162,7 @@ impl Validate for NetworkInterface {
                 if self.host_dev_name.is_none() {
                     return wrong(
                         "host_dev_name",
-                        "missing field `host_dev_name`, the name of the tap.",
+                        "missing field `host_dev_name`: the `backend` `tap` needs the name of a tap.",
                     );
                 }
                 let of_user_network = [
