@@ -1,6 +1,7 @@
 //! Inputs that a fuzzer starts from: what a driver that works would do, written in the bytes that the
 //! guests of this crate are made of. `cargo run --example seeds` writes them to `seeds/`.
 
+mod api_request;
 mod block;
 mod guest;
 mod net;
@@ -14,7 +15,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 8] = [
+pub const TARGETS: [(&str, Maker); 9] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
@@ -23,6 +24,7 @@ pub const TARGETS: [(&str, Maker); 8] = [
     ("net", net::net),
     ("qcow2", block::qcow2),
     ("vsock", vsock::vsock),
+    ("api_request", api_request::api_request),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].
