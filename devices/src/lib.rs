@@ -20,6 +20,7 @@ pub mod event;
 pub mod interrupt;
 pub mod ioapic;
 pub mod legacy;
+pub mod mmds;
 pub mod pci;
 pub mod rate_limiter;
 pub mod virtio;
