@@ -99,19 +99,19 @@ impl Handler for Submitter {
     }
 }
 
-/// Starts the thread that carries commands out: first what `file` says, if there is one. If that fails, it says
-/// why in `failed`, and the monitor ends.
+/// Starts the thread that carries commands out: first these. If one of them fails, it says why in `failed`, and
+/// the monitor ends.
 pub(super) fn carry_out(
     mut control: Control,
     commands: Receiver<(Command, Reply)>,
-    file: Option<VmConfig>,
+    first: impl Iterator<Item = Command> + Send + 'static,
     failed: Arc<OnceLock<Fault>>,
 ) -> io::Result<JoinHandle<()>> {
     Builder::new()
         .name("control".into())
         .stack_size(STACK_SIZE)
         .spawn(move || {
-            for command in file.into_iter().flat_map(commands_of) {
+            for command in first {
                 if let Err(fault) = control.execute(command) {
                     let _ = failed.set(fault);
                     control.stopper().stop(StopRequest::Quit);
@@ -125,7 +125,7 @@ pub(super) fn carry_out(
 }
 
 /// What a configuration file asks for, in order.
-fn commands_of(file: VmConfig) -> Vec<Command> {
+pub(super) fn commands_of(file: VmConfig) -> Vec<Command> {
     let VmConfig {
         balloon,
         drives,

@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use api::Fault;
 use api::server::{self, Server};
 use api::socket;
 use api::types::{ConfigError, CpuConfigSource, VmConfig};
+use api::{Command, Fault};
+use devices::mmds::Mmds;
 use thiserror::Error;
 use vmm::control::{Control, Settings};
 use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
@@ -84,11 +85,20 @@ pub(crate) enum Error {
         /// Their names.
         names: Vec<String>,
     },
-    /// What the configuration file asks for cannot be done.
-    #[error("The configuration file {path:?} cannot be carried out: {fault}")]
-    Refused {
+    /// The metadata is no JSON.
+    #[error("The metadata {path:?} cannot be used")]
+    Metadata {
         /// The file.
         path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// What files ask for cannot be done.
+    #[error("{} cannot be carried out: {fault}", describe(.files))]
+    Refused {
+        /// The configuration file, or that of the metadata, or both.
+        files: Vec<PathBuf>,
         /// Why.
         fault: Fault,
     },
@@ -112,6 +122,11 @@ pub(crate) enum Error {
     Run(#[from] vmm::Error),
 }
 
+fn describe(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files.iter().map(|file| format!("{file:?}")).collect();
+    format!("What is asked for by {}", names.join(" and "))
+}
+
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
@@ -129,17 +144,24 @@ pub(crate) fn vmm(
         Some(path) => Some(read_config(path, name)?),
         None => None,
     };
+    let metadata = match &args.metadata {
+        Some(path) => Some(read_metadata(path)?),
+        None => None,
+    };
     let mut stage = Stage::new()?;
     let signals = SignalWatch::new(stage.stopper()).map_err(host("signal handlers"))?;
     stage.add_subscriber(Box::new(signals));
     stage.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
 
+    let limit = (args.mmds_size_limit).unwrap_or(args.http_api_max_payload_size);
+    let mmds = Mmds::new(&args.id, limit).map_err(host("the metadata service"))?;
     let (orders, queue) = stage.orders();
     let settings = Settings {
         id: args.id.clone(),
         pci: args.enable_pci,
         boot_timer: args.boot_timer,
         kvm_device: vmm::DEFAULT_DEVICE.into(),
+        mmds: Arc::new(mmds),
     };
     let terminal = face::Terminal::default();
     let (submitter, commands) = handler::channel(&settings.id);
@@ -151,7 +173,11 @@ pub(crate) fn vmm(
         None => None,
     };
     let failed = Arc::new(OnceLock::new());
-    let carrier = handler::carry_out(control, commands, file, Arc::clone(&failed))
+    let first = metadata.map(Command::PutMmds);
+    let first = first
+        .into_iter()
+        .chain(file.into_iter().flat_map(handler::commands_of));
+    let carrier = handler::carry_out(control, commands, first, Arc::clone(&failed))
         .map_err(host("the control thread"))?;
     let server = match socket {
         Some(socket) => Some(serve(socket, submitter, args, name)?),
@@ -181,7 +207,11 @@ pub(crate) fn vmm(
     terminal.restore();
     match Arc::into_inner(failed).and_then(OnceLock::into_inner) {
         Some(fault) => Err(Error::Refused {
-            path: args.config_file.clone().unwrap_or_default(),
+            files: [&args.metadata, &args.config_file]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
             fault,
         }),
         None => Ok((status, remains)),
@@ -240,6 +270,14 @@ fn read_config(path: &Path, name: Name) -> Result<VmConfig, Error> {
         config.cpu_config = Some(CpuConfigSource::Inline(inline));
     }
     Ok(config)
+}
+
+fn read_metadata(path: &Path) -> Result<serde_json::Value, Error> {
+    let text = read_small("metadata", path)?;
+    serde_json::from_slice(&text).map_err(|source| Error::Metadata {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// A file of at most a MiB. The size of a pipe or a device is not known before.

@@ -5,12 +5,14 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use api::command::Fault;
 use api::types::{
     Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, Entropy, Logger, MachineConfig,
-    Metrics, NetworkInterface, Serial, VmConfig, Vsock,
+    Metrics, MmdsConfig, NetworkInterface, Serial, VmConfig, Vsock,
 };
+use devices::mmds::Mmds;
 
 use super::{chain, convert};
 use crate::config::Device;
@@ -54,19 +56,27 @@ pub(super) struct Resources {
     pub(super) boot_source: Option<BootSource>,
     pub(super) cpu_config: Option<CpuConfig>,
     pub(super) drives: Vec<Entry<Drive>>,
-    pub(super) interfaces: Vec<Entry<NetworkInterface>>,
+    pub(super) interfaces: Vec<Entry<Interface>>,
     pub(super) vsock: Option<Entry<Vsock>>,
     pub(super) balloon: Option<Balloon>,
     pub(super) entropy: Option<Entropy>,
     pub(super) serial: Option<Serial>,
     pub(super) logger: Option<Logger>,
     pub(super) metrics: Option<Metrics>,
+    pub(super) mmds_config: Option<MmdsConfig>,
     /// Something was put that a snapshot would bring along.
     configured: bool,
 }
 
+/// A network interface, and the metadata if it leads there.
+#[derive(Clone)]
+pub(super) struct Interface {
+    pub(super) wire: NetworkInterface,
+    pub(super) mmds: Option<Arc<Mmds>>,
+}
+
 /// A resource with a device that is made when it is put.
-pub(super) trait Resource: Clone {
+pub(super) trait Resource {
     fn id(&self) -> &str;
     /// What messages call it.
     fn describe(&self) -> String;
@@ -87,17 +97,17 @@ impl Resource for Drive {
     }
 }
 
-impl Resource for NetworkInterface {
+impl Resource for Interface {
     fn id(&self) -> &str {
-        &self.iface_id
+        &self.wire.iface_id
     }
 
     fn describe(&self) -> String {
-        format!("network interface '{}'", self.iface_id)
+        format!("network interface '{}'", self.wire.iface_id)
     }
 
     fn device(&self) -> Result<Device, Fault> {
-        convert::interface(self)
+        convert::interface(&self.wire, self.mmds.clone())
     }
 }
 
@@ -169,9 +179,9 @@ impl Resources {
             logger: self.logger.clone(),
             machine_config: self.machine.clone(),
             metrics: self.metrics.clone(),
-            mmds_config: None,
+            mmds_config: self.mmds_config.clone(),
             network_interfaces: (self.interfaces.iter())
-                .map(|entry| entry.wire.clone())
+                .map(|entry| entry.wire.wire.clone())
                 .collect(),
             vsock: self.vsock.as_ref().map(|entry| entry.wire.clone()),
             entropy: self.entropy.clone(),
@@ -252,10 +262,19 @@ impl Resources {
     pub(super) fn put_interface(
         &mut self,
         interface: NetworkInterface,
+        mmds: &Arc<Mmds>,
         maker: &Maker,
     ) -> Result<(), Fault> {
         self.configured = true;
         self.check_mac(&interface)?;
+        let leads = self
+            .mmds_config
+            .as_ref()
+            .is_some_and(|config| config.network_interfaces.contains(&interface.iface_id));
+        let interface = Interface {
+            wire: interface,
+            mmds: leads.then(|| Arc::clone(mmds)),
+        };
         put(&mut self.interfaces, interface, maker).map(|_| ())
     }
 
@@ -263,8 +282,9 @@ impl Resources {
         let Some(mac) = interface.guest_mac else {
             return Ok(());
         };
-        let has_it = |entry: &Entry<NetworkInterface>| {
-            entry.wire.guest_mac == Some(mac) && entry.wire.iface_id != interface.iface_id
+        let has_it = |entry: &Entry<Interface>| {
+            let other = &entry.wire.wire;
+            other.guest_mac == Some(mac) && other.iface_id != interface.iface_id
         };
         if self.interfaces.iter().any(has_it) {
             return Err(Fault::bad(format!(
@@ -301,6 +321,10 @@ impl Resources {
         machine: &MachineHandle,
     ) -> Result<(), Fault> {
         self.check_mac(&interface)?;
+        let interface = Interface {
+            wire: interface,
+            mmds: None,
+        };
         plug(&mut self.interfaces, interface, machine)
     }
 }
