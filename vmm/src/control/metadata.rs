@@ -23,11 +23,15 @@ impl Control {
     }
 
     pub(super) fn put_metadata(&self, document: Value) -> Result<(), Fault> {
-        self.metadata()?.put(document).map_err(|error| refused(&error))
+        self.metadata()?
+            .put(document)
+            .map_err(|error| refused(&error))
     }
 
     pub(super) fn patch_metadata(&self, patch: &Value) -> Result<(), Fault> {
-        self.metadata()?.patch(patch).map_err(|error| refused(&error))
+        self.metadata()?
+            .patch(patch)
+            .map_err(|error| refused(&error))
     }
 
     pub(super) fn get_metadata(&self) -> Result<Value, Fault> {
