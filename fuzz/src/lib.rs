@@ -7,6 +7,7 @@
 mod api_request;
 mod block;
 mod images;
+mod mmds;
 mod model;
 mod net;
 mod pci;

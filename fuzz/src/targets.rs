@@ -13,6 +13,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 pub use crate::api_request::run as api_request;
 pub use crate::block::run as block;
+pub use crate::mmds::run as mmds;
 pub use crate::net::run as net;
 pub use crate::pci::run as pci;
 pub use crate::qcow2::run as qcow2;
@@ -28,6 +29,7 @@ pub const ALL: [(&str, Target); 9] = [
     ("block", block),
     ("qcow2", qcow2),
     ("net", net),
+    ("mmds", mmds),
     ("vsock", vsock),
     ("balloon", balloon),
     ("console", console),

@@ -4,6 +4,7 @@
 mod api_request;
 mod block;
 mod guest;
+mod mmds;
 mod net;
 mod pci;
 mod vsock;
@@ -22,6 +23,7 @@ pub const TARGETS: [(&str, Maker); 9] = [
     ("pci", pci::pci),
     ("block", block::block),
     ("net", net::net),
+    ("mmds", mmds::mmds),
     ("qcow2", block::qcow2),
     ("vsock", vsock::vsock),
     ("api_request", api_request::api_request),
