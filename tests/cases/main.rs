@@ -14,9 +14,11 @@ mod console_virtio;
 mod end;
 mod entropy;
 mod live;
+mod machine;
 mod net;
 mod pci;
 mod tiny;
+mod tiny_machine;
 mod vsock;
 
 use std::sync::{PoisonError, RwLock};
@@ -53,6 +55,7 @@ fn main() {
     let mut trials = Vec::new();
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
+        ("tiny", tiny_machine::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
@@ -70,6 +73,7 @@ fn main() {
         ("vsock", vsock::CASES, &no_linux),
         ("balloon", balloon::CASES, &no_linux),
         ("entropy", entropy::CASES, &no_linux),
+        ("machine", machine::CASES, &no_linux),
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("live", live::CASES, &no_linux),
