@@ -149,13 +149,16 @@ fn keys_that_interrupt() {
         reset(a)?;
         a.set_label(&mut more)?;
         a.mov(dword_ptr(layout::LAPIC_START + 0xb0), 0)?;
-        a.iretd()
+        // Not back to where it was: not every host's KVM can emulate that.
+        a.mov(esp, CODE as u32)?;
+        a.sti()?;
+        a.hlt()
     }));
     let config = config().with_keyboard(true);
     let machine = Machine::build(&config, MODE, code);
     let keyboard = machine.vm.keyboard().unwrap();
     let ended = machine.run_with(|_| keyboard.send_ctrl_alt_del().unwrap());
-    assert_eq!(ended.output, KEYS);
+    assert_eq!(ended.output, KEYS, "{:?}", ended.reason);
 }
 
 /// The reset line is all there is, and a driver is told so by a buffer that never empties.
