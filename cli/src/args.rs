@@ -48,7 +48,8 @@ EXIT STATUS
 
 KEYS (when standard input is a terminal)
   Ctrl-A x  quit        Ctrl-A p  press the power button
-  Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A")]
+  Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A
+  Ctrl-A c  press Ctrl-Alt-Del, with --keyboard")]
 pub(crate) struct RunArgs {
     /// Kernel: an ELF vmlinux or a bzImage [default: the tuned kernel of resources/kernel/build.sh,
     /// else the packaged one of resources/kernel/packaged.sh]
@@ -75,6 +76,14 @@ pub(crate) struct RunArgs {
     #[arg(long, short, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
     pub memory: Option<u64>,
 
+    /// Two threads a core; the number of CPUs is 1 or even then
+    #[arg(long)]
+    pub smt: bool,
+
+    /// Memory of pages of 2 MiB that the host has set aside, a multiple of them
+    #[arg(long)]
+    pub huge_pages: bool,
+
     /// Name of the guest and its hostname: 1 to 64 of A-Z a-z 0-9 -
     #[arg(long, value_parser = parse_id)]
     pub id: Option<String>,
@@ -99,7 +108,7 @@ pub(crate) struct RunArgs {
 
     /// Disk; may be given several times. PATH is an image (raw, or qcow2 if its name ends so), with
     /// options ro, overlay=temp|FILE, cache=writeback|unsafe, engine=io_uring|sync,
-    /// format=raw|qcow2|auto, serial=, queues=N, id=, rate=BYTES, iops=N, iothread=on
+    /// format=raw|qcow2|auto, any-size, serial=, queues=N, id=, rate=BYTES, iops=N, iothread=on
     #[arg(long, value_name = "PATH[,…]")]
     pub disk: Vec<String>,
 
@@ -132,6 +141,10 @@ pub(crate) struct RunArgs {
     /// Put virtio devices on a PCI bus, where they can come and go while the guest runs
     #[arg(long)]
     pub pci: bool,
+
+    /// Give the guest a keyboard, on which Ctrl-A c presses Ctrl-Alt-Del
+    #[arg(long)]
+    pub keyboard: bool,
 
     /// How the kernel is entered
     #[arg(long, value_enum, default_value_t = Boot::Linux)]

@@ -8,7 +8,7 @@ use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
-use vmm::config::{self, Config, Payload};
+use vmm::config::{self, Config, HugePages, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -18,7 +18,7 @@ use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
 use crate::footprint::Trim;
 use crate::guest::{self, Guest};
-use crate::keys::Targets;
+use crate::keys::{Target, Targets};
 use crate::logger;
 use crate::message::say;
 use crate::process;
@@ -141,7 +141,11 @@ pub(crate) fn run(
     };
     let mut vm = Vm::build(&config, payload, console)
         .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
-    let _ = targets.set((vm.stopper(), vm.power_button()));
+    let _ = targets.set(Target {
+        stopper: vm.stopper(),
+        power_button: vm.power_button(),
+        keyboard: vm.keyboard(),
+    });
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
     if let (Some(console), Some(_)) = (vm.controls().console(), &terminal) {
@@ -194,12 +198,26 @@ fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
             .mem_size_mib
             .map(|mib| mib.min(u64::MAX >> 20) << 20))
         .unwrap_or(DEFAULT_MEMORY);
+    let huge_pages = if args.huge_pages || machine.huge_pages() {
+        HugePages::TwoMiB
+    } else {
+        HugePages::None
+    };
     Config::new(cpus, memory)
-        .map(|config| config.with_boot_timer(args.boot_timer))
+        .and_then(|config| config.with_smt(args.smt || machine.smt))
+        .and_then(|config| config.with_huge_pages(huge_pages))
+        .map(|config| {
+            config
+                .with_boot_timer(args.boot_timer)
+                .with_keyboard(args.keyboard)
+                .with_dirty_page_tracking(machine.track_dirty_pages)
+        })
         .map_err(|source| {
             let setting = match (&source, args.cpus, args.memory) {
-                (config::Error::Cpus { cpus }, None, _) => format!("vcpu_count {cpus}"),
-                (config::Error::Cpus { cpus }, Some(_), _) => format!("--cpus {cpus}"),
+                (config::Error::Cpus { cpus } | config::Error::OddCpus { cpus }, given, _) => {
+                    let name = given.map_or("vcpu_count", |_| "--cpus");
+                    format!("{name} {cpus}")
+                }
                 (_, _, None) => format!("mem_size_mib {}", memory >> 20),
                 (_, _, Some(_)) => format!("--memory {memory}"),
             };

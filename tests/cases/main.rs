@@ -16,10 +16,12 @@ mod end;
 mod entropy;
 mod live;
 mod mmds;
+mod machine;
 mod net;
 mod pci;
 mod service;
 mod tiny;
+mod tiny_machine;
 mod vsock;
 
 use std::sync::{PoisonError, RwLock};
@@ -57,6 +59,7 @@ fn main() {
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
         ("api", api::CASES, &no_kvm),
+        ("tiny", tiny_machine::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
@@ -75,6 +78,7 @@ fn main() {
         ("vsock", vsock::CASES, &no_linux),
         ("balloon", balloon::CASES, &no_linux),
         ("entropy", entropy::CASES, &no_linux),
+        ("machine", machine::CASES, &no_linux),
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
