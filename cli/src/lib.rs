@@ -54,7 +54,6 @@ pub fn main(
 }
 
 /// Whether the binary was called by this name, with or without a path.
-#[expect(clippy::ptr_arg, reason = "what an iterator of arguments gives")]
 fn is_firecracker(name: &OsString) -> bool {
     Path::new(name)
         .file_name()

@@ -6,11 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use api::command::{Command, Fault, Response, State};
-use api::events::{Broadcast, Reader};
+use api::events::{Broadcast, Reader, Start};
 use api::handler::{ConsoleStream, Handler, Reply};
-use api::types::{
-    Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig,
-};
+use api::types::{Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig};
 use serde_json::json;
 use vmm::StopRequest;
 use vmm::control::Control;
@@ -45,7 +43,7 @@ impl Shared {
         if let (Some(line), Some(details)) = (line.as_object_mut(), details.as_object()) {
             line.extend(details.clone());
         }
-        self.events.publish(format!("{line}\n").as_bytes());
+        self.events.publish(line.to_string().as_bytes());
     }
 }
 
@@ -61,7 +59,7 @@ pub(super) fn channel(id: &str) -> (Submitter, Receiver<(Command, Reply)>) {
     let shared = Shared {
         id: id.to_owned(),
         state: Mutex::new(State::NotStarted),
-        events: Broadcast::new(EVENT_BYTES),
+        events: Broadcast::of_lines(EVENT_BYTES),
     };
     let shared = Arc::new(shared);
     (Submitter { commands, shared }, receiver)
@@ -93,7 +91,7 @@ impl Handler for Submitter {
     }
 
     fn events(&self) -> Reader {
-        self.shared.events.reader()
+        self.shared.events.subscribe(Start::Next)
     }
 
     fn console(&self) -> Result<ConsoleStream, Fault> {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use api::Fault;
 use api::server::{self, Server};
-use api::socket::{self, Existing};
+use api::socket;
 use api::types::{ConfigError, CpuConfigSource, VmConfig};
 use thiserror::Error;
 use vmm::control::{Control, Settings};
@@ -201,8 +201,8 @@ fn serve(
         thread_name: name.api_thread().into(),
         ..server::Settings::default()
     };
-    let handle = Server::start(listener, Arc::new(submitter), settings)
-        .map_err(host("the API's server"))?;
+    let handle =
+        Server::start(listener, Arc::new(submitter), settings).map_err(host("the API's server"))?;
     Ok((handle, file))
 }
 
@@ -232,7 +232,10 @@ fn read_config(path: &Path, name: Name) -> Result<VmConfig, Error> {
         let text = read_small("CPU configuration", &file)?;
         let inline = serde_json::from_slice(&text).map_err(|source| Error::Config {
             path: file,
-            source: ConfigError::Shape { source },
+            source: ConfigError::Shape {
+                path: ".".into(),
+                source,
+            },
         })?;
         config.cpu_config = Some(CpuConfigSource::Inline(inline));
     }

@@ -15,7 +15,7 @@ use devices::backend::user_net::policy::{Policy, Rule};
 use devices::rate_limiter::{Bucket, RateLimit};
 use devices::virtio::balloon;
 use devices::virtio::block::{BlockConfig, MAX_QUEUES};
-use devices::virtio::net::{MAX_MTU, MAX_PAIRS, MIN_MTU, Mac, NetConfig};
+use devices::virtio::net::{MAX_MTU, MIN_MTU, Mac, NetConfig};
 use devices::virtio::vsock::VsockConfig;
 
 use crate::config::{Device, DeviceKind, NetDevice, Network};
@@ -106,7 +106,7 @@ pub(super) fn interface(interface: &NetworkInterface) -> Result<Device, Fault> {
     };
     Ok(Device {
         kind: DeviceKind::Net(NetDevice { card, network }),
-        iothread: interface.iothread,
+        iothread: false,
     })
 }
 
@@ -115,14 +115,10 @@ fn tap(interface: &NetworkInterface) -> Result<Network, String> {
         .host_dev_name
         .clone()
         .ok_or("a tap needs host_dev_name")?;
-    let queues = usize::from(interface.queues.unwrap_or(1));
-    if queues == 0 || queues > MAX_PAIRS {
-        return Err(format!("queues is from 1 to {MAX_PAIRS}, not {queues}"));
-    }
     Ok(Network::Tap {
         tap: TapConfig {
             source: TapSource::Existing(name),
-            queues,
+            queues: 1,
             mtu: interface.mtu,
         },
         vhost: false,
@@ -159,7 +155,7 @@ fn user(interface: &NetworkInterface) -> Result<Network, String> {
 pub(super) fn vsock(vsock: &Vsock) -> Device {
     Device {
         kind: DeviceKind::Vsock(VsockConfig {
-            cid: vsock.guest_cid.into(),
+            cid: vsock.guest_cid,
             path: (&vsock.uds_path).into(),
         }),
         iothread: false,
