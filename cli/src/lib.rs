@@ -85,7 +85,10 @@ fn serve(args: &VmmArgs, name: Name, started: Instant) -> Status {
             status
         }
         Err(error) => {
-            log::error!("{}", chain(&error));
+            // Whoever reads only the log hears it too.
+            if !logger::is_said() {
+                log::error!("{}", chain(&error));
+            }
             say(&chain(&error));
             name.error()
         }

@@ -226,6 +226,11 @@ pub(crate) fn change(change: &Change) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the log is among mote's messages.
+pub(crate) fn is_said() -> bool {
+    matches!(LOGGER.lock().target, Target::Messages)
+}
+
 /// How many lines nobody will read.
 pub(crate) fn missed() -> u64 {
     MISSED.load(Ordering::Relaxed)

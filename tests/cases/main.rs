@@ -4,8 +4,8 @@
 //! `TEST_LINUX` is set, a host that cannot boot Linux guests is a failure.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-mod bad_input;
 mod api;
+mod bad_input;
 mod balloon;
 mod block;
 mod boot;

@@ -143,6 +143,9 @@ pub struct MachineHandle {
     hotplug: HotplugHandle,
     stopper: Stopper,
     power_button: PowerButton,
+    keyboard: Option<Keyboard>,
+    exits: Exits,
+    serial_port: Option<SerialPort>,
 }
 
 impl MachineHandle {
@@ -176,6 +179,21 @@ impl MachineHandle {
     /// Its power button.
     pub fn power_button(&self) -> &PowerButton {
         &self.power_button
+    }
+
+    /// Its keyboard, if it has one.
+    pub fn keyboard(&self) -> Option<&Keyboard> {
+        self.keyboard.as_ref()
+    }
+
+    /// Its vCPUs' exits.
+    pub fn exits(&self) -> &Exits {
+        &self.exits
+    }
+
+    /// Its serial port, if it has one.
+    pub fn serial_port(&self) -> Option<&SerialPort> {
+        self.serial_port.as_ref()
     }
 }
 
@@ -298,6 +316,9 @@ impl Vm {
             hotplug: self.hotplug(),
             stopper: self.stopper(),
             power_button: self.power_button(),
+            keyboard: self.keyboard(),
+            exits: self.exits(),
+            serial_port: self.serial_port(),
         }
     }
 

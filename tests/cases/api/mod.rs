@@ -19,7 +19,10 @@ pub(crate) const CASES: &[Case] = &[
     ("a_start_that_fails_changes_nothing", states::failed_start),
     ("what_was_put_reads_back", resources::reads_back),
     ("what_cannot_be_is_refused", resources::refused),
-    ("devices_are_made_when_they_are_put", resources::made_at_once),
+    (
+        "devices_are_made_when_they_are_put",
+        resources::made_at_once,
+    ),
     ("the_monitor_as_a_process", process::ends),
     ("under_the_name_firecracker", process::firecracker),
     ("a_configuration_file", process::config_file),

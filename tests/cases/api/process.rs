@@ -67,7 +67,10 @@ pub(super) fn firecracker() {
     let mut service = Service::start_named(directory, "firecracker", &["--id", "fc"]);
     let process = format!("/proc/{}", service.live().pid().as_raw_nonzero());
     let process = Path::new(&process);
-    assert_eq!(fs::read_to_string(process.join("comm")).unwrap(), "firecracker\n");
+    assert_eq!(
+        fs::read_to_string(process.join("comm")).unwrap(),
+        "firecracker\n"
+    );
     let arguments = fs::read_to_string(process.join("cmdline")).unwrap();
     assert!(arguments.contains("\0--api-sock\0"), "{arguments:?}");
     let boot_source = json!({"kernel_image_path": kernel});
@@ -170,12 +173,24 @@ pub(super) fn config_file() {
 pub(super) fn wrong_flags() {
     for (flags, part) in [
         (&["vmm"][..], "--api-sock"),
-        (&["vmm", "--api-sock", "/no/such/folder/s"], "/no/such/folder"),
-        (&["vmm", "--api-sock", &format!("/tmp/{}", "x".repeat(200))], "too long"),
+        (
+            &["vmm", "--api-sock", "/no/such/folder/s"],
+            "/no/such/folder",
+        ),
+        (
+            &["vmm", "--api-sock", &format!("/tmp/{}", "x".repeat(200))],
+            "too long",
+        ),
         (&["vmm", "--api-sock", "/tmp/s", "--level", "loud"], "loud"),
-        (&["vmm", "--api-sock", "/tmp/s", "--log-path", "/no/such/log"], "/no/such/log"),
+        (
+            &["vmm", "--api-sock", "/tmp/s", "--log-path", "/no/such/log"],
+            "/no/such/log",
+        ),
         (&["vmm", "--api-sock", "/tmp/s", "--id", "a/b"], "a/b"),
-        (&["vmm", "--api-sock", "/tmp/s", "--seccomp-filter", "f"], "no system call filters"),
+        (
+            &["vmm", "--api-sock", "/tmp/s", "--seccomp-filter", "f"],
+            "no system call filters",
+        ),
     ] {
         let ended = mote(flags).expect_status(125);
         assert!(ended.stderr.contains(part), "{ended:?}");

@@ -52,12 +52,24 @@ pub(super) fn reads_back() {
         json!({"iface_id": "eth0", "backend": "user", "guest_mac": "06:00:AC:10:00:02",
                "forwards": ["127.0.0.1:0:22"], "allow": ["10.0.0.0/8:80"]}),
     );
-    service.put("/vsock", json!({"guest_cid": 3, "uds_path": directory.join("v.sock")}));
+    service.put(
+        "/vsock",
+        json!({"guest_cid": 3, "uds_path": directory.join("v.sock")}),
+    );
     service.put("/entropy", json!({"rate_limiter": {"bandwidth": bucket}}));
     service.put("/balloon", json!({"amount_mib": 8, "deflate_on_oom": true}));
-    service.put("/boot-source", json!({"kernel_image_path": kernel, "boot_args": ""}));
-    service.put("/machine-config", json!({"vcpu_count": 3, "mem_size_mib": 64}));
-    service.patch("/machine-config", json!({"mem_size_mib": 32, "huge_pages": null}));
+    service.put(
+        "/boot-source",
+        json!({"kernel_image_path": kernel, "boot_args": ""}),
+    );
+    service.put(
+        "/machine-config",
+        json!({"vcpu_count": 3, "mem_size_mib": 64}),
+    );
+    service.patch(
+        "/machine-config",
+        json!({"mem_size_mib": 32, "huge_pages": null}),
+    );
     let check = |config: Value| {
         let drives = config["drives"].as_array().unwrap();
         // The root comes first.
@@ -68,7 +80,10 @@ pub(super) fn reads_back() {
         assert_eq!(drives[0]["partuuid"], "0eaa91a0-01");
         assert_eq!(drives[0].get("format"), None);
         assert_eq!(drives[1]["format"], "qcow2");
-        assert_eq!(drives[1]["rate_limiter"], json!({"bandwidth": bucket, "ops": null}));
+        assert_eq!(
+            drives[1]["rate_limiter"],
+            json!({"bandwidth": bucket, "ops": null})
+        );
         let card = &config["network-interfaces"][0];
         assert_eq!(card["guest_mac"], "06:00:ac:10:00:02");
         assert_eq!(card["backend"], "user");
@@ -82,9 +97,15 @@ pub(super) fn reads_back() {
     service.act("InstanceStart");
     check(service.get("/vm/config"));
     // Changes while it runs are in it as well.
-    service.patch("/drives/root", json!({"drive_id": "root", "rate_limiter": {"ops": bucket}}));
+    service.patch(
+        "/drives/root",
+        json!({"drive_id": "root", "rate_limiter": {"ops": bucket}}),
+    );
     let third = sparse(directory, "third", 2 << 20);
-    service.patch("/drives/root", json!({"drive_id": "root", "path_on_host": third}));
+    service.patch(
+        "/drives/root",
+        json!({"drive_id": "root", "path_on_host": third}),
+    );
     service.patch(
         "/network-interfaces/eth0",
         json!({"iface_id": "eth0", "tx_rate_limiter": {"ops": bucket}}),
@@ -93,8 +114,14 @@ pub(super) fn reads_back() {
     let config = service.get("/vm/config");
     assert_eq!(config["drives"][0]["rate_limiter"]["ops"], bucket);
     assert_eq!(config["drives"][0]["path_on_host"], json!(third));
-    assert_eq!(config["network-interfaces"][0]["tx_rate_limiter"]["ops"], bucket);
-    assert_eq!(config["network-interfaces"][0]["rx_rate_limiter"], Value::Null);
+    assert_eq!(
+        config["network-interfaces"][0]["tx_rate_limiter"]["ops"],
+        bucket
+    );
+    assert_eq!(
+        config["network-interfaces"][0]["rx_rate_limiter"],
+        Value::Null
+    );
     assert_eq!(config["balloon"]["amount_mib"], 4);
     assert_eq!(service.get("/balloon")["amount_mib"], 4);
     assert_eq!(service.terminate().status, 143);
@@ -107,7 +134,8 @@ pub(super) fn refused() {
     let service = Service::start(directory, &[""; 0]);
     let disk = sparse(directory, "disk", 1 << 20);
     let taken = sparse(directory, "taken", 1 << 20);
-    let other = Service::start(&TempDir::new().unwrap().as_path().to_owned(), &[""; 0]);
+    let elsewhere = TempDir::new().unwrap();
+    let other = Service::start(elsewhere.as_path(), &[""; 0]);
     other.put(
         "/drives/d",
         json!({"drive_id": "d", "is_root_device": false, "path_on_host": taken}),
@@ -121,18 +149,36 @@ pub(super) fn refused() {
         "/network-interfaces/there",
         json!({"iface_id": "there", "backend": "user", "guest_mac": mac}),
     );
-    let drive = |id: &str, path: &str, root: bool| {
-        json!({"drive_id": id, "is_root_device": root, "path_on_host": path})
-    };
+    let drive = |id: &str, path: &str, root: bool| json!({"drive_id": id, "is_root_device": root, "path_on_host": path});
     let before = (service.get("/vm/config"), files(directory));
     let directory_path = directory.to_str().unwrap();
     let taken = taken.to_str().unwrap();
     for (path, body, parts) in [
-        ("/drives/a", drive("a", "/no/such", false), &["No such file or directory (os error 2)", "/no/such"][..]),
-        ("/drives/a", drive("a", directory_path, false), &["drive 'a'"]),
-        ("/drives/a", drive("a", taken, false), &["drive 'a'", "in use"]),
-        ("/drives/a", drive("a", taken, true), &["A root block device already exists"]),
-        ("/drives/there", drive("there", "/no/such", true), &["/no/such"]),
+        (
+            "/drives/a",
+            drive("a", "/no/such", false),
+            &["No such file or directory (os error 2)", "/no/such"][..],
+        ),
+        (
+            "/drives/a",
+            drive("a", directory_path, false),
+            &["drive 'a'"],
+        ),
+        (
+            "/drives/a",
+            drive("a", taken, false),
+            &["drive 'a'", "in use"],
+        ),
+        (
+            "/drives/a",
+            drive("a", taken, true),
+            &["A root block device already exists"],
+        ),
+        (
+            "/drives/there",
+            drive("there", "/no/such", true),
+            &["/no/such"],
+        ),
         ("/drives/a", drive("b", taken, false), &["a", "b"]),
         (
             "/network-interfaces/a",
@@ -149,12 +195,24 @@ pub(super) fn refused() {
             json!({"iface_id": "a", "backend": "user", "forwards": ["x"]}),
             &["forwards", "x"],
         ),
-        ("/vsock", json!({"guest_cid": 3, "uds_path": disk}), &["disk"]),
-        ("/vsock", json!({"guest_cid": 2, "uds_path": "/tmp/x"}), &["guest_cid"]),
-        ("/boot-source", json!({"kernel_image_path": "/no/such"}), &[
-            "The kernel file cannot be opened: No such file or directory (os error 2)",
-            "/no/such",
-        ]),
+        (
+            "/vsock",
+            json!({"guest_cid": 3, "uds_path": disk}),
+            &["disk"],
+        ),
+        (
+            "/vsock",
+            json!({"guest_cid": 2, "uds_path": "/tmp/x"}),
+            &["guest_cid"],
+        ),
+        (
+            "/boot-source",
+            json!({"kernel_image_path": "/no/such"}),
+            &[
+                "The kernel file cannot be opened: No such file or directory (os error 2)",
+                "/no/such",
+            ],
+        ),
         (
             "/boot-source",
             json!({"kernel_image_path": disk, "initrd_path": "/no/initrd"}),
@@ -165,18 +223,42 @@ pub(super) fn refused() {
             json!({"kernel_image_path": disk, "boot_args": "x".repeat(3000)}),
             &["command line"],
         ),
-        ("/machine-config", json!({"vcpu_count": 0, "mem_size_mib": 64}), &["vcpu_count"]),
-        ("/machine-config", json!({"vcpu_count": 65, "mem_size_mib": 64}), &["vcpu_count"]),
-        ("/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 0}), &["memory size"]),
-        ("/balloon", json!({"amount_mib": 128, "deflate_on_oom": false}), &["128 MiB"]),
-        ("/snapshot/load", json!({
-            "snapshot_path": "/no/snapshot",
-            "mem_backend": {"backend_type": "File", "backend_path": "/no/memory"},
-        }), &[]),
+        (
+            "/machine-config",
+            json!({"vcpu_count": 0, "mem_size_mib": 64}),
+            &["vcpu_count"],
+        ),
+        (
+            "/machine-config",
+            json!({"vcpu_count": 65, "mem_size_mib": 64}),
+            &["vcpu_count"],
+        ),
+        (
+            "/machine-config",
+            json!({"vcpu_count": 1, "mem_size_mib": 0}),
+            &["memory size"],
+        ),
+        (
+            "/balloon",
+            json!({"amount_mib": 128, "deflate_on_oom": false}),
+            &["128 MiB"],
+        ),
+        (
+            "/snapshot/load",
+            json!({
+                "snapshot_path": "/no/snapshot",
+                "mem_backend": {"backend_type": "File", "backend_path": "/no/memory"},
+            }),
+            &[],
+        ),
         ("/nowhere", json!({}), &["nowhere"]),
     ] {
         service.refused("PUT", path, Some(&body), parts);
-        assert_eq!((service.get("/vm/config"), files(directory)), before, "{path} {body}");
+        assert_eq!(
+            (service.get("/vm/config"), files(directory)),
+            before,
+            "{path} {body}"
+        );
     }
     assert_eq!(other.terminate().status, 143);
     // What was in its way is gone.
@@ -187,7 +269,12 @@ pub(super) fn refused() {
         "snapshot_path": "/no/snapshot",
         "mem_backend": {"backend_type": "File", "backend_path": "/no/memory"},
     });
-    fresh.refused("PUT", "/snapshot/load", Some(&load), &["No such file or directory (os error 2) /no/snapshot"]);
+    fresh.refused(
+        "PUT",
+        "/snapshot/load",
+        Some(&load),
+        &["No such file or directory (os error 2) /no/snapshot"],
+    );
     assert_eq!(fresh.terminate().status, 143);
 }
 
@@ -203,7 +290,10 @@ pub(super) fn made_at_once() {
         assert!(UnixListener::bind(&socket).is_err());
     }
     let other = directory.join("w.sock");
-    service.put("/vsock/old_style", json!({"guest_cid": 4, "uds_path": other, "vsock_id": "v"}));
+    service.put(
+        "/vsock/old_style",
+        json!({"guest_cid": 4, "uds_path": other, "vsock_id": "v"}),
+    );
     assert!(other.exists() && !socket.exists());
     let disk = sparse(directory, "disk", 1 << 20);
     for read_only in [false, true, false] {
@@ -212,7 +302,13 @@ pub(super) fn made_at_once() {
             json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk, "is_read_only": read_only}),
         );
     }
-    assert_eq!(service.get("/vm/config")["drives"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        service.get("/vm/config")["drives"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
     put_kernel(&service, &idle_kernel(directory));
     service.act("InstanceStart");
     assert_eq!(service.terminate().status, 143);

@@ -22,7 +22,10 @@ pub(super) fn from_start_to_end() {
     assert!(version["mote_version"].is_string());
 
     put_kernel(&service, &idle_kernel(directory));
-    service.put("/machine-config", json!({"vcpu_count": 2, "mem_size_mib": 32}));
+    service.put(
+        "/machine-config",
+        json!({"vcpu_count": 2, "mem_size_mib": 32}),
+    );
     service.act("InstanceStart");
     assert_eq!(service.state(), "Running");
     for _ in 0..3 {
@@ -50,22 +53,37 @@ pub(super) fn from_start_to_end() {
 type Row = (&'static str, &'static str, Value, [bool; 3]);
 
 /// What is legal where; what needs something that is not there is refused for that reason.
-fn table(kernel: &str) -> Vec<Row> {
+fn table(kernel: &str, disk: &str) -> Vec<Row> {
     let always = [true; 3];
     let before = [true, false, false];
     let after = [false, true, true];
-    let drive = json!({"drive_id": "a", "is_root_device": false, "path_on_host": kernel, "is_read_only": true});
+    let drive = json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk});
     vec![
         ("GET", "/", Value::Null, always),
         ("GET", "/version", Value::Null, always),
         ("GET", "/vm/config", Value::Null, always),
         ("GET", "/machine-config", Value::Null, always),
-        ("PUT", "/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 32}), before),
+        (
+            "PUT",
+            "/machine-config",
+            json!({"vcpu_count": 1, "mem_size_mib": 32}),
+            before,
+        ),
         ("PATCH", "/machine-config", json!({"smt": false}), before),
-        ("PUT", "/boot-source", json!({"kernel_image_path": kernel}), before),
+        (
+            "PUT",
+            "/boot-source",
+            json!({"kernel_image_path": kernel}),
+            before,
+        ),
         ("PUT", "/cpu-config", json!({}), before),
         ("PUT", "/drives/a", drive, before),
-        ("PATCH", "/drives/a", json!({"drive_id": "a", "rate_limiter": {}}), after),
+        (
+            "PATCH",
+            "/drives/a",
+            json!({"drive_id": "a", "rate_limiter": {}}),
+            after,
+        ),
         (
             "PUT",
             "/balloon",
@@ -75,12 +93,27 @@ fn table(kernel: &str) -> Vec<Row> {
         ("GET", "/balloon", Value::Null, always),
         ("GET", "/balloon/statistics", Value::Null, after),
         ("PATCH", "/balloon", json!({"amount_mib": 1}), after),
-        ("PATCH", "/balloon/statistics", json!({"stats_polling_interval_s": 2}), after),
+        (
+            "PATCH",
+            "/balloon/statistics",
+            json!({"stats_polling_interval_s": 2}),
+            after,
+        ),
         ("PUT", "/entropy", json!({}), before),
         ("PUT", "/serial", json!({}), before),
         ("PUT", "/logger", json!({"level": "Warn"}), before),
-        ("PUT", "/actions", json!({"action_type": "FlushMetrics"}), after),
-        ("PUT", "/actions", json!({"action_type": "PowerButton"}), after),
+        (
+            "PUT",
+            "/actions",
+            json!({"action_type": "FlushMetrics"}),
+            after,
+        ),
+        (
+            "PUT",
+            "/actions",
+            json!({"action_type": "PowerButton"}),
+            after,
+        ),
         ("PATCH", "/vm", json!({"state": "Paused"}), after),
     ]
 }
@@ -91,7 +124,8 @@ pub(super) fn each_command() {
     let kernel = idle_kernel(directory);
     let service = Service::start(directory, &[""; 0]);
     put_kernel(&service, &kernel);
-    let rows = table(kernel.to_str().unwrap());
+    let disk = tests::disk::sparse(directory, "disk", 1 << 20);
+    let rows = table(kernel.to_str().unwrap(), disk.to_str().unwrap());
     for (state, name) in ["Not started", "Running", "Paused"].into_iter().enumerate() {
         match name {
             "Running" => service.act("InstanceStart"),
@@ -106,6 +140,11 @@ pub(super) fn each_command() {
                 let wanted = if *method == "GET" { 200 } else { 204 };
                 assert_eq!(answer.status, wanted, "{name}: {method} {path}: {answer:?}");
             } else if *path == "/drives/a" && *method == "PUT" {
+                // What would be plugged has another name than what is there.
+                let path = "/drives/b";
+                let mut drive = body.unwrap().clone();
+                drive["drive_id"] = "b".into();
+                let body = Some(&drive);
                 service.refused(method, path, body, &["PCI is not enabled", AFTER]);
             } else {
                 let why = if state == 0 { BEFORE } else { AFTER };
@@ -134,17 +173,28 @@ pub(super) fn failed_start() {
     // No kernel, though it is a file.
     put_kernel(&service, &disk);
     let before = service.get("/vm/config");
-    service.refused("PUT", "/actions", Some(&start), &["Cannot start the microVM"]);
+    service.refused(
+        "PUT",
+        "/actions",
+        Some(&start),
+        &["Cannot start the microVM"],
+    );
     // More memory than there can be.
     put_kernel(&service, &idle_kernel(directory));
-    service.put("/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 1u64 << 40}));
+    service.put(
+        "/machine-config",
+        json!({"vcpu_count": 1, "mem_size_mib": 1u64 << 40}),
+    );
     service.refused("PUT", "/actions", Some(&start), &["memory"]);
     assert_eq!(service.state(), "Not started");
     let after = service.get("/vm/config");
     assert_eq!(after["drives"], before["drives"]);
     assert_eq!(after["vsock"], before["vsock"]);
     assert!(socket.exists());
-    service.put("/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 32}));
+    service.put(
+        "/machine-config",
+        json!({"vcpu_count": 1, "mem_size_mib": 32}),
+    );
     service.act("InstanceStart");
     assert_eq!(service.state(), "Running");
     assert_eq!(service.terminate().status, 143);
