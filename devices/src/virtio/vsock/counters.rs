@@ -58,7 +58,7 @@ pub(super) struct Counts {
 }
 
 /// What can be asked about the device, before and while it runs.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct VsockControl(pub(super) Arc<Counts>);
 
 impl VsockControl {
