@@ -44,6 +44,10 @@ pub struct BlockCounters {
     pub empty_kicks: u64,
     /// Times that the rate limit let requests go on.
     pub limit_timers: u64,
+    /// Times that its file or its limits were changed.
+    pub updates: u64,
+    /// Times that its file could not be.
+    pub failed_updates: u64,
 }
 
 impl BlockCounters {
@@ -62,6 +66,8 @@ impl BlockCounters {
             kicks,
             empty_kicks,
             limit_timers,
+            updates,
+            failed_updates,
         } = other;
         self.reads += reads;
         self.read_bytes += read_bytes;
@@ -76,6 +82,8 @@ impl BlockCounters {
         self.kicks += kicks;
         self.empty_kicks += empty_kicks;
         self.limit_timers += limit_timers;
+        self.updates += updates;
+        self.failed_updates += failed_updates;
     }
 }
 
@@ -195,6 +203,7 @@ impl BlockControl {
     /// Changes the limits, from the next request on.
     pub fn set_rate_limit(&self, limit: RateLimit) {
         *lock(&self.shared.rate) = limit;
+        lock(&self.shared.counters).updates += 1;
         self.shared.send();
     }
 
@@ -202,6 +211,16 @@ impl BlockControl {
     /// ends on the old one. The driver is told the new size. The same file is looked at again, as by
     /// [`BlockControl::resize`].
     pub fn replace_file(&self, path: &Path) -> Result<(), ReplaceError> {
+        let replaced = self.replace(path);
+        let mut counters = lock(&self.shared.counters);
+        match replaced {
+            Ok(()) => counters.updates += 1,
+            Err(_) => counters.failed_updates += 1,
+        }
+        replaced
+    }
+
+    fn replace(&self, path: &Path) -> Result<(), ReplaceError> {
         let info = Arc::clone(&lock(&self.shared.info));
         if info.is_file(path) {
             self.resize().map_err(|source| ReplaceError::Resize {
