@@ -25,6 +25,7 @@ need mke2fs e2fsprogs
 need mksquashfs squashfs-tools
 need mkfs.erofs erofs-utils
 need ip iproute2
+need curl curl
 [ -x /bin/busybox ] && /bin/busybox --list | grep -qx insmod || missing+=(busybox-static)
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing ${missing[*]}"
@@ -54,7 +55,7 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: vsock:: balloon:: entropy:: pci:: live::)
+linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: vsock:: balloon:: entropy:: pci:: service:: live::)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1
@@ -71,6 +72,7 @@ in_emulated_host() {
     tests/emulated-host/run --memory 12G --timeout 2400 \
         --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" --env TEST_LINUX=1 \
         --env GUEST_PROBE=/usr/bin/guest-probe --env MOTE_LIVE=/usr/bin/mote-live \
+        --file "$(command -v curl):/usr/bin/curl" --file resources/examples:/examples --env EXAMPLES=/examples \
         --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
         --file "$probe:/usr/bin/guest-probe" --file "$live:/usr/bin/mote-live" "${tools[@]}" \
         --file "$tuned:/root/.cache/mote/kernel/tuned" \

@@ -17,6 +17,7 @@ mod entropy;
 mod live;
 mod net;
 mod pci;
+mod service;
 mod tiny;
 mod vsock;
 
@@ -74,6 +75,7 @@ fn main() {
         ("entropy", entropy::CASES, &no_linux),
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
+        ("service", service::CASES, &no_linux),
         ("live", live::CASES, &no_linux),
         ("live", live::NETWORK_CASES, &no_networks),
         ("live", live::VHOST_CASES, &no_vhost),

@@ -20,8 +20,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// What a guest says when it has done what it was told.
 const DONE: &str = "=DONE=";
 
-/// What a guest does: one command a line.
-const SCRIPT: &str = r#"
+/// What a guest does: one command a line, after it has said READY.
+pub const SCRIPT: &str = r#"
     # Waits until a command does well.
     await() { tries=0; until "$@" >/dev/null 2>&1; do
         usleep 100000; tries=$((tries + 1)); [ $tries -lt 3000 ] || { must false "$@"; break; }; done; }
@@ -137,19 +137,14 @@ impl Driven {
 
     /// Tells the guest to do something, without waiting for it: [`Driven::done`] does that.
     pub fn tell(&mut self, command: &str) {
-        assert!(!command.contains('\n'), "one line: {command}");
-        self.live.send(command);
+        tell(&mut self.live, command);
     }
 
     /// Waits until the guest has done what it was told, and returns what it said since. Fails if anything
     /// went wrong in it.
     #[track_caller]
     pub fn done(&mut self) -> String {
-        let output = self.live.expect_output(DONE);
-        // Whoever serves the guest may wait for ever once something has gone wrong in it.
-        let is_wrong = |line: &str| line.starts_with("FAILED (") || line.starts_with("SUCCEEDED: ");
-        assert!(!output.lines().any(is_wrong), "{output}");
-        output
+        done(&mut self.live)
     }
 
     /// Has the guest do something, and returns what it says.
@@ -215,6 +210,27 @@ impl Driven {
         self.live.send("end");
         self.live.wait_for_success()
     }
+}
+
+fn tell(live: &mut Live, command: &str) {
+    assert!(!command.contains('\n'), "one line: {command}");
+    live.send(command);
+}
+
+#[track_caller]
+fn done(live: &mut Live) -> String {
+    let output = live.expect_output(DONE);
+    // Whoever serves the guest may wait for ever once something has gone wrong in it.
+    let is_wrong = |line: &str| line.starts_with("FAILED (") || line.starts_with("SUCCEEDED: ");
+    assert!(!output.lines().any(is_wrong), "{output}");
+    output
+}
+
+/// Has a guest of [`SCRIPT`] do something, and returns what it says.
+#[track_caller]
+pub fn guest_does(live: &mut Live, command: &str) -> String {
+    tell(live, command);
+    done(live)
 }
 
 /// Waits until there is something.
