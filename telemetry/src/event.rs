@@ -194,7 +194,7 @@ impl From<&StopReason> for Event {
 }
 
 impl Event {
-    /// The line that is sent, with its end, of something that happened at `time`.
+    /// The line that is sent, without its end, of something that happened at `time`.
     pub fn line(&self, time: SystemTime) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
@@ -207,9 +207,7 @@ impl Event {
             event: self,
         };
         // Nothing in it fails to be written.
-        let mut line = serde_json::to_string(&line).unwrap_or_default();
-        line.push('\n');
-        line
+        serde_json::to_string(&line).unwrap_or_default()
     }
 }
 
