@@ -20,8 +20,8 @@ use crate::tree::{
 pub(crate) struct Others {
     pub(crate) mmds: Option<Mmds>,
     pub(crate) memory_hotplug: Option<MemoryHotplug>,
-    /// By their names.
-    pub(crate) pmems: Vec<(String, Pmem)>,
+    /// By their names and numbers ([`vmm::Controls::number`]).
+    pub(crate) pmems: Vec<(String, u64, Pmem)>,
 }
 
 impl Others {
@@ -79,15 +79,16 @@ fn of_process(totals: &mut Totals, process: &Process, program: &dyn Program) {
 fn of_machine(totals: &mut Totals, insight: &Insight) {
     let controls = insight.controls();
     for id in controls.ids() {
+        let number = controls.number(&id).unwrap_or(0);
         match &id {
             DeviceId::Disk(name) => {
                 if let Some(disk) = controls.disk(name) {
-                    totals.blocks.0.insert(name.clone(), block(&disk));
+                    totals.blocks.insert(name.clone(), number, block(&disk));
                 }
             }
             DeviceId::Card(name) => {
                 if let Some(card) = controls.card(name) {
-                    totals.cards.0.insert(name.clone(), net(&card));
+                    totals.cards.insert(name.clone(), number, net(&card));
                 }
             }
             _ => {}
@@ -112,7 +113,9 @@ fn of_machine(totals: &mut Totals, insight: &Insight) {
     } = Others::of(insight);
     totals.mmds = mmds.unwrap_or_default();
     totals.memory_hotplug = memory_hotplug.unwrap_or_default();
-    totals.pmems.0.extend(pmems);
+    for (name, number, pmem) in pmems {
+        totals.pmems.insert(name, number, pmem);
+    }
 }
 
 fn took(latency: &Latency) -> Took {

@@ -26,8 +26,7 @@ pub(crate) trait Since {
 
 impl Since for Count {
     fn since(&self, before: &Self) -> Self {
-        // A device of the same name as one that has gone begins anew.
-        Self(self.0.checked_sub(before.0).unwrap_or(self.0))
+        Self(self.0.saturating_sub(before.0))
     }
 
     fn add(&mut self, other: &Self) {
@@ -405,24 +404,39 @@ objects! {
 
 /// Devices of one kind: each under its own key, and their sum.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Devices<T>(pub(crate) BTreeMap<String, T>);
+pub(crate) struct Devices<T>(BTreeMap<String, Device<T>>);
+
+/// One of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Device<T> {
+    /// Tells it from another one that had its name before, which counted for itself.
+    number: u64,
+    counters: T,
+}
 
 impl<T: Since + Copy + Default> Devices<T> {
-    fn since(&self, before: &Self) -> Self {
-        let each = self.0.iter().map(|(id, now)| {
-            let before = before.0.get(id).copied().unwrap_or_default();
-            (id.clone(), now.since(&before))
-        });
-        Self(each.collect())
+    /// Adds a device. `number` tells it from those that had its name before.
+    pub(crate) fn insert(&mut self, id: String, number: u64, counters: T) {
+        self.0.insert(id, Device { number, counters });
     }
 
-    fn sum(&self) -> T {
-        let mut sum = T::default();
-        for device in self.0.values() {
-            sum.add(device);
-        }
-        sum
+    fn since(&self, before: &Self) -> BTreeMap<String, T> {
+        let each = self.0.iter().map(|(id, now)| {
+            let before = before.0.get(id);
+            let before = before.filter(|before| before.number == now.number);
+            let before = before.map(|before| before.counters).unwrap_or_default();
+            (id.clone(), now.counters.since(&before))
+        });
+        each.collect()
     }
+}
+
+fn sum<T: Since + Default>(devices: &BTreeMap<String, T>) -> T {
+    let mut sum = T::default();
+    for device in devices.values() {
+        sum.add(device);
+    }
+    sum
 }
 
 macro_rules! totals {
@@ -463,9 +477,9 @@ macro_rules! totals {
                 Line {
                     utc_timestamp_ms,
                     $($name: self.$name.since(&before.$name),)+
-                    block: blocks.sum(),
-                    net: cards.sum(),
-                    pmem: pmems.sum(),
+                    block: sum(&blocks),
+                    net: sum(&cards),
+                    pmem: sum(&pmems),
                     blocks: named("block", blocks),
                     cards: named("net", cards),
                     pmems: named("pmem", pmems),
@@ -498,8 +512,8 @@ totals! {
 }
 
 /// `block_rootfs` of `rootfs`.
-fn named<T>(kind: &str, devices: Devices<T>) -> BTreeMap<String, T> {
-    let devices = devices.0.into_iter();
+fn named<T>(kind: &str, devices: BTreeMap<String, T>) -> BTreeMap<String, T> {
+    let devices = devices.into_iter();
     devices
         .map(|(id, device)| (format!("{kind}_{id}"), device))
         .collect()

@@ -63,6 +63,8 @@ pub(crate) enum Control {
 /// What is known of a device: nothing at first, while it is made.
 #[derive(Default)]
 struct Entry {
+    /// No two devices of a machine have the same.
+    number: u64,
     control: Option<Control>,
     slot: Option<Slot>,
 }
@@ -106,6 +108,8 @@ pub struct Controls {
     // Volatile state.
     /// Bytes of RAM, as soon as there is any.
     memory: Arc<AtomicU64>,
+    /// How many devices have been registered.
+    registered: Arc<AtomicU64>,
     /// Its lock is held for a moment only, and no other is taken meanwhile.
     entries: Entries,
     listening: Listening,
@@ -120,6 +124,7 @@ impl Controls {
     pub(crate) fn new() -> Self {
         Self {
             memory: Arc::default(),
+            registered: Arc::default(),
             entries: Entries::default(),
             listening: Listening::default(),
         }
@@ -224,6 +229,11 @@ impl Controls {
         }
     }
 
+    /// Tells a device from others that had its name before.
+    pub fn number(&self, id: &DeviceId) -> Option<u64> {
+        Some(lock(&self.entries).get(id)?.number)
+    }
+
     /// The PCI slot that a device is in.
     pub(crate) fn slot(&self, id: &DeviceId) -> Option<Slot> {
         lock(&self.entries).get(id)?.slot
@@ -236,7 +246,11 @@ impl Controls {
         if entries.contains_key(&id) {
             return None;
         }
-        entries.insert(id.clone(), Entry::default());
+        let entry = Entry {
+            number: self.registered.fetch_add(1, Ordering::Relaxed),
+            ..Entry::default()
+        };
+        entries.insert(id.clone(), entry);
         Some(Registration {
             entries: Arc::clone(&self.entries),
             listening: Arc::clone(&self.listening),
@@ -382,10 +396,15 @@ mod tests {
         assert_eq!(controls.slot(&id()), Slot::new(3));
         let card = controls.register(DeviceId::Card("a".into()));
         assert!(card.is_some());
+        let number = controls.number(&id());
+        assert!(number.is_some());
         drop(first);
         assert_eq!(controls.ids(), []);
         assert_eq!(controls.slot(&id()), None);
-        assert!(controls.register(id()).is_some());
+        assert_eq!(controls.number(&id()), None);
+        let second = controls.register(id());
+        assert!(second.is_some());
+        assert_ne!(controls.number(&id()), number);
     }
 
     #[test]
