@@ -14,11 +14,29 @@ pub trait Handler: Send + Sync + 'static {
     /// is carried out all the same.
     fn submit(&self, command: Command, reply: Reply);
 
+    /// A request has come, and is about to be answered. A monitor that counts does so here.
+    fn seen(&self, request: &Seen<'_>) {
+        let _ = request;
+    }
+
     /// A reader of the stream of events, one JSON object a line, for a client of `GET /events`.
     fn events(&self) -> Reader;
 
     /// The guest's console, for a client of `GET /console`, or why there is none.
     fn console(&self) -> Result<ConsoleStream, Fault>;
+}
+
+/// What the server has seen of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen<'a> {
+    /// Its method.
+    pub method: &'a str,
+    /// Its target, as it was sent.
+    pub path: &'a str,
+    /// It was refused before a command was made of it.
+    pub is_refused: bool,
+    /// It asks for something that Firecracker deprecates.
+    pub is_deprecated: bool,
 }
 
 /// Takes what a client types and says how many bytes of it there was room for.

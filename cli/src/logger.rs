@@ -231,6 +231,11 @@ pub(crate) fn is_said() -> bool {
     matches!(LOGGER.lock().target, Target::Messages)
 }
 
+/// How many lines nobody will read.
+pub(crate) fn missed() -> u64 {
+    MISSED.load(Ordering::Relaxed)
+}
+
 fn install(level: LevelFilter) {
     // Fails only the second time.
     let _ = log::set_logger(&LOGGER);

@@ -13,6 +13,7 @@ pub mod live;
 pub mod measure;
 pub mod monitor;
 pub mod network;
+pub mod openmetrics;
 pub mod sandbox;
 pub mod service;
 pub mod terminal;

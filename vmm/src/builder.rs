@@ -7,6 +7,7 @@ pub(crate) mod virtio;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
@@ -38,6 +39,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::Registered;
 use crate::events::Events;
+use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
 use crate::stage::Stage;
@@ -126,10 +128,12 @@ pub(crate) fn build(
     payload: Payload,
     console: Option<Console>,
 ) -> Result<Vm, Error> {
+    let asked = Instant::now();
     let image = check_payload(&payload, config)?;
     let mut stage = Stage::new()?;
     let devices = stage.maker.make_all(config.devices())?;
-    let parts = assemble(&mut stage, config, payload, image, console, devices)?;
+    let mut parts = assemble(&mut stage, config, payload, image, console, devices)?;
+    parts.times.asked = asked;
     Ok(Vm::new(stage, parts))
 }
 
@@ -150,6 +154,7 @@ pub(crate) fn build_on(
 pub(crate) struct Parts {
     pub(crate) vcpus: Vcpus,
     pub(crate) exits: Exits,
+    pub(crate) times: BootTimes,
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) serial_port: Option<SerialPort>,
     pub(crate) virtio_console: Option<console::ConsoleControl>,
@@ -168,7 +173,9 @@ fn assemble(
     console: Option<Console>,
     mut devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
+    let mut times = BootTimes::start();
     let memory = Arc::new(memory::allocate(config.memory(), config.huge_pages())?);
+    times.memory = Instant::now();
     stage.maker.controls.set_memory(config.memory());
     let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
@@ -187,16 +194,20 @@ fn assemble(
     kvm::set_memory(&vm, &memory)?;
     kvm::set_intel_addresses(&vm)?;
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
+    times.kvm = Instant::now();
 
     let events = &stage.events;
     let machine = Machine::new(config, serial, devices, &vm, &memory, events)?;
+    times.devices = Instant::now();
     let vcpus = cpus::create(config, &vm, kvm::supported_cpuid(&kvm)?)?;
+    times.vcpus = Instant::now();
 
     let entry = load(config, payload, image, &memory, machine.console.is_some())?;
     regs::write_tables(&memory, entry.mode)?;
     if let Some(boot_vcpu) = vcpus.first() {
         regs::set_up(boot_vcpu, &entry)?;
     }
+    times.loaded = Instant::now();
 
     let Machine {
         buses,
@@ -213,9 +224,11 @@ fn assemble(
     if let Some(worker) = &console {
         stage.manager.add_subscriber(Box::new(Arc::clone(worker)));
     }
+    times.built = Instant::now();
     Ok(Parts {
         vcpus,
         exits,
+        times,
         console,
         serial_port,
         virtio_console,
@@ -341,9 +354,11 @@ impl Machine {
             2,
             Arc::new(Mutex::new(Pic::default())),
         )?;
+        let mut boot_timer = None;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
-            io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer)?;
+            io.insert(layout::BOOT_TIMER_PORT.into(), 1, timer.clone())?;
+            boot_timer = Some(timer);
         }
 
         let mmio = Arc::new(Bus::new());
@@ -360,6 +375,9 @@ impl Machine {
                 layout::PCI_CONFIG_SIZE.into(),
                 Arc::new(Mutex::new(PciConfig::default())),
             )?;
+            if let Some(timer) = boot_timer {
+                mmio.insert(layout::BOOT_TIMER_START, layout::BOOT_TIMER_SIZE, timer)?;
+            }
             for (slot, device) in (0..).zip(virtio) {
                 virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
             }

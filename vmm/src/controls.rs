@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,7 @@ use devices::virtio::console::ConsoleControl;
 use devices::virtio::net::NetControl;
 use devices::virtio::queue::Queue;
 use devices::virtio::rng::RngControl;
+use devices::virtio::vsock::VsockControl;
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 
 use crate::config;
@@ -54,19 +56,50 @@ pub(crate) enum Control {
     Card(NetControl, Option<UserNetControl>),
     Balloon(BalloonControl),
     Entropy(RngControl),
-    /// There is nothing about it that can be changed.
-    Vsock,
+    Vsock(VsockControl),
     Console(ConsoleControl),
 }
 
 /// What is known of a device: nothing at first, while it is made.
 #[derive(Default)]
 struct Entry {
+    /// No two devices of a machine have the same.
+    number: u64,
     control: Option<Control>,
     slot: Option<Slot>,
 }
 
 type Entries = Arc<Mutex<BTreeMap<DeviceId, Entry>>>;
+
+/// What happens to devices of a guest that runs.
+#[derive(Debug)]
+pub enum DeviceEvent<'a> {
+    /// It was brought into the guest, which was told.
+    Plugged(&'a DeviceId),
+    /// It has gone, and its name is free.
+    Gone(&'a DeviceId),
+    /// The host failed it: once for each kind of error.
+    Failed {
+        /// The device.
+        id: &'a DeviceId,
+        /// What it could not do.
+        what: &'static str,
+        /// What the host said.
+        error: &'a io::Error,
+    },
+}
+
+/// Hears of [`DeviceEvent`]s, on whatever thread they happen, which it must not keep waiting.
+pub type DeviceListener = Arc<dyn Fn(&DeviceEvent<'_>) + Send + Sync>;
+type Listening = Arc<Mutex<Option<DeviceListener>>>;
+
+fn tell(listening: &Listening, event: &DeviceEvent<'_>) {
+    // Called without the lock.
+    let listener = lock(listening).clone();
+    if let Some(listener) = listener {
+        listener(event);
+    }
+}
 
 /// The controls of a machine's devices. A device that comes while the guest runs can be found here, and
 /// one that has gone cannot. Clones are of the same devices.
@@ -75,8 +108,11 @@ pub struct Controls {
     // Volatile state.
     /// Bytes of RAM, as soon as there is any.
     memory: Arc<AtomicU64>,
+    /// How many devices have been registered.
+    registered: Arc<AtomicU64>,
     /// Its lock is held for a moment only, and no other is taken meanwhile.
     entries: Entries,
+    listening: Listening,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,8 +124,26 @@ impl Controls {
     pub(crate) fn new() -> Self {
         Self {
             memory: Arc::default(),
+            registered: Arc::default(),
             entries: Entries::default(),
+            listening: Listening::default(),
         }
+    }
+
+    /// Has `listener` hear of what happens to devices; None: nobody. It is called by vCPUs, event loops and
+    /// others, and must not wait for any of them.
+    pub fn listen(&self, listener: Option<DeviceListener>) {
+        let old = std::mem::replace(&mut *lock(&self.listening), listener);
+        drop(old);
+    }
+
+    pub(crate) fn plugged(&self, id: &DeviceId) {
+        tell(&self.listening, &DeviceEvent::Plugged(id));
+    }
+
+    /// Bytes of RAM; 0 before there is any.
+    pub fn memory(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
     }
 
     /// The machine has so many bytes of RAM.
@@ -159,12 +213,25 @@ impl Controls {
         }
     }
 
+    /// The sockets between guest and host.
+    pub fn vsock(&self) -> Option<VsockControl> {
+        match self.find(&DeviceId::Vsock)? {
+            Control::Vsock(control) => Some(control),
+            _ => None,
+        }
+    }
+
     /// The virtio console.
     pub fn console(&self) -> Option<ConsoleControl> {
         match self.find(&DeviceId::Console)? {
             Control::Console(control) => Some(control),
             _ => None,
         }
+    }
+
+    /// Tells a device from others that had its name before.
+    pub fn number(&self, id: &DeviceId) -> Option<u64> {
+        Some(lock(&self.entries).get(id)?.number)
     }
 
     /// The PCI slot that a device is in.
@@ -179,9 +246,14 @@ impl Controls {
         if entries.contains_key(&id) {
             return None;
         }
-        entries.insert(id.clone(), Entry::default());
+        let entry = Entry {
+            number: self.registered.fetch_add(1, Ordering::Relaxed),
+            ..Entry::default()
+        };
+        entries.insert(id.clone(), entry);
         Some(Registration {
             entries: Arc::clone(&self.entries),
+            listening: Arc::clone(&self.listening),
             id,
         })
     }
@@ -190,6 +262,7 @@ impl Controls {
 /// That a device is known by its name. Dropped, it is not, and the name is free.
 pub(crate) struct Registration {
     entries: Entries,
+    listening: Listening,
     id: DeviceId,
 }
 
@@ -202,6 +275,13 @@ impl Registration {
 
     /// The device has been made, and this controls it.
     pub(crate) fn set_control(&self, control: Control) {
+        if let Control::Disk(disk) = &control {
+            let (listening, id) = (Arc::clone(&self.listening), self.id.clone());
+            disk.on_error(Box::new(move |what, error| {
+                let id = &id;
+                tell(&listening, &DeviceEvent::Failed { id, what, error });
+            }));
+        }
         self.change(|entry| entry.control = Some(control));
     }
 
@@ -215,7 +295,9 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let entry = lock(&self.entries).remove(&self.id);
         // Dropping a control may close descriptors: not with the lock held.
-        drop(entry);
+        if entry.is_some_and(|entry| entry.slot.is_some()) {
+            tell(&self.listening, &DeviceEvent::Gone(&self.id));
+        }
     }
 }
 
@@ -274,6 +356,32 @@ impl VirtioDevice for Registered {
 mod tests {
     use super::*;
 
+    /// What controls some device.
+    fn any() -> Control {
+        Control::Vsock(VsockControl::default())
+    }
+
+    #[test]
+    fn who_listens_hears_of_devices_that_come_and_go() {
+        let controls = Controls::new();
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let id = DeviceId::Disk("a".into());
+        let told = Arc::clone(&heard);
+        controls.listen(Some(Arc::new(move |event| {
+            lock(&told).push(format!("{event:?}"));
+        })));
+        // One that never was in the guest is nobody's business.
+        drop(controls.register(id.clone()));
+        let disk = controls.register(id.clone()).unwrap();
+        disk.set_control(any());
+        disk.set_slot(Slot::new(3).unwrap());
+        controls.plugged(&id);
+        drop(disk);
+        controls.listen(None);
+        controls.plugged(&id);
+        assert_eq!(*lock(&heard), ["Plugged(Disk(\"a\"))", "Gone(Disk(\"a\"))"]);
+    }
+
     #[test]
     fn a_name_is_one_devices_until_it_has_gone() {
         let controls = Controls::new();
@@ -282,16 +390,21 @@ mod tests {
         assert!(controls.register(id()).is_none());
         // It is not there before it has been made.
         assert_eq!(controls.ids(), []);
-        first.set_control(Control::Vsock);
+        first.set_control(any());
         first.set_slot(Slot::new(3).unwrap());
         assert_eq!(controls.clone().ids(), [id()]);
         assert_eq!(controls.slot(&id()), Slot::new(3));
         let card = controls.register(DeviceId::Card("a".into()));
         assert!(card.is_some());
+        let number = controls.number(&id());
+        assert!(number.is_some());
         drop(first);
         assert_eq!(controls.ids(), []);
         assert_eq!(controls.slot(&id()), None);
-        assert!(controls.register(id()).is_some());
+        assert_eq!(controls.number(&id()), None);
+        let second = controls.register(id());
+        assert!(second.is_some());
+        assert_ne!(controls.number(&id()), number);
     }
 
     #[test]
@@ -299,7 +412,7 @@ mod tests {
         let controls = Controls::new();
         let entropy = controls.register(DeviceId::Entropy).unwrap();
         assert!(controls.entropy().is_none());
-        entropy.set_control(Control::Vsock);
+        entropy.set_control(any());
         assert!(controls.entropy().is_none());
         assert!(controls.balloon().is_none() && controls.console().is_none());
         assert!(controls.disk("x").is_none() && controls.card("x").is_none());

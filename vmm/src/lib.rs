@@ -9,7 +9,7 @@
 //! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
 //! `interrupts`, `controls` and `pci` (what changes while the guest runs), `control` (what the API may
 //! ask), `event_loop`, `events` (what
-//! vCPUs and devices tell the event loop), `crash`, `host` (what a host offers), `teardown`.
+//! vCPUs and devices tell the event loop), `insight` (what a machine counts), `crash`, `host` (what a host offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
 //! file descriptors and adds its own subscribers to the event loop.
@@ -22,6 +22,7 @@ mod crash;
 mod event_loop;
 mod events;
 pub mod host;
+mod insight;
 mod interrupts;
 mod kvm;
 mod memory;
@@ -34,12 +35,13 @@ mod vm;
 
 pub use builder::virtio::Error as DeviceError;
 pub use builder::{Console, Error as BuildError};
-pub use controls::{Controls, DeviceId};
+pub use controls::{Controls, DeviceEvent, DeviceId, DeviceListener};
 pub use crash::CrashReport;
 pub use devices::legacy::i8042::{I8042Counters, NoRoom};
 pub use devices::legacy::serial::SerialCounters;
 pub use devices::pci::root::Slot as SlotId;
 pub use events::{StopReason, StopRequest, Stopper};
+pub use insight::{BootTimes, Insight};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;
 pub use msix::Error as VectorsError;

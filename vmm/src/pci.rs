@@ -280,8 +280,11 @@ impl HotplugHandle {
     pub fn add(&self, device: &Device) -> Result<Slot, Error> {
         let pci = self.pci()?;
         let event_loop = self.event_loop.upgrade().ok_or(Error::Ended)?;
-        check_mobile(&device.id())?;
-        pci.plug(virtio::make(device, &event_loop, &self.controls)?)
+        let id = device.id();
+        check_mobile(&id)?;
+        let slot = pci.plug(virtio::make(device, &event_loop, &self.controls)?)?;
+        self.controls.plugged(&id);
+        Ok(slot)
     }
 
     /// Asks the guest to let go of a device. It may take its time, or never do it: see

@@ -8,6 +8,7 @@ use devices::interrupt::{InterruptLine, MsiMessage};
 use devices::rate_limiter::RateLimit;
 use devices::virtio::block::BlockConfig;
 use devices::virtio::queue::Queue;
+use devices::virtio::vsock::VsockControl;
 use devices::virtio::worker::{LoopGone, Subscriber, WorkerId};
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 use kvm_ioctls::VcpuFd;
@@ -135,7 +136,7 @@ impl Machine {
         };
         let number = self.made.fetch_add(1, Ordering::SeqCst);
         let registration = self.controls.register(card(number)).unwrap();
-        registration.set_control(Control::Vsock);
+        registration.set_control(Control::Vsock(VsockControl::default()));
         Registered::new(Box::new(device), registration)
     }
 

@@ -7,6 +7,7 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use devices::virtio::worker::EventLoop;
 use event_manager::{EventOps, EventSet, MutEventSubscriber, SubscriberOps};
@@ -55,6 +56,8 @@ impl Maker {
 
 /// A machine that is to be built and started.
 pub struct Order {
+    /// When it was asked for.
+    pub asked: Instant,
     /// The machine. Its devices are those that have been made, in their order.
     pub config: Config,
     /// What it boots.
@@ -183,6 +186,7 @@ impl Stage {
                 continue;
             };
             let Order {
+                asked,
                 config,
                 payload,
                 console,
@@ -190,7 +194,8 @@ impl Stage {
             } = order;
             let devices = devices.into_iter().map(|Made(device)| device).collect();
             match builder::build_on(&mut self, &config, payload, console, devices) {
-                Ok(parts) => {
+                Ok(mut parts) => {
+                    parts.times.asked = asked;
                     let mut vm = Vm::new(self, parts);
                     meet(&mut vm);
                     vm.start();

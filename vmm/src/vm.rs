@@ -20,6 +20,7 @@ use crate::config::{Config, Payload};
 use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
+use crate::insight::{BootTimes, Insight};
 use crate::pci::{HotplugHandle, Pci};
 use crate::stage::{Maker, Stage};
 use crate::teardown::Remains;
@@ -112,6 +113,7 @@ pub struct Vm {
     _event_loop_ends: EndOnDrop,
     vcpus: EndVcpusOnDrop,
     exits: Exits,
+    times: BootTimes,
     event_manager: Manager,
     console: Option<SharedSerialWorker>,
     serial_port: Option<SerialPort>,
@@ -225,6 +227,7 @@ impl Vm {
         let Parts {
             vcpus,
             exits,
+            times,
             console,
             serial_port,
             virtio_console,
@@ -238,6 +241,7 @@ impl Vm {
             _event_loop_ends: EndOnDrop::new(ended),
             vcpus: EndVcpusOnDrop(Arc::new(vcpus)),
             exits,
+            times,
             event_manager: manager,
             console,
             serial_port,
@@ -295,6 +299,18 @@ impl Vm {
     /// How often the vCPUs came back from the guest, and why.
     pub fn exits(&self) -> Exits {
         self.exits.clone()
+    }
+
+    /// What it counts, and when it was built.
+    pub fn insight(&self) -> Insight {
+        Insight {
+            controls: self.controls.clone(),
+            exits: self.exits.clone(),
+            times: self.times,
+            events: Arc::clone(&self.events),
+            serial: self.serial_port.clone(),
+            keyboard: self.keyboard.clone(),
+        }
     }
 
     /// How its devices are changed while it runs.

@@ -17,7 +17,7 @@ use super::body::{Body, Events};
 use super::link::{Link, Phase};
 use crate::answer::{Answer, answer};
 use crate::command::{Command, Fault};
-use crate::handler::Reply;
+use crate::handler::{Reply, Seen};
 use crate::route::{Route, route};
 
 /// What clients of Firecracker's have always been told.
@@ -100,7 +100,19 @@ async fn respond(
     parts: &Parts,
     body: &[u8],
 ) -> Response<Body> {
-    match route(parts.method.as_str(), &target(parts), body) {
+    let (method, path) = (parts.method.as_str(), target(parts));
+    let routed = route(method, &path, body);
+    shared.handler.seen(&Seen {
+        method,
+        path: &path,
+        is_refused: routed.is_err(),
+        is_deprecated: match &routed {
+            Ok(Route::Command { deprecated, .. }) => *deprecated,
+            Ok(_) => false,
+            Err(refusal) => refusal.deprecated,
+        },
+    });
+    match routed {
         Ok(Route::Command {
             command,
             deprecated,

@@ -83,6 +83,11 @@ pub const I8042_COMMAND_PORT: u16 = 0x64;
 pub const KEYBOARD_GSI: u32 = 1;
 /// The port through which a guest marks a point of its boot (`--boot-timer`).
 pub const BOOT_TIMER_PORT: u16 = 0x3f0;
+/// Where it is in memory as well, as guests of Firecracker know it: only without PCI, whose functions' memory
+/// is there.
+pub const BOOT_TIMER_START: u64 = LOW_RAM_END;
+/// Bytes of it.
+pub const BOOT_TIMER_SIZE: u64 = 0x1000;
 /// pvpanic: a guest that crashes says so here.
 pub const PVPANIC_PORT: u16 = 0x505;
 /// ACPI sleep control register (one byte), ACPI 6.5 section 4.8.3.7.

@@ -11,7 +11,8 @@ use image::cache::Cache;
 use vmm::Console;
 use vmm::control::Face;
 
-use super::handler::Shared;
+use super::handler::{Shared, Submitter};
+use super::telemetry::write_to;
 use crate::console::{self, ConsoleOption};
 use crate::keys::Targets;
 use crate::logger;
@@ -37,11 +38,16 @@ impl Terminal {
 pub(super) struct Program {
     terminal: Terminal,
     shared: Arc<Shared>,
+    metrics: Arc<telemetry::Metrics>,
 }
 
 impl Program {
-    pub(super) fn new(terminal: Terminal, shared: Arc<Shared>) -> Self {
-        Self { terminal, shared }
+    pub(super) fn new(terminal: Terminal, submitter: &Submitter) -> Self {
+        Self {
+            terminal,
+            shared: submitter.shared(),
+            metrics: submitter.metrics(),
+        }
     }
 }
 
@@ -82,19 +88,21 @@ impl Face for Program {
         logger::change(logger).map_err(|error| chain(&error))
     }
 
-    fn set_metrics(&mut self, _: &Metrics) -> Result<(), String> {
-        Err("This version of mote writes no metrics".into())
+    fn set_metrics(&mut self, metrics: &Metrics) -> Result<(), String> {
+        write_to(&self.metrics, &metrics.metrics_path)
     }
 
     fn flush_metrics(&mut self) -> Result<(), String> {
-        Ok(())
+        let flushed = self.metrics.flush();
+        flushed.map_err(|error| format!("Metrics cannot be written: {error}"))
     }
 
     fn metrics(&mut self) -> String {
-        String::new()
+        self.metrics.scrape()
     }
 
     fn state_changed(&mut self, state: State) {
         self.shared.set_state(state);
+        self.metrics.state_changed(state);
     }
 }

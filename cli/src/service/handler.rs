@@ -4,14 +4,17 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel as queue};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Instant, SystemTime};
 
+use ::telemetry::{Event, Metrics, Submitted};
 use api::command::{Command, Fault, Response, State};
 use api::events::{Broadcast, Reader, Start};
-use api::handler::{ConsoleStream, Handler, Reply};
+use api::handler::{ConsoleStream, Handler, Reply, Seen};
 use api::types::{Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig};
-use serde_json::json;
 use vmm::StopRequest;
 use vmm::control::Control;
+
+use super::telemetry;
 
 /// Bytes of events that are kept for slow readers.
 const EVENT_BYTES: usize = 64 << 10;
@@ -34,27 +37,31 @@ impl Shared {
     /// The machine is in another state.
     pub(super) fn set_state(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        self.publish("state", &json!({ "state": state }));
     }
 
     /// Tells all who listen: one line of JSON.
-    pub(super) fn publish(&self, event: &str, details: &serde_json::Value) {
-        let mut line = json!({ "event": event });
-        if let (Some(line), Some(details)) = (line.as_object_mut(), details.as_object()) {
-            line.extend(details.clone());
-        }
-        self.events.publish(line.to_string().as_bytes());
+    pub(super) fn publish(&self, event: &Event) {
+        let line = event.line(SystemTime::now());
+        self.events.publish(line.as_bytes());
     }
 }
 
 /// What the API's server hands commands to.
 pub(super) struct Submitter {
-    commands: Sender<(Command, Reply)>,
+    commands: Sender<Job>,
     shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+}
+
+/// A command that was submitted.
+pub(super) struct Job {
+    command: Command,
+    reply: Reply,
+    submitted: Submitted,
 }
 
 /// A way for commands.
-pub(super) fn channel(id: &str) -> (Submitter, Receiver<(Command, Reply)>) {
+pub(super) fn channel(id: &str, main: Instant) -> (Submitter, Receiver<Job>) {
     let (commands, receiver) = queue();
     let shared = Shared {
         id: id.to_owned(),
@@ -62,17 +69,28 @@ pub(super) fn channel(id: &str) -> (Submitter, Receiver<(Command, Reply)>) {
         events: Broadcast::of_lines(EVENT_BYTES),
     };
     let shared = Arc::new(shared);
-    (Submitter { commands, shared }, receiver)
+    let metrics = telemetry::start(&shared, main);
+    let submitter = Submitter {
+        commands,
+        shared,
+        metrics,
+    };
+    (submitter, receiver)
 }
 
 impl Submitter {
     pub(super) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
+
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
 }
 
 impl Handler for Submitter {
     fn submit(&self, command: Command, reply: Reply) {
+        let submitted = self.metrics.requests().submitted(&command);
         match command {
             // Clients poll these: they do not wait for what takes its time.
             Command::GetInstance => reply.send(Ok(Response::Instance(InstanceInfo {
@@ -86,7 +104,24 @@ impl Handler for Submitter {
                 mote_version: env!("CARGO_PKG_VERSION").into(),
             }))),
             // A reply that is dropped says that the monitor ends.
-            command => _ = self.commands.send((command, reply)),
+            command => {
+                let job = Job {
+                    command,
+                    reply,
+                    submitted,
+                };
+                let _ = self.commands.send(job);
+            }
+        }
+    }
+
+    fn seen(&self, request: &Seen<'_>) {
+        let requests = self.metrics.requests();
+        if request.is_refused {
+            requests.refused(request.method, request.path);
+        }
+        if request.is_deprecated {
+            requests.deprecated();
         }
     }
 
@@ -103,7 +138,8 @@ impl Handler for Submitter {
 /// the monitor ends.
 pub(super) fn carry_out(
     mut control: Control,
-    commands: Receiver<(Command, Reply)>,
+    jobs: Receiver<Job>,
+    metrics: Arc<Metrics>,
     first: impl Iterator<Item = Command> + Send + 'static,
     failed: Arc<OnceLock<Fault>>,
 ) -> io::Result<JoinHandle<()>> {
@@ -112,16 +148,34 @@ pub(super) fn carry_out(
         .stack_size(STACK_SIZE)
         .spawn(move || {
             for command in first {
-                if let Err(fault) = control.execute(command) {
+                if let Err(fault) = execute(&mut control, &metrics, command) {
                     let _ = failed.set(fault);
                     control.stopper().stop(StopRequest::Quit);
                     return;
                 }
             }
-            for (command, reply) in commands {
-                reply.send(control.execute(command));
+            while let Some(job) = telemetry::next(&jobs, &metrics) {
+                let Job {
+                    command,
+                    reply,
+                    submitted,
+                } = job;
+                let began = Instant::now();
+                let result = execute(&mut control, &metrics, command);
+                metrics.requests().done(submitted, began, result.is_ok());
+                reply.send(result);
             }
         })
+}
+
+fn execute(control: &mut Control, metrics: &Metrics, command: Command) -> Result<Response, Fault> {
+    if let Command::Act(Action {
+        action_type: ActionType::InstanceStart,
+    }) = command
+    {
+        metrics.starting();
+    }
+    control.execute(command)
 }
 
 /// What a configuration file asks for, in order.

@@ -13,6 +13,7 @@
 pub(crate) mod args;
 mod face;
 mod handler;
+mod telemetry;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -32,7 +33,6 @@ use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 use crate::footprint::Trim;
 use crate::logger;
 use crate::process;
-use crate::run::report_mark;
 use crate::signals::SignalWatch;
 use crate::status::Status;
 use args::{Name, VmmArgs};
@@ -102,6 +102,9 @@ pub(crate) enum Error {
         /// Why.
         fault: Fault,
     },
+    /// `--metrics-path`.
+    #[error("{0}")]
+    Metrics(String),
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -164,8 +167,12 @@ pub(crate) fn vmm(
         mmds: Arc::new(mmds),
     };
     let terminal = face::Terminal::default();
-    let (submitter, commands) = handler::channel(&settings.id);
-    let face = face::Program::new(terminal.clone(), submitter.shared());
+    let (submitter, jobs) = handler::channel(&settings.id, started);
+    let metrics = submitter.metrics();
+    if let Some(path) = &args.metrics_path {
+        telemetry::write_to(&metrics, path).map_err(Error::Metrics)?;
+    }
+    let face = face::Program::new(terminal.clone(), &submitter);
     let control = Control::new(settings, stage.maker(), orders, Box::new(face));
     // The socket comes before the guest: whoever starts this waits for it.
     let socket = match args.socket(name) {
@@ -177,24 +184,33 @@ pub(crate) fn vmm(
     let first = first
         .into_iter()
         .chain(file.into_iter().flat_map(handler::commands_of));
-    let carrier = handler::carry_out(control, commands, first, Arc::clone(&failed))
-        .map_err(host("the control thread"))?;
-    let server = match socket {
-        Some(socket) => Some(serve(socket, submitter, args, name)?),
-        None => {
-            drop(submitter);
-            None
-        }
+    let carrier = handler::carry_out(
+        control,
+        jobs,
+        Arc::clone(&metrics),
+        first,
+        Arc::clone(&failed),
+    )
+    .map_err(host("the control thread"))?;
+    let (server, idle) = match socket {
+        Some(socket) => (Some(serve(socket, submitter, args, name)?), None),
+        // Nobody submits anything, but there are metrics to be written.
+        None => (None, Some(submitter)),
     };
+    metrics.ready(telemetry::started(args));
     log::info!("API server started.");
 
-    let served = stage.serve(&queue, |_: &mut Vm| {});
+    let served = stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()));
     // Commands that wait for a start hear that there is none.
     drop(queue);
     let (status, remains) = match served? {
-        Outcome::Stopped(reason) => (end(&reason, name), None),
+        Outcome::Stopped(reason) => {
+            metrics.ended(&reason);
+            (end(&reason, name), None)
+        }
         Outcome::Machine(mut vm) => {
-            let reason = vm.run(|mark| report_mark(&mark, started))?;
+            let reason = vm.run(|mark| telemetry::mark(&metrics, &mark, name, started))?;
+            metrics.ended(&reason);
             (end(&reason, name), Some(vm.take_down()))
         }
     };
@@ -202,6 +218,7 @@ pub(crate) fn vmm(
         server.stop(GRACE);
         drop(file);
     }
+    drop(idle);
     // Nobody submits any more, so that it ends as soon as it has done what was asked.
     let _ = carrier.join();
     terminal.restore();

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -33,9 +34,44 @@ pub struct Rng {
     event_loop: Arc<dyn EventLoop>,
     // Runtime glue.
     source: Arc<File>,
-    /// Not the worker's own: a reset is no way around a limit.
-    limiter: Arc<Mutex<RateLimiter>>,
+    shared: Arc<Shared>,
     worker: Option<Attached<Worker>>,
+}
+
+/// What the device, its worker and its controls share.
+struct Shared {
+    /// Not the worker's own: a reset is no way around a limit.
+    limiter: Mutex<RateLimiter>,
+    counts: Counts,
+}
+
+/// What has happened since the device was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RngCounters {
+    /// Times that the driver has told of new requests.
+    pub kicks: u64,
+    /// Bytes that it got.
+    pub bytes: u64,
+    /// Requests that got nothing: the host has no randomness, or the buffer is none.
+    pub failed: u64,
+    /// Times that requests had to wait for the rate limit.
+    pub throttled: u64,
+    /// Times that it let them go on.
+    pub limit_timers: u64,
+}
+
+/// The same, while it happens.
+#[derive(Default)]
+struct Counts {
+    kicks: AtomicU64,
+    bytes: AtomicU64,
+    failed: AtomicU64,
+    throttled: AtomicU64,
+    limit_timers: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
 }
 
 impl Rng {
@@ -44,14 +80,17 @@ impl Rng {
         Ok(Self {
             event_loop,
             source: Arc::new(File::open(SOURCE)?),
-            limiter: Arc::new(Mutex::new(RateLimiter::unlimited())),
+            shared: Arc::new(Shared {
+                limiter: Mutex::new(RateLimiter::unlimited()),
+                counts: Counts::default(),
+            }),
             worker: None,
         })
     }
 
     /// What controls it from outside, before and while it runs.
     pub fn control(&self) -> RngControl {
-        RngControl(Arc::clone(&self.limiter))
+        RngControl(Arc::clone(&self.shared))
     }
 }
 
@@ -82,7 +121,7 @@ impl VirtioDevice for Rng {
         };
         let worker = Worker {
             source: Arc::clone(&self.source),
-            limiter: Arc::clone(&self.limiter),
+            shared: Arc::clone(&self.shared),
             memory: resources.memory,
             queue,
             broken: false,
@@ -101,12 +140,25 @@ impl VirtioDevice for Rng {
 
 /// What controls an [`Rng`].
 #[derive(Clone)]
-pub struct RngControl(Arc<Mutex<RateLimiter>>);
+pub struct RngControl(Arc<Shared>);
 
 impl RngControl {
     /// Limits what the guest gets: bytes, and requests of its driver.
     pub fn set_rate_limit(&self, limit: RateLimit) -> io::Result<()> {
-        lock(&self.0).update(limit)
+        lock(&self.0.limiter).update(limit)
+    }
+
+    /// What has happened since the device was made.
+    pub fn counters(&self) -> RngCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = &self.0.counts;
+        RngCounters {
+            kicks: get(&counts.kicks),
+            bytes: get(&counts.bytes),
+            failed: get(&counts.failed),
+            throttled: get(&counts.throttled),
+            limit_timers: get(&counts.limit_timers),
+        }
     }
 }
 
@@ -114,7 +166,7 @@ impl RngControl {
 struct Worker {
     // Runtime glue.
     source: Arc<File>,
-    limiter: Arc<Mutex<RateLimiter>>,
+    shared: Arc<Shared>,
     memory: Arc<GuestMemoryMmap>,
     // Volatile state.
     queue: Queue,
@@ -130,15 +182,20 @@ impl Worker {
             let Some(chain) = self.queue.pop()? else {
                 break;
             };
-            let mut limiter = lock(&self.limiter);
+            let mut limiter = lock(&self.shared.limiter);
             if !limiter.take(1, wanted(&chain) as u64) {
                 // It stays in the ring until the timer says so, and no kick is needed.
                 limiter.watch(LIMIT, ops);
+                count(&self.shared.counts.throttled, 1);
                 self.queue.undo_pop();
                 return self.queue.notify();
             }
             drop(limiter);
             let written = fill(&chain, &self.memory, &self.source);
+            count(&self.shared.counts.bytes, written.into());
+            if written == 0 {
+                count(&self.shared.counts.failed, 1);
+            }
             self.queue.complete(chain.head(), written)?;
         }
         if self.queue.enable_kicks()? {
@@ -170,8 +227,10 @@ fn fill(chain: &Chain, memory: &GuestMemoryMmap, mut source: &File) -> u32 {
 impl MutEventSubscriber for Worker {
     fn process(&mut self, event: Events, ops: &mut EventOps) {
         if event.data() == LIMIT {
-            lock(&self.limiter).on_timer();
+            count(&self.shared.counts.limit_timers, 1);
+            lock(&self.shared.limiter).on_timer();
         } else {
+            count(&self.shared.counts.kicks, 1);
             // Empties it; fails if it is empty.
             let _ = self.queue.kick().read();
         }
@@ -187,7 +246,7 @@ impl MutEventSubscriber for Worker {
     fn init(&mut self, ops: &mut EventOps) {
         // Fails only for a descriptor that is already there.
         let _ = ops.add(Events::with_data(&**self.queue.kick(), KICK, EventSet::IN));
-        lock(&self.limiter).watch(LIMIT, ops);
+        lock(&self.shared.limiter).watch(LIMIT, ops);
     }
 }
 

@@ -4,6 +4,7 @@
 mod process;
 mod resources;
 mod states;
+mod telemetry;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,10 @@ pub(crate) const CASES: &[Case] = &[
     ("under_the_name_firecracker", process::firecracker),
     ("a_configuration_file", process::config_file),
     ("wrong_flags", process::wrong_flags),
+    ("the_metrics_file", telemetry::file),
+    ("metrics_as_text", telemetry::text),
+    ("what_happens_is_told", telemetry::events),
+    ("a_boot_is_timed", telemetry::boot_timer),
 ];
 
 /// A kernel in `directory` that halts for good.

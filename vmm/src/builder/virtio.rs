@@ -148,7 +148,8 @@ fn make_one(
         }
         DeviceKind::Vsock(config) => {
             let vsock = Vsock::new(config.clone(), event_loop)?;
-            (Box::new(vsock), Control::Vsock)
+            let control = vsock.control();
+            (Box::new(vsock), Control::Vsock(control))
         }
     })
 }

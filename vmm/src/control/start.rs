@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Instant;
 
 use api::command::{Fault, State};
 use api::types::{self as wire, CpuTemplate};
@@ -19,7 +20,8 @@ const DEFAULT_WORDS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noa
 impl Control {
     /// Builds the machine and starts it. If that fails, all is as before.
     pub(super) fn start(&mut self) -> Result<(), Fault> {
-        let order = self.order().map_err(cannot_start)?;
+        let asked = Instant::now();
+        let order = self.order(asked).map_err(cannot_start)?;
         let started = self.orders.start(order);
         match started {
             Ok(machine) => {
@@ -36,7 +38,7 @@ impl Control {
         }
     }
 
-    fn order(&mut self) -> Result<Order, String> {
+    fn order(&mut self, asked: Instant) -> Result<Order, String> {
         let payload = self.payload()?;
         let console = self.face.console(self.resources.serial.as_ref())?;
         let config = self.config()?;
@@ -48,6 +50,7 @@ impl Control {
             }
         };
         Ok(Order {
+            asked,
             config,
             payload,
             console,

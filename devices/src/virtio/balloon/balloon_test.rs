@@ -79,6 +79,8 @@ fn pages_in_the_balloon_are_the_hosts() {
             inflated: 4 * PAGE_SIZE,
             deflated: 4 * PAGE_SIZE,
             discarded: 4 * PAGE_SIZE,
+            inflations: 1,
+            deflations: 1,
             ..BalloonCounters::default()
         }
     );

@@ -80,6 +80,14 @@ pub struct BalloonCounters {
     pub discarded: u64,
     /// Requests of which something was not given back: no RAM, or the host refused.
     pub failed: u64,
+    /// Requests to inflate.
+    pub inflations: u64,
+    /// Requests to deflate.
+    pub deflations: u64,
+    /// Requests that tell of free memory.
+    pub reports: u64,
+    /// Statistics that the guest has sent.
+    pub statistics: u64,
 }
 
 /// The same, while it happens.
@@ -90,6 +98,10 @@ struct Counters {
     reported: AtomicU64,
     discarded: AtomicU64,
     failed: AtomicU64,
+    inflations: AtomicU64,
+    deflations: AtomicU64,
+    reports: AtomicU64,
+    statistics: AtomicU64,
 }
 
 /// What both halves, and those who control the device, have in common.
@@ -300,6 +312,10 @@ impl BalloonControl {
             reported: get(&counters.reported),
             discarded: get(&counters.discarded),
             failed: get(&counters.failed),
+            inflations: get(&counters.inflations),
+            deflations: get(&counters.deflations),
+            reports: get(&counters.reports),
+            statistics: get(&counters.statistics),
         }
     }
 }

@@ -93,6 +93,7 @@ impl Worker {
                 let ranges = page_ranges(&chain.readable, memory);
                 let bytes = ranges.iter().map(|range| range.end - range.start).sum();
                 add(&counters.inflated, bytes);
+                add(&counters.inflations, 1);
                 give_up(shared, memory, &ranges);
                 // What a page costs if none is next to another.
                 1 + u64::from(chain.readable.len()) / PFN_LEN as u64
@@ -101,6 +102,7 @@ impl Worker {
                 let ranges = page_ranges(&chain.readable, memory);
                 let bytes = ranges.iter().map(|range| range.end - range.start).sum();
                 add(&counters.deflated, bytes);
+                add(&counters.deflations, 1);
                 1 + u64::from(chain.readable.len()) / PFN_LEN as u64
             }),
             REPORTING => serve_queue(&mut self.queues.reporting, BYTES_PER_TURN, |chain| {
@@ -109,6 +111,7 @@ impl Worker {
                     .map(|segment| segment.gpa.0..segment.gpa.0 + u64::from(segment.len))
                     .collect();
                 add(&counters.reported, chain.writable.len().into());
+                add(&counters.reports, 1);
                 give_up(shared, memory, &ranges);
                 u64::from(chain.writable.len()).max(PAGE_SIZE)
             }),
@@ -135,6 +138,7 @@ impl Worker {
                 .read(&self.memory, 0, &mut bytes[..len])
                 .is_ok();
             if is_read && len >= ENTRY_LEN {
+                add(&self.shared.counters.statistics, 1);
                 *lock(&self.shared.stats) = BalloonStats::parse(&bytes[..len], Instant::now());
             }
             self.held = Some(chain);

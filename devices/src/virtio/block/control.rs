@@ -3,12 +3,13 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BlockConfig;
+use super::latency::{BlockLatencies, Recorders};
 use crate::backend::disk::{self, Disk, Info, ResizeError};
 use crate::lock;
 use crate::rate_limiter::RateLimit;
@@ -37,6 +38,16 @@ pub struct BlockCounters {
     pub bad_requests: u64,
     /// Times that requests had to wait for the rate limit.
     pub throttled: u64,
+    /// Times that the driver has told of new requests.
+    pub kicks: u64,
+    /// Times that it had none then.
+    pub empty_kicks: u64,
+    /// Times that the rate limit let requests go on.
+    pub limit_timers: u64,
+    /// Times that its file or its limits were changed.
+    pub updates: u64,
+    /// Times that its file could not be.
+    pub failed_updates: u64,
 }
 
 impl BlockCounters {
@@ -52,6 +63,11 @@ impl BlockCounters {
             host_errors,
             bad_requests,
             throttled,
+            kicks,
+            empty_kicks,
+            limit_timers,
+            updates,
+            failed_updates,
         } = other;
         self.reads += reads;
         self.read_bytes += read_bytes;
@@ -63,6 +79,11 @@ impl BlockCounters {
         self.host_errors += host_errors;
         self.bad_requests += bad_requests;
         self.throttled += throttled;
+        self.kicks += kicks;
+        self.empty_kicks += empty_kicks;
+        self.limit_timers += limit_timers;
+        self.updates += updates;
+        self.failed_updates += failed_updates;
     }
 }
 
@@ -102,11 +123,18 @@ pub(super) struct Shared {
     /// The way to the driver, while there is one.
     pub(super) interrupt: Mutex<Option<Interrupt>>,
     pub(super) counters: Mutex<BlockCounters>,
+    pub(super) latencies: Recorders,
     /// The driver's choice: data may be in a cache until it is flushed.
     pub(super) writeback: AtomicBool,
     /// Errors that were logged.
     pub(super) logged: Mutex<Vec<io::ErrorKind>>,
+    /// Who hears of them too.
+    pub(super) listener: OnceLock<ErrorListener>,
 }
+
+/// Hears of errors of the host, the first one of each kind: what the disk could not do, and why. It is called by the
+/// thread that serves the disk, which it must not keep waiting.
+pub type ErrorListener = Box<dyn Fn(&'static str, &io::Error) + Send + Sync>;
 
 impl Shared {
     pub(super) fn new(config: BlockConfig, info: Arc<Info>) -> io::Result<Self> {
@@ -119,17 +147,24 @@ impl Shared {
             replacement: Mutex::new(None),
             interrupt: Mutex::new(None),
             counters: Mutex::new(BlockCounters::default()),
+            latencies: Recorders::default(),
             writeback: AtomicBool::new(true),
             logged: Mutex::new(Vec::new()),
+            listener: OnceLock::new(),
         })
     }
 
     /// Logs an error of the host, once for each kind.
-    pub(super) fn log_once(&self, what: &str, error: &io::Error) {
+    pub(super) fn log_once(&self, what: &'static str, error: &io::Error) {
         let mut logged = lock(&self.logged);
-        if !logged.contains(&error.kind()) {
-            logged.push(error.kind());
-            log::warn!("Disk '{}' cannot {what}: {error}", self.config.id);
+        if logged.contains(&error.kind()) {
+            return;
+        }
+        logged.push(error.kind());
+        drop(logged);
+        log::warn!("Disk '{}' cannot {what}: {error}", self.config.id);
+        if let Some(listener) = self.listener.get() {
+            listener(what, error);
         }
     }
 
@@ -168,6 +203,7 @@ impl BlockControl {
     /// Changes the limits, from the next request on.
     pub fn set_rate_limit(&self, limit: RateLimit) {
         *lock(&self.shared.rate) = limit;
+        lock(&self.shared.counters).updates += 1;
         self.shared.send();
     }
 
@@ -175,6 +211,16 @@ impl BlockControl {
     /// ends on the old one. The driver is told the new size. The same file is looked at again, as by
     /// [`BlockControl::resize`].
     pub fn replace_file(&self, path: &Path) -> Result<(), ReplaceError> {
+        let replaced = self.replace(path);
+        let mut counters = lock(&self.shared.counters);
+        match replaced {
+            Ok(()) => counters.updates += 1,
+            Err(_) => counters.failed_updates += 1,
+        }
+        replaced
+    }
+
+    fn replace(&self, path: &Path) -> Result<(), ReplaceError> {
         let info = Arc::clone(&lock(&self.shared.info));
         if info.is_file(path) {
             self.resize().map_err(|source| ReplaceError::Resize {
@@ -199,6 +245,16 @@ impl BlockControl {
     /// What the disk has done so far.
     pub fn counters(&self) -> BlockCounters {
         *lock(&self.shared.counters)
+    }
+
+    /// How long that took.
+    pub fn latencies(&self) -> BlockLatencies {
+        self.shared.latencies.get()
+    }
+
+    /// Has `listener` hear of errors of the host. There is one, the first.
+    pub fn on_error(&self, listener: ErrorListener) {
+        let _ = self.shared.listener.set(listener);
     }
 
     /// Size in bytes.

@@ -1,9 +1,10 @@
 //! Block device (virtio 1.2 section 5.2): a disk whose image and engine are in [`crate::backend::disk`].
 //!
 //! Reading order: this file (the idle half), `request` (what a driver asks, checked), `worker` (the
-//! running half), `control` (what the monitor may ask meanwhile).
+//! running half), `control` (what the monitor may ask meanwhile), `latency` (how long requests take).
 
 mod control;
+mod latency;
 mod request;
 mod worker;
 
@@ -15,7 +16,8 @@ use std::sync::atomic::Ordering;
 use thiserror::Error;
 
 use control::Shared;
-pub use control::{BlockControl, BlockCounters, ReplaceError};
+pub use control::{BlockControl, BlockCounters, ErrorListener, ReplaceError};
+pub use latency::{BOUNDS_US, BUCKETS, BlockLatencies, Latency};
 use request::{
     DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX, SEG_MAX, SERIAL_SIZE, SIZE_MAX, ZEROES_RANGES_MAX,
     ZEROES_SECTORS_MAX,

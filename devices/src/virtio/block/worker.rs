@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -73,6 +74,8 @@ struct InFlight {
     /// Bytes of data.
     bytes: u32,
     status: GuestAddress,
+    /// When the turn began in which it was taken from its queue.
+    started: Instant,
 }
 
 /// A queue at work.
@@ -109,6 +112,8 @@ pub(super) struct Worker {
     syncing: Vec<u32>,
     /// Since the last time that they were added to the shared ones.
     counters: BlockCounters,
+    /// When it last began to take requests, or to return some.
+    now: Instant,
     /// Buffer.
     completions: Vec<Completion>,
 }
@@ -140,6 +145,7 @@ impl Worker {
             unsynced: Vec::new(),
             syncing: Vec::new(),
             counters: BlockCounters::default(),
+            now: Instant::now(),
             completions: Vec::new(),
             shared,
         }
@@ -185,6 +191,7 @@ impl Worker {
             read_only: self.disk.info().is_read_only(),
         };
         let mut left = BYTES_PER_TURN;
+        let mut is_first = true;
         self.queues[index].queue.disable_kicks()?;
         for _ in 0..self.queues[index].queue.size() {
             let served = &mut self.queues[index];
@@ -195,6 +202,9 @@ impl Worker {
             let Some(chain) = served.queue.pop()? else {
                 break;
             };
+            if std::mem::take(&mut is_first) {
+                self.now = Instant::now();
+            }
             let returned = Returned {
                 head: chain.head(),
                 written: chain.writable.len(),
@@ -221,6 +231,9 @@ impl Worker {
                 break;
             }
         }
+        if is_first {
+            self.counters.empty_kicks += 1;
+        }
         let queue = &mut self.queues[index].queue;
         if queue.enable_kicks()? {
             queue.kick_myself();
@@ -240,12 +253,14 @@ impl Worker {
             data,
             status,
         } = request;
+        let started = self.now;
         let in_flight = |doing| InFlight {
             doing,
             queue: index,
             returned,
             bytes: data.len(),
             status,
+            started,
         };
         match command {
             Ok(Command::Read { offset }) => {
@@ -358,6 +373,7 @@ impl Worker {
     }
 
     fn note_completions(&mut self) {
+        self.now = Instant::now();
         let mut completions = std::mem::take(&mut self.completions);
         for (id, result) in completions.drain(..) {
             self.ended(id, &result);
@@ -374,6 +390,7 @@ impl Worker {
             returned: Returned::default(),
             bytes: 0,
             status: GuestAddress(0),
+            started: self.now,
         });
         self.disk.flush(id, &Buffer::empty(&self.memory));
     }
@@ -414,18 +431,25 @@ impl Worker {
         };
         self.free.push(id);
         let counters = &mut self.counters;
+        let latencies = &self.shared.latencies;
+        let took = self.now.saturating_duration_since(request.started);
         let bytes = u64::from(request.bytes);
         match request.doing {
             _ if !is_ok => counters.host_errors += 1,
             Doing::Read => {
                 counters.reads += 1;
                 counters.read_bytes += bytes;
+                latencies.reads.record(took);
             }
             Doing::Write => {
                 counters.writes += 1;
                 counters.write_bytes += bytes;
+                latencies.writes.record(took);
             }
-            Doing::Flush => counters.flushes += 1,
+            Doing::Flush => {
+                counters.flushes += 1;
+                latencies.flushes.record(took);
+            }
             Doing::Discard => counters.discards += 1,
             Doing::WriteZeroes => counters.write_zeroes += 1,
             Doing::Sync => {}
@@ -517,6 +541,7 @@ impl MutEventSubscriber for Worker {
         match event.data() {
             COMPLETION => self.disk.clear_event(),
             TIMER => {
+                self.counters.limit_timers += 1;
                 self.limiter.on_timer();
                 for index in 0..self.queues.len() {
                     self.serve(index, ops);
@@ -527,6 +552,7 @@ impl MutEventSubscriber for Worker {
                 let _ = self.shared.wake.read();
             }
             kick => {
+                self.counters.kicks += 1;
                 let index = kick as usize;
                 if let Some(served) = self.queues.get(index) {
                     // Empties it; fails if it is empty.

@@ -227,7 +227,7 @@ impl Rx {
         if turn.link_up {
             self.gather(window)?;
             if self.held.is_empty() {
-                return self.starve();
+                return self.starve(turn);
             }
             direct = self.held_bytes;
         }
@@ -324,7 +324,7 @@ impl Rx {
             has_room = self.held_bytes >= len;
             let may_come = self.held.len() < usize::from(self.queue.size());
             if !has_room && gathered == Gathered::RingEmpty && may_come {
-                return self.starve();
+                return self.starve(turn);
             }
         }
         if !has_room {
@@ -391,11 +391,11 @@ impl Rx {
     }
 
     /// Waits for buffers, unless some have come meanwhile.
-    fn starve(&mut self) -> Result<Option<Wait>, queue::Error> {
-        Ok(if self.queue.enable_kicks()? {
-            None
-        } else {
-            Some(Wait::Buffers)
-        })
+    fn starve(&mut self, turn: &Turn<'_>) -> Result<Option<Wait>, queue::Error> {
+        if self.queue.enable_kicks()? {
+            return Ok(None);
+        }
+        turn.counts.count_starved();
+        Ok(Some(Wait::Buffers))
     }
 }

@@ -113,6 +113,9 @@ pub(super) struct DirectionCounts {
     dropped: AtomicU64,
     errors: AtomicU64,
     throttled: AtomicU64,
+    kicks: AtomicU64,
+    starved: AtomicU64,
+    limit_timers: AtomicU64,
 }
 
 impl DirectionCounts {
@@ -134,6 +137,21 @@ impl DirectionCounts {
         self.throttled.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The driver has told of what it made available.
+    pub(super) fn count_kick(&self) {
+        self.kicks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A frame has come, and there is no buffer for it.
+    pub(super) fn count_starved(&self) {
+        self.starved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The rate limit lets frames go on.
+    pub(super) fn count_limit_timer(&self) {
+        self.limit_timers.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn read(&self) -> DirectionCounters {
         DirectionCounters {
             frames: self.frames.load(Ordering::Relaxed),
@@ -141,6 +159,9 @@ impl DirectionCounts {
             dropped: self.dropped.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
             throttled: self.throttled.load(Ordering::Relaxed),
+            kicks: self.kicks.load(Ordering::Relaxed),
+            starved: self.starved.load(Ordering::Relaxed),
+            limit_timers: self.limit_timers.load(Ordering::Relaxed),
         }
     }
 }
@@ -150,13 +171,20 @@ impl DirectionCounts {
 pub(super) struct Counts {
     pub(super) rx: DirectionCounts,
     pub(super) tx: DirectionCounts,
+    host_events: AtomicU64,
 }
 
 impl Counts {
+    /// The host's end is readable, or writable again.
+    pub(super) fn count_host_event(&self) {
+        self.host_events.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn read(&self) -> Counters {
         Counters {
             rx: self.rx.read(),
             tx: self.tx.read(),
+            host_events: self.host_events.load(Ordering::Relaxed),
         }
     }
 }
@@ -174,6 +202,12 @@ pub struct DirectionCounters {
     pub errors: u64,
     /// How often a frame waited for the rate limit.
     pub throttled: u64,
+    /// How often the driver has told of new buffers or frames.
+    pub kicks: u64,
+    /// How often it had no buffers for what the host might have had; never from the guest.
+    pub starved: u64,
+    /// How often the rate limit let frames go on.
+    pub limit_timers: u64,
 }
 
 /// What a card has done. What the host's kernel moves by vhost is not counted here.
@@ -183,4 +217,6 @@ pub struct Counters {
     pub rx: DirectionCounters,
     /// From the guest.
     pub tx: DirectionCounters,
+    /// How often the host's end became readable, or writable again.
+    pub host_events: u64,
 }

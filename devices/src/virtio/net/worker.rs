@@ -217,10 +217,12 @@ impl Worker {
             }
             CONTROL => self.serve_control(limiters),
             RX_TIMER => {
+                shared.counts.rx.count_limit_timer();
                 limiters.rx.on_timer();
                 (0..self.pairs.len()).try_for_each(|pair| self.serve_rx(pair, limiters))
             }
             TX_TIMER => {
+                shared.counts.tx.count_limit_timer();
                 limiters.tx.on_timer();
                 (0..self.pairs.len()).try_for_each(|pair| self.serve_tx(pair, limiters))
             }
@@ -245,6 +247,7 @@ impl Worker {
         };
         match (event.data() - PAIRS) % PER_PAIR {
             BACKEND => {
+                self.shared.counts.count_host_event();
                 let is_writable = event.event_set().contains(EventSet::OUT);
                 if is_writable || event.event_set().contains(EventSet::ERROR) {
                     self.serve_tx(number, limiters)?;
@@ -256,11 +259,13 @@ impl Worker {
                 self.on_readable(number, limiters)
             }
             RX_KICK => {
+                self.shared.counts.rx.count_kick();
                 // Empties it; fails if it is empty.
                 let _ = rx.as_ref().map(|rx| rx.queue().kick().read());
                 self.serve_rx(number, limiters)
             }
             _ => {
+                self.shared.counts.tx.count_kick();
                 let _ = tx.as_ref().map(|tx| tx.queue().kick().read());
                 // While it waits for something else, a kick changes nothing.
                 if tx.as_ref().is_some_and(|tx| tx.wait() != tx::Wait::Frames) {

@@ -20,6 +20,7 @@
 //! event (section 5.10.6.7).
 
 mod connection;
+mod counters;
 mod credit;
 mod handshake;
 mod muxer;
@@ -37,6 +38,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use self::counters::Counts;
+pub use self::counters::{VsockControl, VsockCounters};
 use self::muxer::Muxer;
 use self::unix::Listening;
 use self::worker::{Queues, Worker};
@@ -109,6 +112,7 @@ pub struct Vsock {
     // Runtime glue.
     event_loop: Arc<dyn EventLoop>,
     listening: Listening,
+    counts: Arc<Counts>,
     worker: Option<Attached<Worker>>,
 }
 
@@ -123,8 +127,14 @@ impl Vsock {
             cid,
             event_loop,
             listening: Listening::new(&path)?,
+            counts: Arc::default(),
             worker: None,
         })
+    }
+
+    /// What can be asked about it from outside.
+    pub fn control(&self) -> VsockControl {
+        VsockControl(Arc::clone(&self.counts))
     }
 }
 
@@ -151,7 +161,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, mut resources: Resources) -> Result<(), ActivateError> {
-        let muxer = Muxer::new(self.cid, self.listening.path(), self.listening.listener())
+        let counts = Arc::clone(&self.counts);
+        let (path, listener) = (self.listening.path(), self.listening.listener());
+        let muxer = Muxer::new(self.cid, path, listener, counts)
             .map_err(|error| ActivateError(Box::new(error)))?;
         let queues = Queues {
             rx: resources.take_queue(RX_QUEUE),

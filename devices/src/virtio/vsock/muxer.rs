@@ -22,6 +22,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{Connection, Key, Verdict};
+use super::counters::Counts;
 use super::handshake::{Line, Progress};
 use super::packet::{HOST_CID, Header, kind, op};
 use super::slot::{Peer, Slot};
@@ -72,6 +73,7 @@ pub(super) struct Muxer {
 
     // Runtime glue.
     watch: Watch,
+    counts: Arc<Counts>,
 
     // Volatile state.
     slots: HashMap<Id, Slot>,
@@ -94,11 +96,13 @@ impl Muxer {
         guest_cid: u32,
         path: &Path,
         listener: &Arc<UnixListener>,
+        counts: Arc<Counts>,
     ) -> io::Result<Self> {
         Ok(Self {
             guest_cid: guest_cid.into(),
             path: path.to_owned(),
             watch: Watch::new(listener)?,
+            counts,
             slots: HashMap::new(),
             keys: HashMap::new(),
             next_id: FIRST_ID,
@@ -256,6 +260,7 @@ impl Muxer {
     }
 
     fn insert(&mut self, id: Id, connection: Connection<UnixSocket>, now: Instant) {
+        self.counts.connections.add(1);
         self.keys.insert(connection.key(), id);
         let slot = Slot::new(Peer::Connected(connection), None);
         self.slots.insert(id, slot);
@@ -281,6 +286,8 @@ impl Muxer {
         if header.src_cid != self.guest_cid {
             return;
         }
+        self.counts.tx_packets.add(1);
+        self.counts.tx_bytes.add(data.len().into());
         let key = Key {
             host: header.dst_port,
             guest: header.src_port,
@@ -382,6 +389,11 @@ impl Muxer {
 
     // To the guest.
 
+    /// What is counted.
+    pub(super) fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
     /// Descriptor of the epoll instance.
     pub(super) fn fd(&self) -> RawFd {
         self.watch.as_raw_fd()
@@ -395,6 +407,7 @@ impl Muxer {
     /// What is next for the guest; each connection in its turn.
     pub(super) fn next_work(&mut self, now: Instant) -> Option<Work> {
         if let Some(reset) = self.resets.pop_front() {
+            self.counts.resets.add(1);
             return Some(Work::Packet(reset));
         }
         while let Some(id) = self.ready.pop_front() {
@@ -487,7 +500,10 @@ impl Muxer {
         let key = match &slot.peer {
             Peer::Client { .. } => None,
             Peer::Server { key, .. } => Some(*key),
-            Peer::Connected(connection) => Some(connection.key()),
+            Peer::Connected(connection) => {
+                self.counts.ended.add(1);
+                Some(connection.key())
+            }
         };
         // Another connection may have the key by now, if this one was over for the guest.
         if let Some(key) = key

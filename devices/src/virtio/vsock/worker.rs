@@ -91,8 +91,14 @@ impl Worker {
             tx,
             event: events,
         } = &mut self.queues;
-        if event == HOST {
-            muxer.poll(now);
+        match event {
+            RX => muxer.counts().rx_kicks.add(1),
+            TX => muxer.counts().tx_kicks.add(1),
+            HOST => {
+                muxer.counts().host_events.add(1);
+                muxer.poll(now);
+            }
+            _ => {}
         }
         if self.announces_reset
             && let Some(events) = events
@@ -230,6 +236,7 @@ fn serve_rx(rx: &mut Queue, muxer: &mut Muxer, now: Instant) -> Result<(), queue
         };
         match muxer.next_work(now) {
             Some(Work::Packet(header)) => {
+                muxer.counts().rx_packets.add(1);
                 put(rx, &slot.chain, &header)?;
                 moved += HEADER_SIZE;
             }
@@ -279,6 +286,7 @@ fn send_data(
     first: Slot,
     now: Instant,
 ) -> Result<u32, queue::Error> {
+    let counts = Arc::clone(muxer.counts());
     let Some(connection) = muxer.connection(id) else {
         rx.undo_pop();
         return Ok(0);
@@ -318,6 +326,8 @@ fn send_data(
             continue;
         }
         left -= len;
+        counts.rx_packets.add(1);
+        counts.rx_bytes.add(len.into());
         let header = connection.data_header(len);
         put(rx, &slot.chain, &header)?;
     }

@@ -1,0 +1,88 @@
+//! Metrics and events of a monitor: what connects them to the log, the files and the API of this program.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
+
+use ::telemetry::{AlreadySet, Event, Metrics, Program, Started};
+use vmm::BootMark;
+
+use super::args::{Name, VmmArgs};
+use super::handler::Shared;
+use crate::logger;
+use crate::run::report_mark;
+
+/// The log of this program.
+struct Log;
+
+impl Program for Log {
+    fn missed_log_lines(&self) -> u64 {
+        logger::missed()
+    }
+}
+
+/// Counts from now on, and tells those who listen to `shared`.
+pub(super) fn start(shared: &Arc<Shared>, main: Instant) -> Arc<Metrics> {
+    let shared = Arc::clone(shared);
+    let publish = move |event: &Event| shared.publish(event);
+    let metrics = Arc::new(Metrics::new(main, Box::new(Log), Box::new(publish)));
+    let before = std::panic::take_hook();
+    let counted = Arc::clone(&metrics);
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        counted.panicked();
+    }));
+    metrics
+}
+
+/// Has metrics written to a file or FIFO.
+pub(super) fn write_to(metrics: &Metrics, path: impl AsRef<Path>) -> Result<(), String> {
+    const AGAIN: &str = "Reinitialization of metrics not allowed.";
+    if metrics.has_sink() {
+        return Err(AGAIN.into());
+    }
+    let path = path.as_ref();
+    let sink = logger::open_sink(path).map_err(|error| {
+        format!(
+            "Cannot open metrics_path for the metrics: {error} {}",
+            path.display()
+        )
+    })?;
+    metrics
+        .set_sink(sink)
+        .map_err(|AlreadySet| AGAIN.to_owned())
+}
+
+/// What the flags say of the start of this process.
+pub(super) fn started(args: &VmmArgs) -> Started {
+    Started {
+        at_us: args.start_time_us,
+        cpu_us: args.start_time_cpu_us,
+        parent_cpu_us: args.parent_cpu_time_us,
+    }
+}
+
+/// The guest has marked a point of its boot.
+pub(super) fn mark(metrics: &Metrics, mark: &BootMark, name: Name, main: Instant) {
+    if let Some(line) = metrics.marked(mark) {
+        log::info!("{line}");
+    }
+    if name == Name::Mote {
+        report_mark(mark, main);
+    }
+}
+
+/// The next of `jobs`, with metrics written meanwhile when they are due; None: there are no more.
+pub(super) fn next<T>(jobs: &Receiver<T>, metrics: &Metrics) -> Option<T> {
+    loop {
+        let Some(due) = metrics.due() else {
+            return jobs.recv().ok();
+        };
+        match jobs.recv_timeout(due) {
+            Ok(job) => return Some(job),
+            Err(RecvTimeoutError::Timeout) => metrics.tick(),
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
