@@ -4,7 +4,7 @@
 //! guest), `bus` (from an address to a device, and the order of locks), `ioapic` (from a line to an
 //! MSI), then `legacy`: `boot_timer` is the smallest device and shows the shape, `serial` is the
 //! largest and `serial_worker` is its other half on the I/O thread; `console_io` is the host's end of
-//! any console. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand.
+//! any console, `console_beside` whoever else is at it. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand.
 //!
 //! Knows nothing of KVM, HTTP or the command line. Nothing here trusts the guest: a device takes any
 //! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
@@ -15,6 +15,7 @@ extern crate self as devices;
 
 pub mod backend;
 pub mod bus;
+pub mod console_beside;
 pub mod console_io;
 pub mod event;
 pub mod interrupt;
