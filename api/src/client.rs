@@ -19,6 +19,8 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 64;
 /// Bytes of a body that [`request`] reads.
 const MAX_BODY: u64 = 64 << 20;
+/// Bytes of a line of [`stream`].
+const MAX_EVENT: usize = 1 << 20;
 /// Bytes of the line before a chunk, and of trailers.
 const MAX_LINE: u64 = 4 << 10;
 
@@ -125,6 +127,7 @@ pub fn stream(socket: &Path, path: &str, timeout: Duration) -> Result<Lines, Err
             reader: connection.reader,
             framing,
         },
+        is_over: false,
     })
 }
 
@@ -170,10 +173,11 @@ pub struct Upgraded {
     pub backlog: u64,
 }
 
-/// Lines as they come. It ends with the monitor, or with an error.
+/// Lines as they come. It ends with the monitor, or after an error.
 #[derive(Debug)]
 pub struct Lines {
     body: Body,
+    is_over: bool,
 }
 
 impl Lines {
@@ -181,28 +185,35 @@ impl Lines {
     pub fn try_clone_socket(&self) -> io::Result<UnixStream> {
         self.body.reader.get_ref().stream.try_clone()
     }
+
+    /// The next line, without its line feed.
+    fn read_line(&mut self) -> Result<Option<String>, Error> {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        loop {
+            // The body has a buffer.
+            match self.body.read(&mut byte).map_err(broken)? {
+                0 if line.is_empty() => return Ok(None),
+                0 => break,
+                _ if byte == *b"\n" => break,
+                _ if line.len() >= MAX_EVENT => return unreadable("a line is too long"),
+                _ => line.push(byte[0]),
+            }
+        }
+        Ok(Some(String::from_utf8_lossy(&line).into_owned()))
+    }
 }
 
 impl Iterator for Lines {
     type Item = Result<String, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut line = Vec::new();
-        let mut byte = [0];
-        loop {
-            // The reader below has a buffer.
-            match self.body.read(&mut byte) {
-                Ok(0) if line.is_empty() => return None,
-                Ok(0) => break,
-                Ok(_) if byte == *b"\n" => break,
-                Ok(_) if line.len() as u64 >= MAX_BODY => {
-                    return Some(unreadable("a line without end"));
-                }
-                Ok(_) => line.push(byte[0]),
-                Err(error) => return Some(Err(broken(error))),
-            }
+        if self.is_over {
+            return None;
         }
-        Some(Ok(String::from_utf8_lossy(&line).into_owned()))
+        let line = self.read_line().transpose();
+        self.is_over = !matches!(line, Some(Ok(_)));
+        line
     }
 }
 

@@ -32,6 +32,11 @@ pub enum State {
 
 wire!(Text: State);
 
+impl State {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::NotStarted, Self::Running, Self::Paused];
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

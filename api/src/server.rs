@@ -299,7 +299,3 @@ fn block_signals() {
         let _ = vmm_sys_util::signal::block_signal(signal);
     }
 }
-
-#[cfg(test)]
-#[path = "server_test.rs"]
-mod tests;

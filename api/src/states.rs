@@ -34,7 +34,7 @@ impl Legal {
         }))
     }
 
-    fn cell(self) -> String {
+    pub(crate) fn cell(self) -> String {
         match self {
             Yes => "yes".into(),
             If(condition) => format!("yes, {condition}"),
@@ -224,3 +224,7 @@ pub fn markdown() -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "states_test.rs"]
+mod tests;

@@ -178,7 +178,8 @@ fn open_pty() -> io::Result<(PathBuf, Input, Output)> {
     Ok((pty.path().to_owned(), input, output))
 }
 
-fn without_terminal(input: Option<Input>, output: Output) -> Console {
+/// A console whose other end is no terminal of mote's.
+pub(crate) fn without_terminal(input: Option<Input>, output: Output) -> Console {
     Console {
         input,
         output,

@@ -6,8 +6,11 @@
 //! stays at the host.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events};
@@ -93,6 +96,7 @@ enum To {
     Nowhere,
     Fd(HostFd),
     File(LogFile),
+    Lossy(File),
     Pty(PtyEnd),
 }
 
@@ -119,6 +123,18 @@ impl Output {
             Opened::File(file) => To::File(file),
             Opened::Other(fd) => To::Fd(fd),
         }))
+    }
+
+    /// Writes to the file, FIFO or device at `path`, which is made if it is not there, and never waits for
+    /// anybody: a FIFO need not have a reader, now or later, and what it does not take is lost.
+    pub fn lossy(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        Ok(Self::to(To::Lossy(file)))
     }
 
     /// Writes to whoever opens `pty`. While nobody does, only the newest few KiB are kept for the next.
@@ -363,6 +379,8 @@ pub(crate) struct Sink {
     /// The host refuses output, and what the guest sends is thrown away.
     failed: bool,
     error: Option<io::Error>,
+    /// Bytes that were neither taken nor held back, since they were last asked for.
+    lost: u64,
     tail: VecDeque<u8>,
 }
 
@@ -375,6 +393,7 @@ impl Sink {
             watch: Watch::Off,
             failed: false,
             error: None,
+            lost: 0,
             tail: VecDeque::new(),
         }
     }
@@ -401,6 +420,10 @@ impl Sink {
         let count = match self.try_write(bytes) {
             Ok(count) => count,
             Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock if matches!(self.output, To::Lossy(_)) => {
+                    self.lost += bytes.len() as u64;
+                    bytes.len()
+                }
                 io::ErrorKind::WouldBlock => return None,
                 io::ErrorKind::Interrupted => 0,
                 _ => {
@@ -417,6 +440,16 @@ impl Sink {
         Some(count)
     }
 
+    /// Remembers what is not written at all.
+    pub(crate) fn skip(&mut self, bytes: &[u8]) {
+        remember(&mut self.tail, bytes);
+    }
+
+    /// How many bytes were lost since the last call, as the host did not take them.
+    pub(crate) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.failed {
             return Ok(bytes.len());
@@ -425,6 +458,7 @@ impl Sink {
             To::Nowhere => return Ok(bytes.len()),
             To::Fd(fd) => fd.write(bytes)?,
             To::File(file) => file.write(bytes)?,
+            To::Lossy(file) => file.write(bytes)?,
             To::Pty(pty) => pty.write(bytes)?,
         };
         if count == 0 {
@@ -446,7 +480,7 @@ impl Sink {
             }
             To::Pty(pty) => pty.wait_writable(timeout),
             // They take everything.
-            To::Nowhere | To::File(_) => {}
+            To::Nowhere | To::File(_) | To::Lossy(_) => {}
         }
     }
 
@@ -455,7 +489,7 @@ impl Sink {
         let fd = match &self.output {
             To::Fd(fd) => fd.as_raw_fd(),
             To::Pty(pty) => pty.as_raw_fd(),
-            To::Nowhere | To::File(_) => return,
+            To::Nowhere | To::File(_) | To::Lossy(_) => return,
         };
         let events = Events::with_data_raw(fd, self.event, EventSet::OUT);
         match (self.watch, blocked) {

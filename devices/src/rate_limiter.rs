@@ -423,6 +423,40 @@ impl RateLimiter {
     }
 }
 
+/// A bucket for what cannot wait: what is beyond it is dropped by whoever asks.
+#[derive(Debug)]
+pub struct Meter {
+    // Runtime glue.
+    clock: Clock,
+    // Volatile state.
+    level: Level,
+}
+
+impl Meter {
+    /// A full bucket.
+    pub fn new(bucket: Bucket) -> Self {
+        Self::with_clock(bucket, Clock::Monotonic(Instant::now()))
+    }
+
+    fn with_clock(bucket: Bucket, clock: Clock) -> Self {
+        let level = Level::new(bucket, clock.now());
+        Self { clock, level }
+    }
+
+    /// How many tokens there are now.
+    pub fn available(&mut self) -> u64 {
+        self.level.refill(self.clock.now());
+        u64::try_from(self.level.tokens.max(0))
+            .unwrap_or(u64::MAX)
+            .saturating_add(self.level.burst)
+    }
+
+    /// Takes that many of them.
+    pub fn take(&mut self, amount: u64) {
+        self.level.take(amount);
+    }
+}
+
 #[cfg(test)]
 #[path = "rate_limiter_test.rs"]
 mod tests;

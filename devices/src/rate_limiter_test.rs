@@ -307,3 +307,21 @@ fn the_command_line_form() {
         assert!(parse(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn a_meter_lets_through_what_is_in_the_bucket() {
+    let now = Arc::new(AtomicU64::new(7));
+    let clock = Clock::Manual(Arc::clone(&now));
+    let mut meter = Meter::with_clock(Bucket::new(1000, 1000, 50).unwrap(), clock);
+    assert_eq!(meter.available(), 1050);
+    meter.take(1000);
+    assert_eq!(meter.available(), 50);
+    meter.take(50);
+    assert_eq!(meter.available(), 0);
+    // A byte a millisecond, and no burst again.
+    now.fetch_add(10_500_000, Ordering::Relaxed);
+    assert_eq!(meter.available(), 10);
+    meter.take(10);
+    now.fetch_add(10_000_000_000, Ordering::Relaxed);
+    assert_eq!(meter.available(), 1000);
+}

@@ -1,6 +1,7 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
+mod cpus;
 pub(crate) mod virtio;
 
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use arch::boot::BootInfo;
 use arch::kernel::{KernelImage, Protocol};
 use arch::regs::{CpuMode, Entry};
-use arch::{acpi, boot, cpuid, kernel, layout, mptable, msr, regs};
+use arch::{acpi, boot, cpu_config, cpuid, kernel, layout, mptable, regs};
 use devices::bus::{self, Bus};
 use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
@@ -23,12 +24,12 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
+use devices::legacy::reset_line::ResetLine;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::console;
 use event_manager::SubscriberOps;
-use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -40,8 +41,8 @@ use crate::events::Events;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
 use crate::stage::Stage;
-use crate::vcpu::{Buses, Vcpu, Vcpus};
-use crate::vm::{PowerButton, SharedSerialWorker, Vm};
+use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
+use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
 use crate::{kvm, memory};
 
 /// Why a machine could not be built.
@@ -69,6 +70,9 @@ pub enum Error {
     /// CPUID.
     #[error("Cannot make up the guest's CPUID")]
     Cpuid(#[from] cpuid::Error),
+    /// Changes to the host's CPU.
+    #[error(transparent)]
+    CpuConfig(#[from] cpu_config::Error),
     /// Registers.
     #[error(transparent)]
     Registers(#[from] regs::Error),
@@ -105,7 +109,8 @@ pub struct Console {
     pub filter: Box<dyn InputFilter>,
     /// Columns and rows of a terminal, for a virtio console; 0 where they are not known.
     pub size: (u16, u16),
-    /// Limits what a virtio console puts out.
+    /// Limits what is put out. A virtio console is held back; of a serial port, what is beyond the
+    /// bandwidth is dropped.
     pub rate_limit: RateLimit,
     /// A virtio console has a thread of its own.
     pub iothread: bool,
@@ -144,8 +149,11 @@ pub(crate) fn build_on(
 /// What a machine consists of, besides its stage.
 pub(crate) struct Parts {
     pub(crate) vcpus: Vcpus,
+    pub(crate) exits: Exits,
     pub(crate) console: Option<SharedSerialWorker>,
+    pub(crate) serial_port: Option<SerialPort>,
     pub(crate) virtio_console: Option<console::ConsoleControl>,
+    pub(crate) keyboard: Option<Keyboard>,
     pub(crate) power_button: PowerButton,
     pub(crate) pci: Option<Arc<Pci>>,
     pub(crate) vm: Arc<VmFd>,
@@ -160,7 +168,7 @@ fn assemble(
     console: Option<Console>,
     mut devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
-    let memory = Arc::new(memory::allocate(config.memory())?);
+    let memory = Arc::new(memory::allocate(config.memory(), config.huge_pages())?);
     stage.maker.controls.set_memory(config.memory());
     let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
@@ -173,7 +181,8 @@ fn assemble(
     }
 
     let kvm = kvm::open(config.kvm_device())?;
-    kvm::check_capabilities(&kvm, config.cpus())?;
+    kvm::check_capabilities(&kvm, config.cpus(), config.cpu_config())?;
+    cpus::check_capabilities(&kvm, config.cpu_config())?;
     let vm = Arc::new(kvm::create_vm(&kvm)?);
     kvm::set_memory(&vm, &memory)?;
     kvm::set_intel_addresses(&vm)?;
@@ -181,8 +190,7 @@ fn assemble(
 
     let events = &stage.events;
     let machine = Machine::new(config, serial, devices, &vm, &memory, events)?;
-    let cpuid = kvm::supported_cpuid(&kvm)?;
-    let vcpus = create_vcpus(config, &vm, &cpuid)?;
+    let vcpus = cpus::create(config, &vm, kvm::supported_cpuid(&kvm)?)?;
 
     let entry = load(config, payload, image, &memory, machine.console.is_some())?;
     regs::write_tables(&memory, entry.mode)?;
@@ -193,18 +201,25 @@ fn assemble(
     let Machine {
         buses,
         console,
+        serial_port,
+        keyboard,
         power_button,
         pci,
     } = machine;
-    let vcpus = spawn(vcpus, &buses, events, &memory)?;
+    let counters: Vec<Arc<ExitCounters>> = vcpus.iter().map(|_| Arc::default()).collect();
+    let exits = Exits(counters.into());
+    let vcpus = spawn(vcpus, &exits, &buses, events, &memory)?;
     // Last: a machine that could not be built leaves nothing on the event loop.
     if let Some(worker) = &console {
         stage.manager.add_subscriber(Box::new(Arc::clone(worker)));
     }
     Ok(Parts {
         vcpus,
+        exits,
         console,
+        serial_port,
         virtio_console,
+        keyboard,
         power_button,
         pci,
         vm,
@@ -266,6 +281,8 @@ fn initrd_size(file: &File) -> Result<u64, Error> {
 struct Machine {
     buses: Arc<Buses>,
     console: Option<SharedSerialWorker>,
+    serial_port: Option<SerialPort>,
+    keyboard: Option<Keyboard>,
     power_button: PowerButton,
     pci: Option<Arc<Pci>>,
 }
@@ -288,16 +305,27 @@ impl Machine {
         let sink = || Arc::clone(events) as Arc<dyn EventSink>;
 
         let io = Bus::new();
-        let console = match console {
-            Some(console) => Some(add_serial_port(&io, console, line(layout::SERIAL_GSI))?),
-            None => None,
+        let (console, serial_port) = match console {
+            Some(console) => {
+                let (worker, port) = add_serial_port(&io, console, line(layout::SERIAL_GSI))?;
+                (Some(worker), Some(port))
+            }
+            None => (None, None),
         };
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
         io.insert(layout::GED_PORT.into(), 4, ged.clone())?;
         let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(sink())));
         io.insert(layout::ACPI_SLEEP_CONTROL_PORT.into(), 3, acpi_pm)?;
-        let i8042 = Arc::new(Mutex::new(I8042::new(sink())));
-        io.insert(layout::I8042_DATA_PORT.into(), 5, i8042)?;
+        let keyboard = if config.keyboard() {
+            let i8042 = I8042::new(line(layout::KEYBOARD_GSI), sink());
+            let i8042 = Arc::new(Mutex::new(i8042));
+            io.insert(layout::I8042_DATA_PORT.into(), 5, i8042.clone())?;
+            Some(Keyboard(i8042))
+        } else {
+            let reset_line = Arc::new(Mutex::new(ResetLine::new(sink())));
+            io.insert(layout::I8042_DATA_PORT.into(), 5, reset_line)?;
+            None
+        };
         io.insert(
             layout::PVPANIC_PORT.into(),
             1,
@@ -340,6 +368,8 @@ impl Machine {
         Ok(Self {
             buses: Arc::new(Buses { io, mmio, ioapic }),
             console,
+            serial_port,
+            keyboard,
             power_button: PowerButton(ged),
             pci,
         })
@@ -350,7 +380,7 @@ fn add_serial_port(
     io: &Bus,
     console: Console,
     line: Arc<Pin>,
-) -> Result<SharedSerialWorker, Error> {
+) -> Result<(SharedSerialWorker, SerialPort), Error> {
     let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
     let port = Serial::new(line, ready.try_clone().map_err(host("an eventfd"))?);
     let port = Arc::new(Mutex::new(port));
@@ -364,38 +394,13 @@ fn add_serial_port(
         output,
         filter,
         size: _,
-        rate_limit: _,
+        rate_limit,
         iothread: _,
     } = console;
-    let worker = SerialWorker::new(port, ready, input, output, filter)
-        .map_err(host("the console's worker"))?;
-    Ok(Arc::new(Mutex::new(worker)))
-}
-
-fn create_vcpus(config: &Config, vm: &VmFd, supported: &CpuId) -> Result<Vec<VcpuFd>, Error> {
-    let mut vcpus = Vec::with_capacity(config.cpus() as usize);
-    let mut template = None;
-    for index in 0..config.cpus() {
-        let vcpu = vm
-            .create_vcpu(index.into())
-            .map_err(kvm::refused("KVM_CREATE_VCPU"))?;
-        let template = match &mut template {
-            Some(template) => template,
-            empty => empty.insert(cpuid::Template::new(
-                supported,
-                &cpuid::Settings {
-                    cpus: config.cpus(),
-                    tsc_khz: vcpu.get_tsc_khz().ok(),
-                },
-            )),
-        };
-        vcpu.set_cpuid2(&template.for_vcpu(index)?)
-            .map_err(kvm::refused("KVM_SET_CPUID2"))?;
-        msr::set_up(&vcpu).map_err(kvm::refused("KVM_SET_MSRS"))?;
-        regs::set_up_lapic(&vcpu)?;
-        vcpus.push(vcpu);
-    }
-    Ok(vcpus)
+    let worker = SerialWorker::new(Arc::clone(&port), ready, input, output, filter)
+        .map_err(host("the console's worker"))?
+        .with_limit(rate_limit.bandwidth);
+    Ok((Arc::new(Mutex::new(worker)), SerialPort(port)))
 }
 
 /// Puts the payload into guest memory, with all that it will look for there.
@@ -426,11 +431,11 @@ fn load(
             boot_info: 0,
         });
     };
-    memory::load_kernel(memory, kernel, &image.segments)?;
+    memory::load_kernel(memory, config.huge_pages(), kernel, &image.segments)?;
     let initrd = match initrd {
         Some(file) if initrd_size > 0 => {
             let gpa = boot::place_initrd(&image, initrd_size, config.memory())?;
-            memory::load_initrd(memory, file, gpa, initrd_size)?;
+            memory::load_initrd(memory, config.huge_pages(), file, gpa, initrd_size)?;
             Some((gpa, initrd_size))
         }
         _ => None,
@@ -448,6 +453,7 @@ fn load(
             virtio_slots: config.virtio_slots(),
             pci_slots: config.pci_slots(),
             serial,
+            keyboard: config.keyboard(),
         };
         Some(acpi::write_tables(memory, &tables)?)
     };
@@ -472,19 +478,22 @@ fn load(
 
 fn spawn(
     vcpus: Vec<VcpuFd>,
+    exits: &Exits,
     buses: &Arc<Buses>,
     events: &Arc<Events>,
     memory: &Arc<GuestMemoryMmap>,
 ) -> Result<Vcpus, Error> {
     let handles = (0..)
         .zip(vcpus)
-        .map(|(index, fd)| {
+        .zip(exits.0.iter())
+        .map(|((index, fd), exits)| {
             let vcpu = Vcpu {
                 index,
                 fd,
                 buses: Arc::clone(buses),
                 events: Arc::clone(events),
                 memory: Arc::clone(memory),
+                exits: Arc::clone(exits),
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use arch::cpu_config::CpuConfig;
 use arch::kernel::Protocol;
 use arch::regs::CpuMode;
 use devices::backend::tap::TapConfig;
@@ -24,6 +25,8 @@ pub const MIN_MEMORY: u64 = 16 << 20;
 pub const MAX_CPUS: u32 = 64;
 /// RAM is given in units of a page.
 const PAGE_SIZE: u64 = 4096;
+/// Bytes of a huge page.
+pub(crate) const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// Which field of a configuration is wrong, and why.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -46,6 +49,18 @@ pub enum Error {
     MemoryNotPages {
         /// How much was asked for.
         bytes: u64,
+    },
+    /// Not a multiple of the size of a huge page.
+    #[error("A guest's memory of huge pages is a multiple of 2 MiB, {bytes} bytes are not")]
+    MemoryNotHugePages {
+        /// How much was asked for.
+        bytes: u64,
+    },
+    /// A core with one thread where all have two.
+    #[error("With two threads a core, a guest has 1 CPU or an even number of them, not {cpus}")]
+    OddCpus {
+        /// How many were asked for.
+        cpus: u32,
     },
     /// A balloon that takes all.
     #[error("A balloon of {target} bytes leaves the guest nothing of its {memory} bytes of memory")]
@@ -104,7 +119,23 @@ pub struct Config {
     boot_timer: bool,
     pci: bool,
     console: ConsoleKind,
+    keyboard: bool,
+    smt: bool,
+    huge_pages: HugePages,
+    track_dirty_pages: bool,
+    cpu_config: CpuConfig,
     devices: Vec<Device>,
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// Pages of 4 KiB, of which the host takes and gives back each on its own.
+    #[default]
+    None,
+    /// Pages of 2 MiB, of those that the host has set aside (hugetlbfs). All of them are the guest's
+    /// from the start. Kernel and initrd are copied, not mapped.
+    TwoMiB,
 }
 
 /// Where the guest has its console.
@@ -204,6 +235,11 @@ impl Config {
             boot_timer: false,
             pci: false,
             console: ConsoleKind::default(),
+            keyboard: false,
+            smt: false,
+            huge_pages: HugePages::default(),
+            track_dirty_pages: false,
+            cpu_config: CpuConfig::default(),
             devices: Vec::new(),
         })
     }
@@ -233,6 +269,46 @@ impl Config {
         self.console = console;
         self.check_devices()?;
         Ok(self)
+    }
+
+    /// With a keyboard, on which Ctrl-Alt-Del can be pressed, or with no more of its controller than the
+    /// line that restarts the machine. A guest's driver needs some milliseconds to find out about
+    /// a keyboard.
+    pub fn with_keyboard(mut self, keyboard: bool) -> Self {
+        self.keyboard = keyboard;
+        self
+    }
+
+    /// With two threads a core, or one. With two the number of vCPUs is 1 or even.
+    pub fn with_smt(mut self, smt: bool) -> Result<Self, Error> {
+        if smt && self.cpus > 1 && !self.cpus.is_multiple_of(2) {
+            return Err(Error::OddCpus { cpus: self.cpus });
+        }
+        self.smt = smt;
+        Ok(self)
+    }
+
+    /// With memory of such pages.
+    pub fn with_huge_pages(mut self, huge_pages: HugePages) -> Result<Self, Error> {
+        if huge_pages == HugePages::TwoMiB && !self.memory.is_multiple_of(HUGE_PAGE_SIZE) {
+            return Err(Error::MemoryNotHugePages { bytes: self.memory });
+        }
+        self.huge_pages = huge_pages;
+        Ok(self)
+    }
+
+    /// Notes that KVM is to log which pages the guest writes to, for snapshots of what has changed. As
+    /// long as there are no snapshots, nobody asks for that log and none is kept.
+    pub fn with_dirty_page_tracking(mut self, track: bool) -> Self {
+        self.track_dirty_pages = track;
+        self
+    }
+
+    /// With these changes to the host's CPU. Whether the host can make them is known when the machine
+    /// is built.
+    pub fn with_cpu_config(mut self, cpu_config: CpuConfig) -> Self {
+        self.cpu_config = cpu_config;
+        self
     }
 
     /// With one more virtio device.
@@ -294,6 +370,31 @@ impl Config {
         self.boot_timer
     }
 
+    /// Whether there is a keyboard.
+    pub fn keyboard(&self) -> bool {
+        self.keyboard
+    }
+
+    /// Whether a core has two threads.
+    pub fn smt(&self) -> bool {
+        self.smt
+    }
+
+    /// What memory is made of.
+    pub fn huge_pages(&self) -> HugePages {
+        self.huge_pages
+    }
+
+    /// Whether pages that the guest writes to are to be tracked.
+    pub fn track_dirty_pages(&self) -> bool {
+        self.track_dirty_pages
+    }
+
+    /// Changes to the host's CPU.
+    pub fn cpu_config(&self) -> &CpuConfig {
+        &self.cpu_config
+    }
+
     /// The virtio devices, in the order in which the guest finds them.
     pub fn devices(&self) -> &[Device] {
         &self.devices
@@ -318,3 +419,7 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

@@ -9,6 +9,7 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use arch::cpu_config::CpuConfig;
 use arch::layout;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_region,
@@ -154,10 +155,15 @@ pub(crate) fn open(path: &Path) -> Result<Kvm, Error> {
     }
 }
 
-/// Checks everything that [`REQUIRED`] lists, and the number of vCPUs.
-pub(crate) fn check_capabilities(kvm: &Kvm, cpus: u32) -> Result<(), Error> {
+/// Checks everything that [`REQUIRED`] lists, but for what `cpu_config` says is not needed, and the
+/// number of vCPUs.
+pub(crate) fn check_capabilities(
+    kvm: &Kvm,
+    cpus: u32,
+    cpu_config: &CpuConfig,
+) -> Result<(), Error> {
     for (cap, name) in REQUIRED {
-        if !kvm.check_extension(cap) {
+        if !kvm.check_extension(cap) && !cpu_config.drops(cap as u32) {
             return Err(Error::Capability { name });
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Mapping costs page-table entries, not copies, and what no guest writes to is shared between all
 //! guests through the page cache. The mappings are private: a guest's writes never reach the file.
+//! Memory of huge pages cannot be mapped over by the page: there all is copied.
 #![expect(unsafe_code, reason = "maps files over guest memory")]
 
 use std::fs::File;
@@ -17,7 +18,11 @@ use vm_memory::{
     VolatileSlice,
 };
 
+use crate::config::{HUGE_PAGE_SIZE, HugePages};
+
 const PAGE_SIZE: u64 = 4096;
+/// Where the kernel says how many huge pages there are.
+const HUGE_PAGES_DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// Why guest memory could not be made or filled.
 #[derive(Debug, Error)]
@@ -42,6 +47,20 @@ pub enum Error {
         /// What the host said.
         #[source]
         source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The host has too few huge pages.
+    #[error(
+        "The guest's memory takes {needed} huge pages of 2 MiB, {free} of the host's {total} are \
+         free: reserve more, as root, by: echo {} > {HUGE_PAGES_DIRECTORY}/nr_hugepages",
+        total.saturating_add(needed.saturating_sub(*free))
+    )]
+    NoHugePages {
+        /// How many the guest takes.
+        needed: u64,
+        /// How many there are for it.
+        free: u64,
+        /// How many the host has set aside in all.
+        total: u64,
     },
     /// The regions do not form a guest memory.
     #[error("The guest's memory regions do not fit together")]
@@ -84,24 +103,55 @@ pub enum Error {
 }
 
 /// Reserves `size` bytes of guest RAM, around the device hole. Nothing of it is touched.
-pub(crate) fn allocate(size: u64) -> Result<GuestMemoryMmap, Error> {
+pub(crate) fn allocate(size: u64, huge_pages: HugePages) -> Result<GuestMemoryMmap, Error> {
     let total = host_memory();
     if size > total {
         return Err(Error::MoreThanHost { asked: size, total });
     }
-    let mut regions = Vec::with_capacity(2);
+    let flags = match huge_pages {
+        HugePages::None => libc::MAP_NORESERVE,
+        // Reserved now: a page that is missing later would be a SIGBUS.
+        HugePages::TwoMiB => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+    };
+    let mut regions: Vec<GuestRegionMmap> = Vec::with_capacity(2);
     for (start, bytes) in ram_ranges(size) {
         #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
         let mapping = MmapRegionBuilder::new(bytes as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|source| Error::Reserve { bytes, source })?;
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
+            .build();
+        let mapping = match (mapping, huge_pages) {
+            (Ok(mapping), _) => mapping,
+            (Err(source), HugePages::None) => return Err(Error::Reserve { bytes, source }),
+            (Err(source), HugePages::TwoMiB) => {
+                // What was reserved before is not to be counted as somebody else's.
+                regions.clear();
+                return Err(too_few_huge_pages(size).unwrap_or(Error::Reserve { bytes, source }));
+            }
+        };
         let region = GuestRegionMmap::new(mapping, GuestAddress(start))
             .ok_or(Error::NotRam { gpa: start, bytes })?;
         regions.push(region);
     }
     GuestMemoryMmap::from_regions(regions).map_err(Error::Regions)
+}
+
+/// Says that there are too few, if there are.
+fn too_few_huge_pages(size: u64) -> Option<Error> {
+    let number = |name| -> u64 {
+        let text = std::fs::read_to_string(format!("{HUGE_PAGES_DIRECTORY}/{name}"));
+        text.ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let needed = size.div_ceil(HUGE_PAGE_SIZE);
+    // Of those that nobody has touched yet, some belong to others already.
+    let free = number("free_hugepages").saturating_sub(number("resv_hugepages"));
+    (free < needed).then(|| Error::NoHugePages {
+        needed,
+        free,
+        total: number("nr_hugepages"),
+    })
 }
 
 /// All the memory the host has, in bytes.
@@ -121,6 +171,7 @@ fn host_memory() -> u64 {
 /// Puts a kernel's segments into guest memory.
 pub(crate) fn load_kernel(
     memory: &GuestMemoryMmap,
+    huge_pages: HugePages,
     file: &File,
     segments: &[Segment],
 ) -> Result<(), Error> {
@@ -128,7 +179,8 @@ pub(crate) fn load_kernel(
     for segment in segments {
         // Two segments may share a page: the second one must not hide the first.
         let shares_page = page_in_use == Some(segment.gpa / PAGE_SIZE);
-        load(memory, file, segment, shares_page, "kernel")?;
+        let to_copy = shares_page || huge_pages != HugePages::None;
+        load(memory, file, segment, to_copy, "kernel")?;
         page_in_use = Some((segment.gpa + segment.memory_size - 1) / PAGE_SIZE);
     }
     Ok(())
@@ -137,6 +189,7 @@ pub(crate) fn load_kernel(
 /// Puts an initrd of `size` bytes at `gpa`, which is page-aligned.
 pub(crate) fn load_initrd(
     memory: &GuestMemoryMmap,
+    huge_pages: HugePages,
     file: &File,
     gpa: u64,
     size: u64,
@@ -147,14 +200,20 @@ pub(crate) fn load_initrd(
         gpa,
         memory_size: size,
     };
-    load(memory, file, &segment, false, "initrd")
+    load(
+        memory,
+        file,
+        &segment,
+        huge_pages != HugePages::None,
+        "initrd",
+    )
 }
 
 fn load(
     memory: &GuestMemoryMmap,
     file: &File,
     segment: &Segment,
-    copy_first_page: bool,
+    to_copy: bool,
     what: &'static str,
 ) -> Result<(), Error> {
     let Segment {
@@ -178,7 +237,7 @@ fn load(
     // of the guest's business, so that page is copied.
     let whole_pages = file_size / PAGE_SIZE * PAGE_SIZE;
     let congruent = gpa.is_multiple_of(PAGE_SIZE) && file_offset.is_multiple_of(PAGE_SIZE);
-    if whole_pages == 0 || !congruent || copy_first_page {
+    if whole_pages == 0 || !congruent || to_copy {
         return copy(&slice, file, file_offset, what);
     }
     #[expect(clippy::cast_possible_truncation, reason = "at most `bytes`")]
@@ -251,3 +310,7 @@ pub(crate) fn load_code(memory: &GuestMemoryMmap, code: &[u8], gpa: u64) -> Resu
             bytes: code.len() as u64,
         })
 }
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod tests;

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::legacy::ged::Ged;
+use devices::legacy::i8042::{I8042, I8042Counters, NoRoom};
+use devices::legacy::serial::{Serial, SerialCounters};
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::console::ConsoleControl;
 use devices::virtio::worker::EventLoop;
@@ -21,7 +23,7 @@ use crate::events::{Events, StopReason, Stopper};
 use crate::pci::{HotplugHandle, Pci};
 use crate::stage::{Maker, Stage};
 use crate::teardown::Remains;
-use crate::vcpu::Vcpus;
+use crate::vcpu::{Exits, Vcpus};
 
 /// How long a reader of the console may keep a stopped machine from ending.
 const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,6 +64,43 @@ impl PowerButton {
     }
 }
 
+/// A handle on the guest's keyboard.
+#[derive(Clone)]
+pub struct Keyboard(pub(crate) Arc<Mutex<I8042>>);
+
+impl Keyboard {
+    /// Presses Ctrl-Alt-Del, and lets go: a Linux guest restarts, or does what its init says. Fails if
+    /// the guest has not read what came before.
+    pub fn send_ctrl_alt_del(&self) -> Result<(), NoRoom> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send_ctrl_alt_del()
+    }
+
+    /// What the keyboard's controller has done so far.
+    pub fn counters(&self) -> I8042Counters {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .counters()
+    }
+}
+
+/// A handle on the guest's serial port.
+#[derive(Clone)]
+pub struct SerialPort(pub(crate) Arc<Mutex<Serial>>);
+
+impl SerialPort {
+    /// What it has done so far.
+    pub fn counters(&self) -> SerialCounters {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .counters()
+    }
+}
+
 /// The console's worker, shared between the event loop and the end of the machine.
 pub(crate) type SharedSerialWorker = Arc<Mutex<SerialWorker>>;
 
@@ -72,9 +111,12 @@ pub struct Vm {
     /// First: a vCPU or a device that waits for the event loop waits for nothing then.
     _event_loop_ends: EndOnDrop,
     vcpus: EndVcpusOnDrop,
+    exits: Exits,
     event_manager: Manager,
     console: Option<SharedSerialWorker>,
+    serial_port: Option<SerialPort>,
     virtio_console: Option<ConsoleControl>,
+    keyboard: Option<Keyboard>,
     power_button: PowerButton,
     pci: Option<Arc<Pci>>,
     controls: Controls,
@@ -101,6 +143,9 @@ pub struct MachineHandle {
     hotplug: HotplugHandle,
     stopper: Stopper,
     power_button: PowerButton,
+    keyboard: Option<Keyboard>,
+    exits: Exits,
+    serial_port: Option<SerialPort>,
 }
 
 impl MachineHandle {
@@ -135,6 +180,21 @@ impl MachineHandle {
     pub fn power_button(&self) -> &PowerButton {
         &self.power_button
     }
+
+    /// Its keyboard, if it has one.
+    pub fn keyboard(&self) -> Option<&Keyboard> {
+        self.keyboard.as_ref()
+    }
+
+    /// Its vCPUs' exits.
+    pub fn exits(&self) -> &Exits {
+        &self.exits
+    }
+
+    /// Its serial port, if it has one.
+    pub fn serial_port(&self) -> Option<&SerialPort> {
+        self.serial_port.as_ref()
+    }
 }
 
 /// Serves an event loop until something has happened on it, or a signal has arrived.
@@ -164,8 +224,11 @@ impl Vm {
         } = stage;
         let Parts {
             vcpus,
+            exits,
             console,
+            serial_port,
             virtio_console,
+            keyboard,
             power_button,
             pci,
             vm,
@@ -174,9 +237,12 @@ impl Vm {
         Self {
             _event_loop_ends: EndOnDrop::new(ended),
             vcpus: EndVcpusOnDrop(Arc::new(vcpus)),
+            exits,
             event_manager: manager,
             console,
+            serial_port,
             virtio_console,
+            keyboard,
             power_button,
             pci,
             controls,
@@ -216,6 +282,21 @@ impl Vm {
         self.power_button.clone()
     }
 
+    /// The guest's keyboard, if it has one.
+    pub fn keyboard(&self) -> Option<Keyboard> {
+        self.keyboard.clone()
+    }
+
+    /// The guest's serial port, if the console is there.
+    pub fn serial_port(&self) -> Option<SerialPort> {
+        self.serial_port.clone()
+    }
+
+    /// How often the vCPUs came back from the guest, and why.
+    pub fn exits(&self) -> Exits {
+        self.exits.clone()
+    }
+
     /// How its devices are changed while it runs.
     pub fn controls(&self) -> &Controls {
         &self.controls
@@ -235,6 +316,9 @@ impl Vm {
             hotplug: self.hotplug(),
             stopper: self.stopper(),
             power_button: self.power_button(),
+            keyboard: self.keyboard(),
+            exits: self.exits(),
+            serial_port: self.serial_port(),
         }
     }
 

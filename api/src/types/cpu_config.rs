@@ -192,7 +192,7 @@ impl FromStr for KvmCapability {
             Some(digits) => (Self::Waive, digits),
             None => (Self::Require, text),
         };
-        digits.parse().map(kind).map_err(|_| {
+        number::parse(digits, 10).map(kind).ok_or_else(|| {
             format!("{text:?} is no capability of KVM: write its number, or ! and its number")
         })
     }
@@ -231,6 +231,14 @@ mod number {
     use super::{Deserialize, Deserializer, Serializer};
     use serde::de::Error as _;
 
+    /// Digits without a sign, which the standard library allows.
+    pub(super) fn parse(digits: &str, radix: u32) -> Option<u32> {
+        if digits.starts_with('+') {
+            return None;
+        }
+        u32::from_str_radix(digits, radix).ok()
+    }
+
     pub(super) fn serialize<S: Serializer>(number: &u32, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{number:#x}"))
     }
@@ -244,12 +252,7 @@ mod number {
         } else {
             (text.as_str(), 10)
         };
-        // from_str_radix takes a sign.
-        let number = match digits.strip_prefix('+') {
-            Some(_) => None,
-            None => u32::from_str_radix(digits, radix).ok(),
-        };
-        number.ok_or_else(|| {
+        parse(digits, radix).ok_or_else(|| {
             D::Error::custom(format!(
                 "{text:?} is no number of 32 bits: write 0x1f, 0b11111 or 31"
             ))

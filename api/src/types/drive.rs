@@ -24,7 +24,7 @@ pub struct Drive {
     #[serde(default, deserialize_with = "or_default")]
     #[cfg_attr(test, schemars(with = "Option<bool>"))]
     pub is_read_only: bool,
-    /// Image or block device of the host. Never empty in a drive that is valid.
+    /// Image or block device of the host, never empty.
     #[serde(default, deserialize_with = "or_default")]
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub path_on_host: String,
@@ -35,7 +35,7 @@ pub struct Drive {
     #[serde(default, deserialize_with = "or_default")]
     #[cfg_attr(test, schemars(with = "Option<IoEngine>"))]
     pub io_engine: IoEngine,
-    /// Socket of a vhost-user server, which mote does not have: `None` in a drive that is valid.
+    /// Socket of a vhost-user server. Not supported: always `null`.
     pub socket: Option<String>,
     /// Format of the image. An extension.
     #[serde(

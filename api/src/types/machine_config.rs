@@ -19,9 +19,9 @@ pub const MIN_MEMORY_MIB: u64 = 16;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MachineConfig {
-    /// Number of vCPUs, from 1 to [`MAX_VCPUS`].
+    /// Number of vCPUs; with `smt`, 1 or an even one.
     pub vcpu_count: u8,
-    /// Memory in MiB, from [`MIN_MEMORY_MIB`].
+    /// Memory in MiB; with huge pages a multiple of their size.
     pub mem_size_mib: u64,
     /// Whether two vCPUs are the threads of a core.
     #[serde(default)]
@@ -62,20 +62,20 @@ pub struct MachineConfigPatch {
     pub huge_pages: Option<HugePages>,
 }
 
-/// Names of Firecracker's static CPU templates.
+/// Names of Firecracker's static CPU templates, by the host's CPU that they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self")]
 pub enum CpuTemplate {
-    /// C3.
+    /// Intel, from Skylake to Ice Lake, as the `C3` of EC2.
     C3,
-    /// T2.
+    /// Intel, from Skylake to Ice Lake, as the `T2` of EC2.
     T2,
-    /// T2S.
+    /// Intel Skylake and Cascade Lake.
     T2S,
-    /// T2CL.
+    /// Intel Cascade Lake and Ice Lake.
     T2CL,
-    /// T2A.
+    /// AMD Milan.
     T2A,
     /// No template.
     None,

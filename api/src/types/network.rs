@@ -17,7 +17,7 @@ use crate::command::Fault;
 pub struct NetworkInterface {
     /// Its name, the same as in the path.
     pub iface_id: String,
-    /// Tap of the host. Never `None` in a valid interface whose backend is a tap.
+    /// Tap of the host; must be there if the `backend` is `tap`, and only then.
     pub host_dev_name: Option<String>,
     /// The card's address; if not given, the guest chooses one.
     pub guest_mac: Option<MacAddress>,
@@ -162,7 +162,7 @@ impl Validate for NetworkInterface {
                 if self.host_dev_name.is_none() {
                     return wrong(
                         "host_dev_name",
-                        "missing field `host_dev_name`, the name of the tap.",
+                        "missing field `host_dev_name`: the `backend` `tap` needs the name of a tap.",
                     );
                 }
                 let of_user_network = [

@@ -11,7 +11,7 @@ use crate::command::Fault;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Vsock {
-    /// The guest's address, from 3 to 0xffff_fffe.
+    /// The guest's address.
     pub guest_cid: u32,
     /// Unix socket of the host that leads into the guest.
     pub uds_path: String,

@@ -22,9 +22,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_S5_SLEEP_TYPE, ACPI_SLEEP_CONTROL_PORT,
-    ACPI_SLEEP_STATUS_PORT, ACPI_START, GED_GSI, GED_PORT, GED_POWER_BUTTON, IOAPIC_START,
-    LAPIC_START, PCI_MAX_SLOTS, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_SIZE,
-    VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
+    ACPI_SLEEP_STATUS_PORT, ACPI_START, GED_GSI, GED_PORT, GED_POWER_BUTTON, I8042_COMMAND_PORT,
+    I8042_DATA_PORT, IOAPIC_START, KEYBOARD_GSI, LAPIC_START, PCI_MAX_SLOTS, PVPANIC_PORT,
+    SERIAL_GSI, SERIAL_PORT, SERIAL_SIZE, VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
 };
 
 const OEM_ID: [u8; 6] = *b"MOTE  ";
@@ -34,8 +34,9 @@ const OEM_REVISION: u32 = 1;
 const DSDT_REVISION: u8 = 2;
 const SDT_HEADER_SIZE: u32 = 36;
 
-/// IA-PC boot architecture flags (table 5.11): no VGA, no CMOS clock; no keyboard controller is
-/// announced either, as there is only its reset line.
+/// IA-PC boot architecture flags (table 5.11): no VGA, no CMOS clock. A keyboard controller is announced
+/// if there is more of it than its reset line.
+const IAPC_8042: u16 = 1 << 1;
 const IAPC_NO_VGA: u16 = 1 << 2;
 const IAPC_NO_CMOS_RTC: u16 = 1 << 5;
 /// What a power button notifies its driver with (table 5.6.6).
@@ -52,6 +53,8 @@ pub struct Config {
     pub pci_slots: u32,
     /// Whether there is COM1.
     pub serial: bool,
+    /// Whether there is a keyboard.
+    pub keyboard: bool,
 }
 
 /// Why the tables could not be written.
@@ -95,7 +98,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &Config) -> Result<GuestAd
         next: ACPI_START + Rsdp::len() as u64,
     };
     let dsdt = writer.put(&dsdt(config))?;
-    let fadt = writer.put(&bytes(&fadt(dsdt)))?;
+    let fadt = writer.put(&bytes(&fadt(dsdt, config.keyboard)))?;
     let madt = writer.put(&bytes(&madt(config)))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -164,7 +167,7 @@ fn port(port: u16) -> GAS {
     )
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, keyboard: bool) -> impl Aml {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
@@ -173,7 +176,8 @@ fn fadt(dsdt: u64) -> impl Aml {
         // The power button is a device of its own, not this table's.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (IAPC_NO_VGA | IAPC_NO_CMOS_RTC).into();
+    let i8042 = if keyboard { IAPC_8042 } else { 0 };
+    fadt.iapc_boot_arch = (IAPC_NO_VGA | IAPC_NO_CMOS_RTC | i8042).into();
     fadt.reset_reg = port(ACPI_RESET_PORT);
     fadt.reset_value = ACPI_RESET_VALUE;
     fadt.sleep_control_reg = port(ACPI_SLEEP_CONTROL_PORT);
@@ -210,6 +214,9 @@ fn dsdt(config: &Config) -> Vec<u8> {
     }
     if config.serial {
         serial(&mut devices);
+    }
+    if config.keyboard {
+        keyboard(&mut devices);
     }
     for slot in 0..config.virtio_slots {
         virtio_slot(slot, &mut devices);
@@ -261,6 +268,25 @@ fn serial(sink: &mut Vec<u8>) {
                 &ResourceTemplate::new(vec![
                     &edge(SERIAL_GSI),
                     &IO::new(SERIAL_PORT, SERIAL_PORT, 0, SERIAL_SIZE as u8),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The keyboard controller's ports and the keyboard's interrupt.
+fn keyboard(sink: &mut Vec<u8>) {
+    Device::new(
+        "KBD_".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0303")),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &edge(KEYBOARD_GSI),
+                    &IO::new(I8042_DATA_PORT, I8042_DATA_PORT, 1, 1),
+                    &IO::new(I8042_COMMAND_PORT, I8042_COMMAND_PORT, 1, 1),
                 ]),
             ),
         ],
@@ -386,11 +412,11 @@ mod tests {
 
     #[test]
     fn a_guest_finds_every_table_with_its_checksum_right() {
-        for (cpus, virtio_slots, pci_slots, serial) in [
-            (1, 0, 0, false),
-            (3, 4, 0, true),
-            (2, 0, 1, false),
-            (64, 19, 31, true),
+        for (cpus, virtio_slots, pci_slots, serial, keyboard) in [
+            (1, 0, 0, false, false),
+            (3, 4, 0, true, false),
+            (2, 0, 1, false, true),
+            (64, 19, 31, true, true),
         ] {
             let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
             let config = Config {
@@ -398,6 +424,7 @@ mod tests {
                 virtio_slots,
                 pci_slots,
                 serial,
+                keyboard,
             };
             let rsdp = write_tables(&memory, &config).unwrap();
             let rsdp = read(&memory, rsdp.0, 36);
@@ -427,6 +454,9 @@ mod tests {
             assert_eq!(count(b"ACPI0007"), cpus as usize);
             assert_eq!(count(b"LNRO0005"), virtio_slots as usize);
             assert_eq!(count(b"COM1"), usize::from(serial));
+            assert_eq!(count(b"KBD_"), usize::from(keyboard));
+            // 8042, in the FADT's boot architecture flags.
+            assert_eq!(fadt[109] & 0x02 != 0, keyboard);
             assert_eq!(
                 count(b"PCI0"),
                 2 * pci,
@@ -450,6 +480,7 @@ mod tests {
             virtio_slots: 0,
             pci_slots: 32,
             serial: false,
+            keyboard: false,
         };
         assert!(matches!(
             write_tables(&memory, &config),
@@ -467,6 +498,7 @@ mod tests {
             virtio_slots: 2,
             pci_slots: 31,
             serial: true,
+            keyboard: true,
         };
         let dir = std::env::temp_dir().join(format!("mote-acpi-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();

@@ -1,7 +1,8 @@
 //! What CPUID tells a guest: what KVM can show of the host, without what mote cannot give, completed
 //! by the guest's own topology and clock frequencies.
 //!
-//! Topology: one package of `cpus` cores with one thread each; APIC ids are 0, 1, ….
+//! Topology: one package of cores with one thread each, or with two; APIC ids are 0, 1, …, and the two
+//! threads of a core have an even one and the next.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use thiserror::Error;
@@ -57,21 +58,72 @@ pub enum Error {
 pub struct Settings {
     /// Number of vCPUs.
     pub cpus: u32,
+    /// Each core has two of them, if there are two. Their number is 1 or even then.
+    pub smt: bool,
     /// Frequency of the guest's TSC in kHz, where KVM tells it.
     pub tsc_khz: Option<u32>,
+}
+
+/// One package of cores.
+#[derive(Clone, Copy, Debug)]
+struct Topology {
+    /// Logical CPUs.
+    cpus: u32,
+    /// Bits of an APIC id that say which thread of a core it is.
+    thread_bits: u32,
+}
+
+impl Topology {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            cpus: settings.cpus,
+            thread_bits: u32::from(settings.smt && settings.cpus > 1),
+        }
+    }
+
+    fn threads(self) -> u32 {
+        1 << self.thread_bits
+    }
+
+    /// Bits that an APIC id needs.
+    fn apic_id_bits(self) -> u32 {
+        u32::BITS - self.cpus.saturating_sub(1).leading_zeros()
+    }
+
+    /// How far the APIC ids of the package reach, minus 1.
+    fn id_span(self) -> u32 {
+        (1 << self.apic_id_bits()) - 1
+    }
+
+    /// How far the core ids of the package reach, minus 1.
+    fn core_span(self) -> u32 {
+        (1 << (self.apic_id_bits() - self.thread_bits)) - 1
+    }
+
+    /// Logical CPUs that share the cache that EAX describes, minus 1: the last level is shared by all,
+    /// the others belong to a core.
+    fn cache_sharing(self, eax: u32) -> u32 {
+        let level = (eax >> 5) & 0x7;
+        if level >= 3 {
+            self.id_span()
+        } else {
+            self.threads() - 1
+        }
+    }
 }
 
 /// The CPUID of all vCPUs of a guest, but for what differs between them.
 #[derive(Clone, Debug)]
 pub struct Template {
     entries: Vec<kvm_cpuid_entry2>,
-    cpus: u32,
+    topology: Topology,
 }
 
 impl Template {
     /// Made from what KVM supports (KVM_GET_SUPPORTED_CPUID).
     pub fn new(supported: &CpuId, settings: &Settings) -> Self {
         let amd = is_amd(supported.as_slice());
+        let topology = Topology::new(settings);
         let mut entries: Vec<_> = supported
             .as_slice()
             .iter()
@@ -79,13 +131,13 @@ impl Template {
             .copied()
             .collect();
         for entry in &mut entries {
-            adapt(entry, settings.cpus, amd);
+            adapt(entry, topology, amd);
         }
-        entries.extend(topology(LEAF_TOPOLOGY, settings.cpus));
+        entries.extend(levels(LEAF_TOPOLOGY, topology));
         if amd {
             entries.extend(amd_topology());
         } else {
-            entries.extend(topology(LEAF_TOPOLOGY_V2, settings.cpus));
+            entries.extend(levels(LEAF_TOPOLOGY_V2, topology));
         }
         if let Some(tsc_khz) = settings.tsc_khz {
             entries.push(kvm_cpuid_entry2 {
@@ -95,10 +147,7 @@ impl Template {
                 ..Default::default()
             });
         }
-        Self {
-            entries,
-            cpus: settings.cpus,
-        }
+        Self { entries, topology }
     }
 
     /// The CPUID of vCPU `index`.
@@ -111,13 +160,14 @@ impl Template {
             match entry.function {
                 1 => {
                     entry.ebx &= 0x0000_ffff;
-                    entry.ebx |= index << 24 | self.cpus.min(255) << 16;
+                    entry.ebx |= index << 24 | self.topology.cpus.min(255) << 16;
                 }
                 LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 => entry.edx = index,
                 LEAF_AMD_TOPOLOGY => {
                     entry.eax = index;
-                    // One thread a core: core id in EBX bits 7:0, threads a core minus 1 above.
-                    entry.ebx = index & 0xff;
+                    // Core id in EBX bits 7:0, threads a core minus 1 above.
+                    let threads = self.topology.threads();
+                    entry.ebx = (index >> self.topology.thread_bits) & 0xff | (threads - 1) << 8;
                     // Node 0 of 1.
                     entry.ecx = 0;
                 }
@@ -150,12 +200,8 @@ fn is_replaced(function: u32, amd: bool) -> bool {
     }
 }
 
-/// Bits that an APIC id needs for `cpus` CPUs.
-fn apic_id_bits(cpus: u32) -> u32 {
-    u32::BITS - cpus.saturating_sub(1).leading_zeros()
-}
-
-fn adapt(entry: &mut kvm_cpuid_entry2, cpus: u32, amd: bool) {
+fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, amd: bool) {
+    let cpus = topology.cpus;
     match entry.function {
         1 => {
             entry.ecx &= !(ECX1_MONITOR | ECX1_VMX);
@@ -169,13 +215,13 @@ fn adapt(entry: &mut kvm_cpuid_entry2, cpus: u32, amd: bool) {
             // No more caches after the one of type 0.
             if entry.eax & 0x1f != 0 => {
                 entry.eax &= 0x0000_3fff;
-                let sharing = cache_sharing(entry.eax, cpus);
-                entry.eax |= sharing << 14 | (id_span(cpus) & 0x3f) << 26;
+                let sharing = topology.cache_sharing(entry.eax);
+                entry.eax |= sharing << 14 | (topology.core_span() & 0x3f) << 26;
             }
         LEAF_AMD_CACHES
             if entry.eax & 0x1f != 0 => {
                 entry.eax &= 0x0000_3fff;
-                entry.eax |= cache_sharing(entry.eax, cpus) << 14;
+                entry.eax |= topology.cache_sharing(entry.eax) << 14;
             }
         // No virtual PMU.
         LEAF_PERFORMANCE => {
@@ -192,30 +238,19 @@ fn adapt(entry: &mut kvm_cpuid_entry2, cpus: u32, amd: bool) {
             }
         }
         LEAF_EXT_SIZES => {
-            // Bits 15:12: width of the APIC id; bits 7:0: cores minus 1. Intel has them reserved.
+            // Bits 15:12: width of the APIC id; bits 7:0: threads minus 1. Intel has them reserved.
             entry.ecx &= !0xf0ff;
             if amd {
-                entry.ecx |= apic_id_bits(cpus) << 12 | (cpus - 1) & 0xff;
+                entry.ecx |= topology.apic_id_bits() << 12 | (cpus - 1) & 0xff;
             }
         }
         _ => {}
     }
 }
 
-/// How far the APIC ids of a package reach, minus 1.
-fn id_span(cpus: u32) -> u32 {
-    (1 << apic_id_bits(cpus)) - 1
-}
-
-/// Logical CPUs that share the cache that EAX describes, minus 1: the last level is shared by all,
-/// the others belong to a core.
-fn cache_sharing(eax: u32, cpus: u32) -> u32 {
-    let level = (eax >> 5) & 0x7;
-    if level >= 3 { id_span(cpus) } else { 0 }
-}
-
 /// Leaves 0xb and 0x1f: a level of threads, a level of cores, and the end.
-fn topology(function: u32, cpus: u32) -> [kvm_cpuid_entry2; 3] {
+fn levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
+    let cpus = topology.cpus;
     let level = |index: u32, shift: u32, logical: u32, kind: u32| kvm_cpuid_entry2 {
         function,
         index,
@@ -226,8 +261,8 @@ fn topology(function: u32, cpus: u32) -> [kvm_cpuid_entry2; 3] {
         ..Default::default()
     };
     [
-        level(0, 0, 1, LEVEL_SMT),
-        level(1, apic_id_bits(cpus), cpus, LEVEL_CORE),
+        level(0, topology.thread_bits, topology.threads(), LEVEL_SMT),
+        level(1, topology.apic_id_bits(), cpus, LEVEL_CORE),
         level(2, 0, 0, 0),
     ]
 }
@@ -240,144 +275,5 @@ fn amd_topology() -> [kvm_cpuid_entry2; 1] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *cpuid
-            .as_slice()
-            .iter()
-            .find(|entry| entry.function == function && entry.index == index)
-            .unwrap()
-    }
-
-    /// A supported CPUID with everything in it that mote changes.
-    fn supported(vendor: &[u8; 12]) -> CpuId {
-        let word = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
-        let plain = |function| kvm_cpuid_entry2 {
-            function,
-            ..Default::default()
-        };
-        let entries = [
-            kvm_cpuid_entry2 {
-                eax: 0x1f,
-                ebx: word(0),
-                edx: word(4),
-                ecx: word(8),
-                ..plain(0)
-            },
-            kvm_cpuid_entry2 {
-                ebx: 0x0708_0900,
-                ecx: !ECX1_HYPERVISOR,
-                edx: !0,
-                ..plain(1)
-            },
-            kvm_cpuid_entry2 {
-                eax: 0xfc00_0163,
-                flags: 1,
-                index: 3,
-                ..plain(LEAF_CACHES)
-            },
-            kvm_cpuid_entry2 {
-                eax: 0xffff_ffff,
-                ..plain(LEAF_PERFORMANCE)
-            },
-            kvm_cpuid_entry2 {
-                eax: 1,
-                edx: 77,
-                ..plain(LEAF_TOPOLOGY)
-            },
-            kvm_cpuid_entry2 {
-                eax: 0x4000_0001,
-                ..plain(LEAF_HYPERVISOR)
-            },
-            kvm_cpuid_entry2 {
-                ecx: !0,
-                ..plain(LEAF_EXT_FEATURES)
-            },
-            kvm_cpuid_entry2 {
-                ecx: !0,
-                ..plain(LEAF_EXT_SIZES)
-            },
-            kvm_cpuid_entry2 {
-                eax: 1,
-                ..plain(LEAF_SVM)
-            },
-            kvm_cpuid_entry2 {
-                eax: 99,
-                ebx: 0xffff,
-                ..plain(LEAF_AMD_TOPOLOGY)
-            },
-        ];
-        CpuId::from_entries(&entries).unwrap()
-    }
-
-    #[test]
-    fn every_count_of_cpus_is_one_package_of_single_thread_cores() {
-        for vendor in [b"AuthenticAMD", b"GenuineIntel"] {
-            for cpus in 1..=64 {
-                let settings = Settings {
-                    cpus,
-                    tsc_khz: Some(2_400_000),
-                };
-                let template = Template::new(&supported(vendor), &settings);
-                for index in 0..cpus {
-                    let cpuid = template.for_vcpu(index).unwrap();
-                    let basic = leaf(&cpuid, 1, 0);
-                    assert_eq!(basic.ebx >> 24, index);
-                    assert_eq!((basic.ebx >> 16) & 0xff, cpus);
-                    assert_eq!(basic.ebx & 0xffff, 0x0900, "CLFLUSH size stays");
-                    let cores = leaf(&cpuid, LEAF_TOPOLOGY, 1);
-                    assert_eq!((cores.ebx, cores.edx), (cpus, index));
-                    assert!(index >> cores.eax == 0, "all in one package");
-                    assert!(
-                        cpus == 1 || (cpus - 1) >> (cores.eax - 1) == 1,
-                        "no wider than needed"
-                    );
-                    assert_eq!(leaf(&cpuid, LEAF_TOPOLOGY, 0).eax, 0, "one thread a core");
-                    assert_eq!(leaf(&cpuid, LEAF_TOPOLOGY, 2).ecx >> 8, 0);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_mote_cannot_give_is_not_shown() {
-        let settings = Settings {
-            cpus: 3,
-            tsc_khz: Some(2_400_000),
-        };
-        let cpuid = Template::new(&supported(b"AuthenticAMD"), &settings)
-            .for_vcpu(2)
-            .unwrap();
-        let ecx = leaf(&cpuid, 1, 0).ecx;
-        assert_eq!(ecx & (ECX1_MONITOR | ECX1_VMX), 0);
-        assert_ne!(ecx & ECX1_HYPERVISOR, 0);
-        assert_eq!(leaf(&cpuid, LEAF_EXT_FEATURES, 0).ecx & EXT_ECX_SVM, 0);
-        assert_eq!(leaf(&cpuid, LEAF_PERFORMANCE, 0).eax, 0);
-        assert!(
-            cpuid
-                .as_slice()
-                .iter()
-                .all(|entry| entry.function != LEAF_SVM)
-        );
-        assert_eq!(leaf(&cpuid, LEAF_EXT_SIZES, 0).ecx & 0xf0ff, 2 << 12 | 2);
-        assert_eq!(leaf(&cpuid, LEAF_AMD_TOPOLOGY, 0).eax, 2);
-        assert_eq!(
-            leaf(&cpuid, LEAF_HYPERVISOR, 0).eax,
-            LEAF_HYPERVISOR_FREQUENCIES
-        );
-        let frequencies = leaf(&cpuid, LEAF_HYPERVISOR_FREQUENCIES, 0);
-        assert_eq!(
-            (frequencies.eax, frequencies.ebx),
-            (2_400_000, APIC_BUS_KHZ)
-        );
-        let cache = leaf(&cpuid, LEAF_CACHES, 3).eax;
-        assert_eq!(
-            (cache >> 14) & 0xfff,
-            3,
-            "the last level is shared by all ids of the package"
-        );
-        assert_eq!(cache >> 26, 3);
-    }
-}
+#[path = "cpuid_test.rs"]
+mod tests;

@@ -79,6 +79,8 @@ pub const SERIAL_GSI: u32 = 4;
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// Command and status port of the keyboard controller.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// GSI of the keyboard.
+pub const KEYBOARD_GSI: u32 = 1;
 /// The port through which a guest marks a point of its boot (`--boot-timer`).
 pub const BOOT_TIMER_PORT: u16 = 0x3f0;
 /// pvpanic: a guest that crashes says so here.

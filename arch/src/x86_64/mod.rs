@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod cpu_config;
 pub mod cpuid;
 pub mod kernel;
 pub mod layout;

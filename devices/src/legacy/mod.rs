@@ -7,9 +7,11 @@ pub mod acpi_pm;
 pub mod boot_timer;
 pub mod ged;
 pub mod i8042;
+pub mod keyboard;
 pub mod pci_config;
 pub mod pic;
 pub mod pvpanic;
+pub mod reset_line;
 pub mod serial;
 pub mod serial_worker;
 

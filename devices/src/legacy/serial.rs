@@ -94,6 +94,27 @@ const RESET_DIVISOR: [u8; 2] = 12u16.to_le_bytes();
 /// 8 bits, no parity, 1 stop bit.
 const RESET_LCR: u8 = 0x03;
 
+/// What the port has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SerialCounters {
+    /// Bytes of input that the guest has read.
+    pub reads: u64,
+    /// Times that the guest read where there was nothing.
+    pub missed_reads: u64,
+    /// Bytes that the guest has sent.
+    pub writes: u64,
+    /// Bytes that it sent though the transmitter was busy, and lost.
+    pub missed_writes: u64,
+    /// Bytes that were dropped as they were beyond the limit.
+    pub rate_limited: u64,
+    /// Bytes that were lost as the host took no more and the guest is not to wait for it.
+    pub lost: u64,
+    /// Times that output was written to the host.
+    pub flushes: u64,
+    /// Errors of the host that ended the output: 0 or 1.
+    pub errors: u64,
+}
+
 /// The UART: 8 ports.
 ///
 /// Every access takes the same short time, whatever is buffered: Linux's console polls LSR and writes
@@ -128,7 +149,8 @@ pub struct Serial {
 
     // Volatile state, as the worker sees it.
     output: VecDeque<u8>,
-    dropped_output: u64,
+    /// The worker's part of it is counted by the worker.
+    pub(super) counters: SerialCounters,
     /// The worker waits to be woken for output.
     worker_rests: bool,
     /// The worker has input that there was no room for.
@@ -157,7 +179,7 @@ impl Serial {
             line_asserted: false,
             uses_rts: false,
             output: VecDeque::new(),
-            dropped_output: 0,
+            counters: SerialCounters::default(),
             worker_rests: true,
             input_waits: false,
         }
@@ -186,9 +208,9 @@ impl Serial {
         self.worker_rests
     }
 
-    /// How many bytes of output the guest lost because it ignored that the transmitter was busy.
-    pub fn dropped_output(&self) -> u64 {
-        self.dropped_output
+    /// What it has done so far.
+    pub fn counters(&self) -> SerialCounters {
+        self.counters
     }
 
     /// How many bytes of input would be taken now.
@@ -305,12 +327,13 @@ impl Serial {
                 self.overrun = true;
             }
         } else if self.output.len() < OUTPUT_MAX {
+            self.counters.writes += 1;
             self.output.push_back(byte);
             if std::mem::take(&mut self.worker_rests) {
                 self.wake_worker();
             }
         } else {
-            self.dropped_output += 1;
+            self.counters.missed_writes += 1;
         }
         self.transmitter_interrupt = self.transmitter_empty();
     }
@@ -367,12 +390,22 @@ impl Serial {
         status
     }
 
+    fn read_received(&mut self) -> u8 {
+        let byte = self.received.pop_front();
+        if byte.is_some() {
+            self.counters.reads += 1;
+        } else {
+            self.counters.missed_reads += 1;
+        }
+        byte.unwrap_or(0)
+    }
+
     fn read_register(&mut self, register: u64) -> u8 {
         let divisor_latch = self.lcr & LCR_DLAB != 0;
         match register {
             RBR_THR if divisor_latch => self.divisor[0],
             IER if divisor_latch => self.divisor[1],
-            RBR_THR => self.received.pop_front().unwrap_or(0),
+            RBR_THR => self.read_received(),
             IER => self.ier,
             IIR_FCR => self.identify_interrupt(),
             LCR => self.lcr,

@@ -3,7 +3,8 @@
 //!
 //! The port is never locked while a descriptor is read or written, and nothing here blocks. Output
 //! that the host does not take stays in the port, which then holds the guest back; input that the
-//! guest does not take is held by [`crate::console_io`].
+//! guest does not take is held by [`crate::console_io`]. With a limit, what is beyond it is dropped and
+//! counted: the guest is not held back.
 //!
 //! # Waking up
 //! A guest that prints makes an exit for each character; waking this thread for each as well would
@@ -23,6 +24,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::serial::Serial;
 use crate::console_io::{Input, InputFilter, Output, Sink, Source};
 use crate::lock;
+use crate::rate_limiter::{Bucket, Meter};
 
 /// Bytes written to the host at once. A pipe takes that many in one piece.
 const CHUNK: usize = 4096;
@@ -57,6 +59,8 @@ pub struct SerialWorker {
     timer: TimerFd,
     source: Source,
     sink: Sink,
+    /// How many bytes are let through.
+    meter: Option<Meter>,
 
     // Volatile state.
     error: Option<io::Error>,
@@ -79,9 +83,16 @@ impl SerialWorker {
             timer: TimerFd::new()?,
             source: Source::new(input, filter, INPUT, KEYBOARD)?,
             sink: Sink::new(output, OUTPUT),
+            meter: None,
             error: None,
             lingering: false,
         })
+    }
+
+    /// Lets no more bytes of output through than are in the bucket, if there is one.
+    pub fn with_limit(mut self, bucket: Option<Bucket>) -> Self {
+        self.meter = bucket.map(Meter::new);
+        self
     }
 
     /// The last 4 KiB of what the guest has sent, whether or not the host has taken it.
@@ -121,12 +132,39 @@ impl SerialWorker {
             if len == 0 {
                 return Pause::Empty;
             }
-            match self.sink.write(&chunk[..len]) {
-                Some(count) => lock(&self.serial).consume_output(count),
-                None => return Pause::Blocked,
+            if !self.send(&chunk[..len]) {
+                return Pause::Blocked;
             }
         }
         Pause::Turn
+    }
+
+    /// Writes or drops some of the output; false if the host takes no more for now.
+    fn send(&mut self, output: &[u8]) -> bool {
+        let available = self.meter.as_mut().map_or(u64::MAX, Meter::available);
+        let allowed = usize::try_from(available).unwrap_or(usize::MAX);
+        if allowed == 0 {
+            self.sink.skip(output);
+            let mut serial = lock(&self.serial);
+            serial.counters.rate_limited += output.len() as u64;
+            serial.consume_output(output.len());
+            return true;
+        }
+        let had_failed = self.sink.has_failed();
+        let Some(count) = self.sink.write(&output[..output.len().min(allowed)]) else {
+            return false;
+        };
+        let lost = self.sink.take_lost();
+        let failed = self.sink.has_failed();
+        if let Some(meter) = &mut self.meter {
+            meter.take(count as u64);
+        }
+        let mut serial = lock(&self.serial);
+        serial.consume_output(count);
+        serial.counters.lost += lost;
+        serial.counters.flushes += u64::from(!failed && lost == 0);
+        serial.counters.errors += u64::from(failed && !had_failed);
+        true
     }
 
     /// Moves output, and sees to it that it goes on when it can.

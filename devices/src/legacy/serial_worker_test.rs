@@ -143,7 +143,7 @@ fn exchange(
     assert!(fixture.join(host_reader) == to_host);
     host_writer.join().unwrap();
     assert!(fixture.worker().tail() == to_host[len - TAIL_SIZE..]);
-    assert_eq!(lock(&fixture.serial).dropped_output(), 0);
+    assert_eq!(lock(&fixture.serial).counters().missed_writes, 0);
 }
 
 #[test]
@@ -506,8 +506,7 @@ fn someone_beside_the_terminal_hears_all_and_types() {
 fn a_keyboard_is_enough_and_holds_so_much_for_a_guest_that_does_not_listen() {
     let keyboard = Keyboard::new().unwrap();
     let input = Input::keyboard(keyboard.clone());
-    let mut fixture =
-        Fixture::with_ends(Some(input), Output::discard(), Box::new(Transparent));
+    let mut fixture = Fixture::with_ends(Some(input), Output::discard(), Box::new(Transparent));
     for _ in 0..10 {
         keyboard.type_in(&[b'x'; TYPED_MAX]);
         fixture.serve_until_quiet();
@@ -521,4 +520,76 @@ fn a_keyboard_is_enough_and_holds_so_much_for_a_guest_that_does_not_listen() {
         driver.received.clone()
     });
     assert!(fixture.join(guest).iter().all(|&byte| byte == b'x'));
+}
+
+/// Has a guest send this, and serves until all of it is gone.
+fn send(fixture: &mut Fixture, bytes: Vec<u8>) {
+    let guest = fixture.guest(move |driver| {
+        driver.open();
+        driver.start_sending(bytes);
+        driver.run_until_received(0);
+    });
+    fixture.join(guest);
+    fixture.serve_until(|fixture| is_empty(&lock(&fixture.serial)));
+}
+
+#[test]
+fn what_is_beyond_the_limit_is_dropped_and_counted() {
+    let (host_reads, guest_writes) = pipe().unwrap();
+    let mut fixture = Fixture::new(None, Output::new(guest_writes.into()).unwrap());
+    // A bucket that is not refilled while this test lasts.
+    let bucket = Bucket::new(5000, 1_000_000_000, 1000);
+    fixture.worker().meter = bucket.map(Meter::new);
+    let sent = noise(100_000, 3);
+    send(&mut fixture, sent.clone());
+    let counters = lock(&fixture.serial).counters();
+    assert_eq!((counters.writes, counters.rate_limited), (100_000, 94_000));
+    assert_eq!((counters.missed_writes, counters.lost), (0, 0));
+    assert!(counters.flushes > 0);
+    assert!(reader(host_reads, 6000).join().unwrap() == sent[..6000]);
+    // The end of what it sent is known all the same: it may say why the guest ended.
+    assert!(fixture.worker().tail() == sent[100_000 - TAIL_SIZE..]);
+}
+
+#[test]
+fn a_fifo_needs_no_reader_and_holds_no_guest_back() {
+    let directory = vmm_sys_util::tempdir::TempDir::new().unwrap();
+    let path = directory.as_path().join("fifo");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the pointer is to a string with its end.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let mut fixture = Fixture::new(None, Output::lossy(&path).unwrap());
+    let sent = noise(300_000, 4);
+    send(&mut fixture, sent.clone());
+    let counters = lock(&fixture.serial).counters();
+    assert_eq!((counters.writes, counters.missed_writes), (300_000, 0));
+    assert_eq!(counters.errors, 0);
+    let kept = sent.len() - usize::try_from(counters.lost).unwrap();
+    assert!((4096..sent.len()).contains(&kept), "{kept}");
+    // Whoever comes late reads what there was room for, and then what comes now.
+    let mut late = File::open(&path).unwrap();
+    let mut bytes = vec![0; kept];
+    late.read_exact(&mut bytes).unwrap();
+    // At the end, small pieces may have fitted where large ones did not.
+    assert!(bytes[..4096] == sent[..4096]);
+    for byte in b"more" {
+        crate::bus::BusDevice::write(&mut *lock(&fixture.serial), 0, &[*byte]);
+    }
+    let mut bytes = [0; 4];
+    fixture.serve_until(|fixture| is_empty(&lock(&fixture.serial)));
+    late.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, *b"more");
+}
+
+#[test]
+fn a_lossy_file_is_made_and_appended_to() {
+    let directory = vmm_sys_util::tempdir::TempDir::new().unwrap();
+    let path = directory.as_path().join("log");
+    for _ in 0..2 {
+        let mut fixture = Fixture::new(None, Output::lossy(&path).unwrap());
+        send(&mut fixture, b"line\n".to_vec());
+        assert_eq!(lock(&fixture.serial).counters().lost, 0);
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"line\nline\n");
+    assert!(Output::lossy(directory.as_path()).is_err());
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use api::command::Fault;
 use api::types::{
-    Backend, Balloon, CacheType, Drive, DriveFormat, IoEngine, NetworkInterface, Overlay,
-    RateLimiter, TokenBucket, Vsock,
+    Backend, Balloon, CacheType, CpuConfig, CpuidRegister, Drive, DriveFormat, IoEngine,
+    KvmCapability, NetworkInterface, Overlay, RateLimiter, TokenBucket, Vsock,
 };
+use arch::cpu_config::{self, CapabilityModifier, CpuidModifier, MsrModifier};
 use devices::backend::disk;
 use devices::backend::tap::{TapConfig, TapSource};
 use devices::backend::user_net;
@@ -23,7 +24,8 @@ use crate::config::{Device, DeviceKind, NetDevice, Network};
 /// Bytes of a MiB.
 pub(super) const MIB: u64 = 1 << 20;
 
-pub(super) fn bucket(bucket: TokenBucket) -> Option<Bucket> {
+/// The limit that a bucket is, if it is one.
+pub fn bucket(bucket: TokenBucket) -> Option<Bucket> {
     Bucket::new(
         bucket.size,
         bucket.refill_time,
@@ -70,6 +72,8 @@ pub(super) fn drive(drive: &Drive) -> Result<Device, Fault> {
         },
         serial: drive.serial.clone(),
         queues,
+        // Clients hold places with empty files, and give them others later.
+        any_size: true,
         rate: limits(drive.rate_limiter.as_ref()),
         ..BlockConfig::new(drive.drive_id.clone(), &drive.path_on_host)
     };
@@ -150,6 +154,44 @@ fn user(interface: &NetworkInterface) -> Result<Network, String> {
     }
     config.policy = Policy::new(rules);
     Ok(Network::User(Box::new(config)))
+}
+
+pub(super) fn cpu_config(wire: &CpuConfig) -> cpu_config::CpuConfig {
+    let capabilities = wire.kvm_capabilities.iter().map(|change| match *change {
+        KvmCapability::Require(number) => CapabilityModifier::Require(number),
+        KvmCapability::Waive(number) => CapabilityModifier::Drop(number),
+    });
+    let cpuid = wire.cpuid_modifiers.iter().flat_map(|leaf| {
+        leaf.modifiers.iter().map(|change| CpuidModifier {
+            leaf: leaf.leaf,
+            subleaf: leaf.subleaf,
+            flags: leaf.flags,
+            register: match change.register {
+                CpuidRegister::Eax => cpu_config::CpuidRegister::Eax,
+                CpuidRegister::Ebx => cpu_config::CpuidRegister::Ebx,
+                CpuidRegister::Ecx => cpu_config::CpuidRegister::Ecx,
+                CpuidRegister::Edx => cpu_config::CpuidRegister::Edx,
+            },
+            mask: low_half(change.bitmap.mask),
+            value: low_half(change.bitmap.value),
+        })
+    });
+    let msrs = wire.msr_modifiers.iter().map(|change| MsrModifier {
+        index: change.addr,
+        mask: change.bitmap.mask,
+        value: change.bitmap.value,
+    });
+    cpu_config::CpuConfig {
+        capabilities: capabilities.collect(),
+        cpuid: cpuid.collect(),
+        msrs: msrs.collect(),
+    }
+}
+
+/// A bitmap of 32 bits has no others.
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is empty")]
+fn low_half(bits: u64) -> u32 {
+    bits as u32
 }
 
 pub(super) fn vsock(vsock: &Vsock) -> Device {

@@ -27,6 +27,7 @@ use crate::events::{StopRequest, Stopper};
 use crate::stage::{Maker, Orders};
 use crate::vm::MachineHandle;
 
+pub use convert::bucket;
 use resources::Resources;
 
 /// What a control needs of the program around it. An error is a sentence for whoever asked.
@@ -231,7 +232,13 @@ impl Control {
                 self.machine()?.power_button().press();
                 Ok(())
             }
-            ActionType::SendCtrlAltDel => Err(Fault::bad("The guest has no keyboard")),
+            ActionType::SendCtrlAltDel => {
+                let keyboard = self.machine()?.keyboard();
+                let keyboard = keyboard.ok_or_else(|| Fault::bad("The guest has no keyboard"))?;
+                keyboard.send_ctrl_alt_del().map_err(|error| {
+                    Fault::bad(format!("Cannot send Ctrl-Alt-Del: {}", chain(&error)))
+                })
+            }
             ActionType::Stop | ActionType::Reset => {
                 self.orders.stopper().stop(StopRequest::Quit);
                 Ok(())

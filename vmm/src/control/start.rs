@@ -4,12 +4,12 @@ use std::fs::File;
 use std::path::Path;
 
 use api::command::{Fault, State};
-use api::types::CpuTemplate;
+use api::types::{self as wire, CpuTemplate};
 use arch::kernel::Protocol;
 
 use super::resources::{Entry, Resources};
 use super::{Control, chain, convert};
-use crate::config::{Config, ConsoleKind, Device, Payload};
+use crate::config::{Config, ConsoleKind, Device, HugePages, Payload};
 use crate::stage::{Made, Maker, Order, OrderError};
 
 /// What a guest is told if nobody says otherwise: the words that clients of this API count on.
@@ -116,6 +116,20 @@ impl Control {
                     .with_pci(self.settings.pci)
             })
             .and_then(|config| config.with_console(ConsoleKind::Serial))
+            .and_then(|config| config.with_smt(machine.smt))
+            .and_then(|config| {
+                config.with_huge_pages(match machine.huge_pages {
+                    wire::HugePages::None => HugePages::None,
+                    wire::HugePages::M2 => HugePages::TwoMiB,
+                })
+            })
+            .map(|config| {
+                let cpus = self.resources.cpu_config.as_ref();
+                config
+                    .with_keyboard(true)
+                    .with_dirty_page_tracking(machine.track_dirty_pages)
+                    .with_cpu_config(cpus.map(convert::cpu_config).unwrap_or_default())
+            })
             .map_err(|error| error.to_string())
     }
 

@@ -32,6 +32,7 @@ impl Vcpu {
         };
         match exit {
             VcpuExit::IoOut(port, data) => {
+                self.exits.io_out.count();
                 let size = io_size(run);
                 for item in data.chunks(size) {
                     // Nobody there: the write vanishes, and the bus has counted it.
@@ -39,32 +40,54 @@ impl Vcpu {
                 }
             }
             VcpuExit::IoIn(port, data) => {
+                self.exits.io_in.count();
                 let size = io_size(run);
                 for item in data.chunks_mut(size) {
                     let _ = self.buses.io.read(port.into(), item);
                 }
             }
             VcpuExit::MmioWrite(gpa, data) => {
+                self.exits.mmio_write.count();
                 let _ = self.buses.mmio.write(gpa, data);
             }
             VcpuExit::MmioRead(gpa, data) => {
+                self.exits.mmio_read.count();
                 let _ = self.buses.mmio.read(gpa, data);
             }
-            VcpuExit::IoapicEoi(vector) => self
-                .buses
-                .ioapic
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .eoi(vector),
+            VcpuExit::IoapicEoi(vector) => {
+                self.exits.eoi.count();
+                self.buses
+                    .ioapic
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .eoi(vector);
+            }
             // Interrupts are off or there would be no exit: the in-kernel APIC handles other halts.
-            VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen => return self.interrupted(),
-            VcpuExit::Shutdown => return Next::Stop(StopReason::TripleFault { cpu: self.index }),
-            VcpuExit::SystemEvent(kind, _) => match kind {
-                KVM_SYSTEM_EVENT_SHUTDOWN => return Next::Stop(StopReason::PowerOff),
-                KVM_SYSTEM_EVENT_RESET => return Next::Stop(StopReason::Reset),
-                KVM_SYSTEM_EVENT_CRASH => return Next::Stop(StopReason::Panicked),
-                _ => {}
-            },
+            VcpuExit::Hlt => {
+                self.exits.halt.count();
+                return self.interrupted();
+            }
+            VcpuExit::IrqWindowOpen => {
+                self.exits.irq_window.count();
+                return self.interrupted();
+            }
+            VcpuExit::Intr => {
+                self.exits.interrupted.count();
+                return self.interrupted();
+            }
+            VcpuExit::Shutdown => {
+                self.exits.system_event.count();
+                return Next::Stop(StopReason::TripleFault { cpu: self.index });
+            }
+            VcpuExit::SystemEvent(kind, _) => {
+                self.exits.system_event.count();
+                match kind {
+                    KVM_SYSTEM_EVENT_SHUTDOWN => return Next::Stop(StopReason::PowerOff),
+                    KVM_SYSTEM_EVENT_RESET => return Next::Stop(StopReason::Reset),
+                    KVM_SYSTEM_EVENT_CRASH => return Next::Stop(StopReason::Panicked),
+                    _ => {}
+                }
+            }
             VcpuExit::FailEntry(hardware_reason, _) => {
                 return self.crash(CrashCause::FailedEntry { hardware_reason }, Vec::new());
             }
@@ -88,11 +111,17 @@ impl Vcpu {
     fn on_run_error(&mut self, error: kvm_ioctls::Error) -> Next {
         match error.errno() {
             // EAGAIN: an application processor that was woken without a start-up IPI.
-            libc::EINTR | libc::EAGAIN => self.interrupted(),
-            _ => Next::Stop(StopReason::RunFailed {
-                cpu: self.index,
-                error,
-            }),
+            libc::EINTR | libc::EAGAIN => {
+                self.exits.interrupted.count();
+                self.interrupted()
+            }
+            _ => {
+                self.exits.failure.count();
+                Next::Stop(StopReason::RunFailed {
+                    cpu: self.index,
+                    error,
+                })
+            }
         }
     }
 
@@ -103,6 +132,7 @@ impl Vcpu {
     }
 
     fn crash(&self, cause: CrashCause, instruction: Vec<u8>) -> Next {
+        self.exits.failure.count();
         Next::Stop(StopReason::Crashed(CrashReport::gather(
             self.index,
             cause,

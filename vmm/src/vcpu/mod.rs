@@ -3,6 +3,7 @@
 //! States: `Paused` (first), `Running`, `Stopped` (last). Only the handle changes what is wanted; the
 //! thread follows, is fetched out of KVM_RUN by a kick, and says when it has come to rest.
 
+mod counters;
 mod exit;
 mod kick;
 
@@ -17,6 +18,8 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::events::Events;
+pub(crate) use counters::ExitCounters;
+pub use counters::{ExitCounts, Exits};
 use exit::Next;
 use kick::Kick;
 
@@ -100,6 +103,7 @@ pub(crate) struct Vcpu {
     pub(crate) events: Arc<Events>,
     /// Only to read the instruction at which KVM gave up.
     pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) exits: Arc<ExitCounters>,
 }
 
 impl Vcpu {

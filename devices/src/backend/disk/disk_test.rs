@@ -362,3 +362,57 @@ fn a_raw_disk_takes_on_the_size_of_its_file() {
         assert_eq!(info.size(), 2 << 20);
     }
 }
+
+fn any_size(path: &std::path::Path) -> Options {
+    Options {
+        any_size: true,
+        ..options(path)
+    }
+}
+
+#[test]
+fn a_disk_of_any_size_is_its_whole_sectors() {
+    let dir = TempDir::new();
+    for (len, size) in [(0, 0), (1, 0), (511, 0), (512, 512), (1300, 1024)] {
+        let path = dir.file("odd", len);
+        let disk = Disk::open(&any_size(&path)).unwrap();
+        assert_eq!(disk.info().size(), size, "{len}");
+        fs::write(&path, vec![1; len + 100]).unwrap();
+        let grown = disk.info().resize().unwrap();
+        assert_eq!(grown, (len as u64 + 100) / 512 * 512, "{len}");
+    }
+    // With an overlay the size of the image is that of the overlay, for good.
+    let overlay = Options {
+        overlay: Overlay::Temporary,
+        ..any_size(&dir.file("empty", 0))
+    };
+    let error = Disk::open(&overlay).err().unwrap();
+    assert!(matches!(error, Error::Empty { .. }));
+    // What is no raw image is not taken for one.
+    let qcow2 = Disk::open(&any_size(&dir.file("empty.qcow2", 0)));
+    assert!(matches!(qcow2.err().unwrap(), Error::Qcow2 { .. }));
+}
+
+#[test]
+fn many_hold_a_place_and_one_gets_it() {
+    let dir = TempDir::new();
+    let path = dir.file("placeholder", 0);
+    let first = Disk::open(&any_size(&path)).unwrap();
+    let second = Disk::open(&any_size(&path)).unwrap();
+    fs::write(&path, [7; 4096]).unwrap();
+    let resized = first.info().resize();
+    assert!(
+        matches!(resized, Err(ResizeError::Locked)),
+        "another one could get it as well"
+    );
+    assert_eq!(first.info().size(), 0);
+    drop(second);
+    assert_eq!(first.info().resize().unwrap(), 4096);
+    // From now on it is as good as any disk.
+    let late = Disk::open(&any_size(&path)).err().unwrap();
+    assert!(matches!(late, Error::Locked { writable: true, .. }));
+    // Empty again, it stays locked: it was somebody's.
+    fs::write(&path, []).unwrap();
+    assert_eq!(first.info().resize().unwrap(), 0);
+    assert!(Disk::open(&any_size(&path)).is_err());
+}

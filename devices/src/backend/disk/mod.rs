@@ -22,7 +22,7 @@ pub(crate) mod test_support;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use buffer::Buffer;
 use engine::{Done, Engine, Op, OpKind};
@@ -49,7 +49,11 @@ pub struct Info {
     read_only: bool,
     /// For disks that are as large as their file.
     resizable: Option<Arc<HostFile>>,
+    /// Any size that the file has will do.
+    any_size: bool,
     // Volatile state.
+    /// The file was empty, and is locked as by one who only reads.
+    to_lock: AtomicBool,
     size: Arc<AtomicU64>,
 }
 
@@ -80,12 +84,24 @@ impl Info {
     pub fn resize(&self) -> Result<u64, ResizeError> {
         let file = self.resizable.as_ref().ok_or(ResizeError::Fixed)?;
         let len = file.len().map_err(ResizeError::Io)?;
-        if len == 0 || !len.is_multiple_of(SECTOR) {
+        if !self.any_size && (len == 0 || !len.is_multiple_of(SECTOR)) {
             return Err(ResizeError::Size { len });
         }
+        if len > 0 && self.to_lock.load(Ordering::Acquire) {
+            if !file.lock(true).map_err(ResizeError::Io)? {
+                return Err(ResizeError::Locked);
+            }
+            self.to_lock.store(false, Ordering::Release);
+        }
+        let len = whole_sectors(len);
         self.size.store(len, Ordering::Release);
         Ok(len)
     }
+}
+
+/// What of `len` bytes a guest can use.
+fn whole_sectors(len: u64) -> u64 {
+    len / SECTOR * SECTOR
 }
 
 /// Why a disk cannot take on the size of its file.
@@ -101,6 +117,9 @@ pub enum ResizeError {
         /// Bytes.
         len: u64,
     },
+    /// It was empty, and others have it as well.
+    #[error("It was empty, and another disk or process has it too: only one can write to it")]
+    Locked,
     /// The host.
     #[error("Its size cannot be read")]
     Io(#[source] io::Error),

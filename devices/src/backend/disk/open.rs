@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::file::HostFile;
 use super::image::Image;
 use super::qcow2::{Qcow2, is_qcow2};
 use super::raw::Raw;
-use super::{Disk, Info, SECTOR, overlay, qcow2};
+use super::{Disk, Info, SECTOR, overlay, qcow2, whole_sectors};
 
 /// How long a lock is waited for. The kernel takes down the io_uring of a monitor that was killed after its
 /// process is gone, and its files are open until then: who starts the next guest at once need not fail.
@@ -88,6 +88,10 @@ pub struct Options {
     pub cache: Cache,
     /// Whether what is written goes elsewhere.
     pub overlay: Overlay,
+    /// Of a raw image without an overlay, whatever its size is: of a length that is no whole number of
+    /// sectors the rest is left out, and an empty file is a disk of no sectors, which holds a place for
+    /// another file. Any number of guests may have the same empty file, as long as it is empty.
+    pub any_size: bool,
 }
 
 /// Why a disk cannot be opened.
@@ -180,7 +184,16 @@ impl Disk {
             source,
         };
         let writes_base = !options.read_only && !has_overlay;
-        let file = open_and_lock(path, writes_base)?;
+        let file = open_file(path, writes_base)?;
+        let any_size = options.any_size && !has_overlay && !is_format_qcow2(options, &file);
+        let is_placeholder = any_size && file.len().map_err(opened)? == 0;
+        let mut to_lock = writes_base && is_placeholder;
+        lock(&file, path, writes_base && !is_placeholder)?;
+        if is_placeholder && file.len().map_err(opened)? > 0 {
+            // It became a disk just now.
+            lock(&file, path, writes_base)?;
+            to_lock = false;
+        }
         let identity = file.identity().map_err(opened)?;
         let size = Arc::new(AtomicU64::new(0));
         let mut resizable = None;
@@ -198,16 +211,22 @@ impl Disk {
             })?)
         } else {
             let len = file.len().map_err(opened)?;
-            if len == 0 {
+            if len == 0 && !any_size {
                 return Err(Error::Empty { path: path.clone() });
             }
             if !len.is_multiple_of(SECTOR) {
-                return Err(Error::Size {
-                    path: path.clone(),
-                    len,
-                });
+                if !any_size {
+                    return Err(Error::Size {
+                        path: path.clone(),
+                        len,
+                    });
+                }
+                log::warn!(
+                    "Disk '{}' has {len} bytes: what is beyond its last whole sector of 512 is left out",
+                    path.display()
+                );
             }
-            size.store(len, Ordering::Release);
+            size.store(whole_sectors(len), Ordering::Release);
             let file = Arc::new(file);
             if !has_overlay {
                 resizable = Some(Arc::clone(&file));
@@ -226,6 +245,8 @@ impl Disk {
             preferred_size: image.preferred_size(),
             read_only: options.read_only,
             resizable,
+            any_size,
+            to_lock: AtomicBool::new(to_lock),
             size,
         };
         Ok(Self {
@@ -243,6 +264,12 @@ impl Disk {
 }
 
 fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
+    let file = open_file(path, writable)?;
+    lock(&file, path, writable)?;
+    Ok(file)
+}
+
+fn open_file(path: &Path, writable: bool) -> Result<HostFile, Error> {
     let opened = |source: io::Error| {
         let path = path.to_owned();
         if source.kind() == io::ErrorKind::InvalidInput
@@ -253,9 +280,7 @@ fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
             Error::Open { path, source }
         }
     };
-    let file = HostFile::open(path, writable).map_err(opened)?;
-    lock(&file, path, writable)?;
-    Ok(file)
+    HostFile::open(path, writable).map_err(opened)
 }
 
 fn lock(file: &HostFile, path: &Path, writable: bool) -> Result<(), Error> {

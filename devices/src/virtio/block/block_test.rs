@@ -20,6 +20,9 @@ const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
+#[path = "placeholder_test.rs"]
+mod placeholder;
+
 mod sync {
     use super::*;
 

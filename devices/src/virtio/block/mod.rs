@@ -79,6 +79,8 @@ pub struct BlockConfig {
     pub queues: u16,
     /// Limits.
     pub rate: RateLimit,
+    /// A raw image may be empty, or no whole number of sectors: see [`Options::any_size`].
+    pub any_size: bool,
 }
 
 impl BlockConfig {
@@ -95,6 +97,7 @@ impl BlockConfig {
             serial: None,
             queues: 1,
             rate: RateLimit::default(),
+            any_size: false,
         }
     }
 
@@ -106,6 +109,7 @@ impl BlockConfig {
             engine: self.engine,
             cache: self.cache,
             overlay: self.overlay.clone(),
+            any_size: self.any_size,
         }
     }
 
