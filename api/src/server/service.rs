@@ -23,7 +23,7 @@ use crate::route::{Route, route};
 /// What clients of Firecracker's have always been told.
 pub(super) const SERVER: &str = "Firecracker API";
 /// The protocol of the console: bytes in both directions.
-pub(super) const CONSOLE_PROTOCOL: &str = "mote-console";
+pub const CONSOLE_PROTOCOL: &str = "mote-console";
 /// How many bytes of what the guest has printed before come first: so many will come, whatever happens.
 pub(super) const CONSOLE_BACKLOG: &str = "mote-backlog";
 const EVENTS_TYPE: &str = "application/x-ndjson";

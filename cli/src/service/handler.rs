@@ -8,10 +8,13 @@ use std::thread::{Builder, JoinHandle};
 use api::command::{Command, Fault, Response, State};
 use api::events::{Broadcast, Reader, Start};
 use api::handler::{ConsoleStream, Handler, Reply};
+use api::states::Request;
 use api::types::{Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig};
 use serde_json::json;
 use vmm::StopRequest;
 use vmm::control::Control;
+
+use super::console::Attachments;
 
 /// Bytes of events that are kept for slow readers.
 const EVENT_BYTES: usize = 64 << 10;
@@ -24,6 +27,8 @@ pub(super) struct Shared {
     id: String,
     state: Mutex<State>,
     events: Broadcast,
+    /// Nobody can be attached to the console without.
+    console: Option<Attachments>,
 }
 
 impl Shared {
@@ -35,6 +40,11 @@ impl Shared {
     pub(super) fn set_state(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
         self.publish("state", &json!({ "state": state }));
+    }
+
+    /// Who else is at the console, if anyone can be.
+    pub(super) fn console(&self) -> Option<&Attachments> {
+        self.console.as_ref()
     }
 
     /// Tells all who listen: one line of JSON.
@@ -54,12 +64,17 @@ pub(super) struct Submitter {
 }
 
 /// A way for commands.
-pub(super) fn channel(id: &str) -> (Submitter, Receiver<(Command, Reply)>) {
+pub(super) fn channel(
+    id: &str,
+    state: State,
+    console: Option<Attachments>,
+) -> (Submitter, Receiver<(Command, Reply)>) {
     let (commands, receiver) = queue();
     let shared = Shared {
         id: id.to_owned(),
-        state: Mutex::new(State::NotStarted),
+        state: Mutex::new(state),
         events: Broadcast::of_lines(EVENT_BYTES),
+        console,
     };
     let shared = Arc::new(shared);
     (Submitter { commands, shared }, receiver)
@@ -95,7 +110,10 @@ impl Handler for Submitter {
     }
 
     fn console(&self) -> Result<ConsoleStream, Fault> {
-        Err(Fault::bad("The guest's console cannot be attached to"))
+        Request::GetConsole.check(self.shared.state())?;
+        let console = self.shared.console();
+        let console = console.ok_or_else(|| Fault::bad("The guest has no console"))?;
+        Ok(console.attach())
     }
 }
 

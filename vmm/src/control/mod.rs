@@ -2,12 +2,13 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then).
+//! then), `document` (configuration to wire types, of a machine that was not configured here).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It
 //! answers one command after the other; a command that fails changes nothing.
 
 mod convert;
+mod document;
 mod resources;
 mod running;
 mod start;
@@ -19,15 +20,16 @@ use std::path::Path;
 use api::command::{Command, Fault, Response, State};
 use api::types::{
     Action, ActionType, InstanceInfo, Logger, MachineConfig, Metrics, Serial, SnapshotCreate,
-    SnapshotLoad, Version, VmPatch, VmState,
+    SnapshotLoad, Version, VmConfig, VmPatch, VmState,
 };
 
 use crate::builder::Console;
 use crate::events::{StopRequest, Stopper};
 use crate::stage::{Maker, Orders};
-use crate::vm::MachineHandle;
+use crate::vm::{MachineHandle, Vm};
 
 pub use convert::bucket;
+pub use document::document;
 use resources::Resources;
 
 /// What a control needs of the program around it. An error is a sentence for whoever asked.
@@ -87,6 +89,16 @@ impl Control {
             state: State::NotStarted,
             resources: Resources::default(),
             machine: None,
+        }
+    }
+
+    /// With a machine that is there already, of this configuration. It counts as running.
+    pub fn of_machine(settings: Settings, config: VmConfig, vm: &Vm, face: Box<dyn Face>) -> Self {
+        Self {
+            state: State::Running,
+            resources: Resources::of_document(config),
+            machine: Some(vm.handle()),
+            ..Self::new(settings, vm.maker(), vm.orders(), face)
         }
     }
 
