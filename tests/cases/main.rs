@@ -12,6 +12,7 @@ mod boot;
 mod console;
 mod console_ends;
 mod console_virtio;
+mod ctl;
 mod end;
 mod entropy;
 mod live;
@@ -55,6 +56,7 @@ fn main() {
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
         ("api", api::CASES, &no_kvm),
+        ("ctl", ctl::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
