@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use crate::ctl;
 use crate::quantity::{parse_duration, parse_size};
 use crate::service::args::VmmArgs;
 
@@ -26,6 +27,9 @@ pub(crate) enum Command {
     Vmm(Box<VmmArgs>),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
+    /// Talk to guests that run
+    #[command(flatten)]
+    Ctl(ctl::Command),
 }
 
 /// `mote doctor`.
@@ -153,6 +157,11 @@ pub(crate) struct RunArgs {
     /// Settings from a JSON file in Firecracker's format; flags override it
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
+
+    /// Serve the API beside the guest, on a Unix socket at PATH or in mote's run-time directory
+    #[arg(long, value_name = "PATH", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "it may be given without a path")]
+    pub api_sock: Option<Option<PathBuf>>,
 
     /// Say more
     #[arg(long, short, action = ArgAction::Count)]

@@ -1,14 +1,15 @@
 //! `mote run`: a guest in the foreground.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use api::types::{BootSource, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
-use vmm::config::{self, Config, HugePages, Payload};
+use vmm::config::{self, Config, DeviceKind, HugePages, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -22,6 +23,8 @@ use crate::keys::{Target, Targets};
 use crate::logger;
 use crate::message::say;
 use crate::process;
+use crate::service;
+use crate::service::beside::Beside;
 use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
 
@@ -63,6 +66,9 @@ pub(crate) enum Error {
     /// The console's other end.
     #[error(transparent)]
     Console(#[from] console::Error),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] service::Error),
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -120,6 +126,11 @@ pub(crate) fn run(
         .try_clone()
         .ok()
         .filter(|_| args.verbose > 0);
+    let mut api = match &args.api_sock {
+        Some(path) => Some(Beside::new(args.id.as_deref(), path.clone())?),
+        None => None,
+    };
+    let document = api.is_some().then(|| document(args, &config, &guest));
     let (initrd, initrd_path) = guest.initrd.unzip();
     let payload = Payload::Kernel {
         kernel: guest.kernel.file,
@@ -132,13 +143,18 @@ pub(crate) fn run(
     };
 
     let targets = Targets::default();
-    let (console, terminal) = match guest.console {
+    let (mut console, terminal) = match guest.console {
         ConsoleKind::Serial | ConsoleKind::Virtio => {
             let (console, terminal) = console::open(&option, targets.clone())?;
             (Some(console), terminal)
         }
         ConsoleKind::Off => (None, None),
     };
+    if let Some(api) = &mut api {
+        console = console.map(|console| api.console(console)).transpose()?;
+    }
+    // Ends after the machine, for which it may wait.
+    let _served;
     let mut vm = Vm::build(&config, payload, console)
         .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
     let _ = targets.set(Target {
@@ -159,11 +175,33 @@ pub(crate) fn run(
     }
 
     meet(&mut vm);
+    if let (Some(api), Some(document)) = (api, document) {
+        _served = api.serve(&vm, document, args.pci)?;
+    }
     vm.start();
     let reason = vm.run(|mark| report_mark(&mark, started))?;
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))
+}
+
+/// What the API says of the machine.
+fn document(args: &RunArgs, config: &Config, guest: &Guest) -> VmConfig {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let boot_source = BootSource {
+        kernel_image_path: text(&guest.kernel_path),
+        initrd_path: guest.initrd.as_ref().map(|(_, path)| text(path)),
+        boot_args: Some(guest.cmdline.clone()),
+    };
+    // The first disk, if --rootfs is there.
+    let root = config
+        .devices()
+        .iter()
+        .find_map(|device| match &device.kind {
+            DeviceKind::Block(disk) => Some(disk.id.as_str()),
+            _ => None,
+        });
+    vmm::control::document(config, boot_source, root.filter(|_| args.rootfs.is_some()))
 }
 
 fn console_of(kind: ConsoleKind) -> config::ConsoleKind {

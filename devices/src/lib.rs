@@ -6,6 +6,7 @@
 //! largest and `serial_worker` is its other half on the I/O thread; `console_io` is the host's end of
 //! any console. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand; `mmds`
 //! stands between a network card and its backend.
+//! any console, `console_beside` whoever else is at it. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand.
 //!
 //! Knows nothing of KVM, the control API or the command line. Nothing here trusts the guest: a device takes any
 //! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
@@ -16,6 +17,7 @@ extern crate self as devices;
 
 pub mod backend;
 pub mod bus;
+pub mod console_beside;
 pub mod console_io;
 pub mod event;
 pub mod interrupt;

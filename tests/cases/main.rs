@@ -12,11 +12,12 @@ mod boot;
 mod console;
 mod console_ends;
 mod console_virtio;
+mod ctl;
 mod end;
 mod entropy;
 mod live;
-mod mmds;
 mod machine;
+mod mmds;
 mod net;
 mod pci;
 mod service;
@@ -60,6 +61,7 @@ fn main() {
         ("tiny", tiny::CASES, &no_kvm),
         ("api", api::CASES, &no_kvm),
         ("tiny", tiny_machine::CASES, &no_kvm),
+        ("ctl", ctl::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),

@@ -2,7 +2,8 @@
 //! nothing else (`args`).
 //!
 //! Reading order: this file (threads, start and end), `args`, `handler` (from the API's thread to the one that
-//! carries commands out), `face` (what that one needs of this program).
+//! carries commands out), `face` (what that one needs of this program), `console` (who is attached to it), `beside`
+//! (the same API beside `mote run`).
 //!
 //! | thread | does |
 //! | --- | --- |
@@ -11,6 +12,8 @@
 //! | `api` | speaks HTTP; waits for nobody |
 
 pub(crate) mod args;
+pub(crate) mod beside;
+mod console;
 mod face;
 mod handler;
 mod telemetry;
@@ -21,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use api::State;
 use api::server::{self, Server};
 use api::socket;
 use api::types::{ConfigError, CpuConfigSource, VmConfig};
@@ -32,10 +36,13 @@ use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 
 use crate::footprint::Trim;
 use crate::logger;
+use crate::message::{chain, say};
 use crate::process;
+use crate::rundir::{self, Entry, Kind, RunDir};
 use crate::signals::SignalWatch;
 use crate::status::Status;
-use args::{Name, VmmArgs};
+use args::{ANONYMOUS, Name, VmmArgs};
+use console::Attachments;
 use handler::Submitter;
 
 /// Longer files are no configuration of a microVM, in bytes.
@@ -105,6 +112,9 @@ pub(crate) enum Error {
     /// `--metrics-path`.
     #[error("{0}")]
     Metrics(String),
+    /// The run-time directory.
+    #[error(transparent)]
+    RunDir(#[from] rundir::Error),
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -142,7 +152,13 @@ pub(crate) fn vmm(
     started: Instant,
 ) -> Result<(Status, Option<Remains>), Error> {
     process::set_up();
-    logger::serve(&args.log_settings(name))?;
+    let (entry, unlisted) = register(args, name)?;
+    let listed = entry.as_ref().map(Entry::id);
+    let id = listed.or(args.id.as_deref()).unwrap_or(ANONYMOUS);
+    logger::serve(&args.log_settings(name, id))?;
+    if let Some(error) = unlisted {
+        warn_unlisted(&error);
+    }
     let file = match &args.config_file {
         Some(path) => Some(read_config(path, name)?),
         None => None,
@@ -160,14 +176,19 @@ pub(crate) fn vmm(
     let mmds = Mmds::new(&args.id, limit).map_err(host("the metadata service"))?;
     let (orders, queue) = stage.orders();
     let settings = Settings {
-        id: args.id.clone(),
+        id: id.to_owned(),
         pci: args.enable_pci,
         boot_timer: args.boot_timer,
         kvm_device: vmm::DEFAULT_DEVICE.into(),
         mmds: Arc::new(mmds),
     };
     let terminal = face::Terminal::default();
-    let (submitter, jobs) = handler::channel(&settings.id, started);
+    let attachments = if args.no_api {
+        None
+    } else {
+        Some(Attachments::new().map_err(host("the console's other end"))?)
+    };
+    let (submitter, jobs) = handler::channel(id, State::NotStarted, attachments, started);
     let metrics = submitter.metrics();
     if let Some(path) = &args.metrics_path {
         telemetry::write_to(&metrics, path).map_err(Error::Metrics)?;
@@ -175,10 +196,17 @@ pub(crate) fn vmm(
     let face = face::Program::new(terminal.clone(), &submitter);
     let control = Control::new(settings, stage.maker(), orders, Box::new(face));
     // The socket comes before the guest: whoever starts this waits for it.
-    let socket = match args.socket(name) {
-        Some(path) => Some(socket::bind(&path, name.existing())?),
+    let in_entry = entry.as_ref().map(Entry::socket);
+    let path = args
+        .socket(name)
+        .or_else(|| in_entry.filter(|_| args.needs_run_dir(name)));
+    let socket = match &path {
+        Some(path) => Some(socket::bind(path, name.existing())?),
         None => None,
     };
+    if let (Some(path), true) = (&path, args.needs_run_dir(name)) {
+        say(&format!("guest {id}: API on {}", path.display()));
+    }
     let failed = Arc::new(OnceLock::new());
     let first = metadata.map(Command::PutMmds);
     let first = first
@@ -199,6 +227,12 @@ pub(crate) fn vmm(
     };
     metrics.ready(telemetry::started(args));
     log::info!("API server started.");
+    if let Some(entry) = &entry
+        && let Err(error) = entry.publish(Kind::Vmm, path.as_deref(), args.log_path.as_deref())
+        && name == Name::Mote
+    {
+        warn_unlisted(&error);
+    }
 
     let served = stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()));
     // Commands that wait for a start hear that there is none.
@@ -233,6 +267,34 @@ pub(crate) fn vmm(
         }),
         None => Ok((status, remains)),
     }
+}
+
+/// An entry in the run-time directory, or why there is none if nobody needs it. Under the name `firecracker` nobody
+/// does, or has to hear of it: many have the same name there.
+fn register(
+    args: &VmmArgs,
+    name: Name,
+) -> Result<(Option<Entry>, Option<rundir::Error>), rundir::Error> {
+    let id = match name {
+        Name::Mote => args.id.as_deref(),
+        Name::Firecracker => Some(args.id.as_deref().unwrap_or(ANONYMOUS)),
+    };
+    let registered = RunDir::make().and_then(|directory| directory.register(id));
+    match (registered, name) {
+        (Ok(entry), _) => Ok((Some(entry), None)),
+        (Err(_), Name::Firecracker) => Ok((None, None)),
+        (Err(error), Name::Mote)
+            if args.needs_run_dir(name) || matches!(error, rundir::Error::Taken { .. }) =>
+        {
+            Err(error)
+        }
+        (Err(error), Name::Mote) => Ok((None, Some(error))),
+    }
+}
+
+/// A guest whose API is elsewhere can do without the run-time directory.
+fn warn_unlisted(error: &rundir::Error) {
+    log::warn!("`mote ps` will not show this guest: {}", chain(error));
 }
 
 fn serve(

@@ -2,12 +2,14 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then), `metadata` (what the guest can read about itself).
+//! then), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
+//! machine that was not configured here).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It
 //! answers one command after the other; a command that fails changes nothing.
 
 mod convert;
+mod document;
 mod metadata;
 mod resources;
 mod running;
@@ -21,16 +23,17 @@ use std::sync::Arc;
 use api::command::{Command, Fault, Response, State};
 use api::types::{
     Action, ActionType, InstanceInfo, Logger, MachineConfig, Metrics, Serial, SnapshotCreate,
-    SnapshotLoad, Version, VmPatch, VmState,
+    SnapshotLoad, Version, VmConfig, VmPatch, VmState,
 };
 use devices::mmds::Mmds;
 
 use crate::builder::Console;
 use crate::events::{StopRequest, Stopper};
 use crate::stage::{Maker, Orders};
-use crate::vm::MachineHandle;
+use crate::vm::{MachineHandle, Vm};
 
 pub use convert::bucket;
+pub use document::document;
 use resources::Resources;
 
 /// What a control needs of the program around it. An error is a sentence for whoever asked.
@@ -92,6 +95,16 @@ impl Control {
             state: State::NotStarted,
             resources: Resources::default(),
             machine: None,
+        }
+    }
+
+    /// With a machine that is there already, of this configuration. It counts as running.
+    pub fn of_machine(settings: Settings, config: VmConfig, vm: &Vm, face: Box<dyn Face>) -> Self {
+        Self {
+            state: State::Running,
+            resources: Resources::of_document(config),
+            machine: Some(vm.handle()),
+            ..Self::new(settings, vm.maker(), vm.orders(), face)
         }
     }
 

@@ -30,6 +30,13 @@ pub(super) struct Entry<T> {
     pub(super) made: Option<Made>,
 }
 
+impl<T> Entry<T> {
+    /// One whose device is in a machine.
+    pub(super) fn in_machine(wire: T) -> Self {
+        Self { wire, made: None }
+    }
+}
+
 impl<T: Resource> Entry<T> {
     /// The device, for a machine; made now if it could not be made before.
     pub(super) fn take(&mut self, maker: &Maker) -> Result<(Device, Made), String> {
@@ -169,6 +176,45 @@ fn put<T: Resource>(entries: &mut Vec<Entry<T>>, wire: T, maker: &Maker) -> Resu
 }
 
 impl Resources {
+    /// What a machine has that is there already.
+    pub(super) fn of_document(document: VmConfig) -> Self {
+        let VmConfig {
+            balloon,
+            drives,
+            boot_source,
+            cpu_config,
+            logger,
+            machine_config,
+            metrics,
+            mmds_config: _,
+            network_interfaces,
+            vsock,
+            entropy,
+            pmem: _,
+            memory_hotplug: _,
+            serial,
+        } = document;
+        Self {
+            machine: machine_config,
+            boot_source: Some(boot_source),
+            cpu_config: cpu_config.and_then(|source| match source {
+                CpuConfigSource::Inline(config) => Some(config),
+                CpuConfigSource::File(_) => None,
+            }),
+            drives: drives.into_iter().map(Entry::in_machine).collect(),
+            interfaces: (network_interfaces.into_iter())
+                .map(Entry::in_machine)
+                .collect(),
+            vsock: vsock.map(Entry::in_machine),
+            balloon,
+            entropy,
+            serial,
+            logger,
+            metrics,
+            configured: true,
+        }
+    }
+
     /// All of it, as `GET /vm/config` gives it.
     pub(super) fn document(&self) -> VmConfig {
         VmConfig {
@@ -347,7 +393,7 @@ fn plug<T: Resource>(
             super::running::hotplug_error(&error)
         ))
     })?;
-    entries.push(Entry { wire, made: None });
+    entries.push(Entry::in_machine(wire));
     Ok(())
 }
 
