@@ -242,7 +242,7 @@ impl Disk {
     }
 }
 
-fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
+pub(super) fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
     let opened = |source: io::Error| {
         let path = path.to_owned();
         if source.kind() == io::ErrorKind::InvalidInput
@@ -359,7 +359,7 @@ fn temporary_file(directory: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn engine(kind: EngineKind, files: Vec<Arc<HostFile>>) -> Box<dyn Engine> {
+pub(super) fn engine(kind: EngineKind, files: Vec<Arc<HostFile>>) -> Box<dyn Engine> {
     static ONCE: Once = Once::new();
     if kind == EngineKind::IoUring {
         match Uring::new(files.clone()) {
