@@ -35,6 +35,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::above_ram::{self, AboveRam};
 use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::{Controls, Registered};
 use crate::event_loop::{EndOnDrop, Manager, Remote};
@@ -55,6 +56,9 @@ pub enum Error {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// Guest memory above RAM.
+    #[error(transparent)]
+    AboveRam(#[from] above_ram::Error),
     /// The kernel image.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -123,7 +127,6 @@ pub(crate) fn build(
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let image = check_payload(&payload, config)?;
-    let memory = Arc::new(memory::allocate(config.memory())?);
     // Until it is served, nobody is to wait for it: least of all a device that goes as the next one fails.
     let ended = Arc::new(AtomicBool::new(true));
     let mut event_manager = Manager::new().map_err(Error::EventLoop)?;
@@ -140,17 +143,23 @@ pub(crate) fn build(
         }
         (console, _) => serial = console,
     }
+    let mut above_ram = AboveRam::map(config, &controls)?;
+    let regions = std::mem::take(&mut above_ram.regions);
+    let memory = Arc::new(memory::allocate(config.memory(), regions)?);
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus())?;
     let vm = Arc::new(kvm::create_vm(&kvm)?);
-    kvm::set_memory(&vm, &memory)?;
+    let slots = kvm::set_memory(&vm, &memory, above_ram.hotplug_start())?;
+    above_ram.connect(&vm, &memory, slots, kvm.get_nr_memslots())?;
     kvm::set_intel_addresses(&vm)?;
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
 
     let events = Arc::new(Events::new().map_err(host("an eventfd"))?);
     let machine = Machine::new(config, serial, devices, &vm, &memory, &events)?;
+    above_ram.guard(&machine.buses.mmio)?;
     let cpuid = kvm::supported_cpuid(&kvm)?;
+    above_ram.check_room(cpuid::physical_address_bits(&cpuid))?;
     let vcpus = create_vcpus(config, &vm, &cpuid)?;
 
     let entry = load(config, payload, image, &memory, machine.console.is_some())?;

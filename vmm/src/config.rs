@@ -11,7 +11,9 @@ use devices::backend::user_net;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
 use devices::virtio::block::BlockConfig;
+use devices::virtio::mem::MemConfig;
 use devices::virtio::net::NetConfig;
+use devices::virtio::pmem::PmemConfig;
 use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
 
@@ -135,6 +137,8 @@ impl Device {
             DeviceKind::Net(net) => DeviceId::Card(net.card.id.clone()),
             DeviceKind::Vsock(_) => DeviceId::Vsock,
             DeviceKind::Balloon(_) => DeviceId::Balloon,
+            DeviceKind::Pmem(pmem) => DeviceId::Pmem(pmem.id.clone()),
+            DeviceKind::Mem(_) => DeviceId::MemoryHotplug,
         }
     }
 }
@@ -152,6 +156,10 @@ pub enum DeviceKind {
     Vsock(VsockConfig),
     /// Memory that can be given back.
     Balloon(balloon::Config),
+    /// Persistent memory: a file that the guest has as memory.
+    Pmem(PmemConfig),
+    /// Memory that can be plugged and unplugged.
+    Mem(MemConfig),
 }
 
 /// A network card, and what it is connected to.

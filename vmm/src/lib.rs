@@ -5,13 +5,14 @@
 //! until the guest stops or is stopped, and says why.
 //!
 //! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `builder`
-//! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
+//! (the boot order), `kvm`, `memory`, `above_ram`, `vcpu` (threads, the kick protocol, THE match on exits),
 //! `interrupts`, `controls` and `pci` (what changes while the guest runs), `event_loop`, `events` (what
 //! vCPUs and devices tell the event loop), `crash`, `host` (what a host offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
 //! file descriptors and adds its own subscribers to the event loop.
 
+mod above_ram;
 mod builder;
 pub mod config;
 mod controls;
@@ -28,6 +29,7 @@ mod teardown;
 mod vcpu;
 mod vm;
 
+pub use above_ram::Error as AboveRamError;
 pub use builder::virtio::Error as DeviceError;
 pub use builder::{Console, Error as BuildError};
 pub use controls::{Controls, DeviceId};

@@ -83,25 +83,30 @@ pub enum Error {
     },
 }
 
-/// Reserves `size` bytes of guest RAM, around the device hole. Nothing of it is touched.
-pub(crate) fn allocate(size: u64) -> Result<GuestMemoryMmap, Error> {
+/// Reserves `size` bytes of guest RAM, around the device hole, with `more` above it. Nothing of it is
+/// touched.
+pub(crate) fn allocate(size: u64, more: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, Error> {
     let total = host_memory();
     if size > total {
         return Err(Error::MoreThanHost { asked: size, total });
     }
-    let mut regions = Vec::with_capacity(2);
+    let mut regions = Vec::with_capacity(2 + more.len());
     for (start, bytes) in ram_ranges(size) {
-        #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
-        let mapping = MmapRegionBuilder::new(bytes as usize)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|source| Error::Reserve { bytes, source })?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
-            .ok_or(Error::NotRam { gpa: start, bytes })?;
-        regions.push(region);
+        regions.push(reserve(start, bytes)?);
     }
+    regions.extend(more);
     GuestMemoryMmap::from_regions(regions).map_err(Error::Regions)
+}
+
+/// Reserves `bytes` bytes of guest memory at `start`. Nothing of it is touched.
+pub(crate) fn reserve(start: u64, bytes: u64) -> Result<GuestRegionMmap, Error> {
+    #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
+    let mapping = MmapRegionBuilder::new(bytes as usize)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        .build()
+        .map_err(|source| Error::Reserve { bytes, source })?;
+    GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(Error::NotRam { gpa: start, bytes })
 }
 
 /// All the memory the host has, in bytes.

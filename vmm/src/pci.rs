@@ -305,6 +305,8 @@ impl HotplugHandle {
 fn check_mobile(id: &DeviceId) -> Result<(), Error> {
     match id {
         DeviceId::Disk(_) | DeviceId::Card(_) => Ok(()),
+        // Guest memory is what it is from the start, for all devices.
+        DeviceId::Pmem(_) | DeviceId::MemoryHotplug => Err(Error::Fixed { id: id.clone() }),
         DeviceId::Balloon | DeviceId::Entropy | DeviceId::Vsock | DeviceId::Console => {
             Err(Error::Fixed { id: id.clone() })
         }

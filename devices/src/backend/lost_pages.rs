@@ -12,7 +12,10 @@
 //!    entry, so that the descriptor can be closed.
 //! 2. Two threads may replace the same page: what the first has written there in between is lost, as would
 //!    be all the rest.
-#![expect(unsafe_code, reason = "handles a signal, and maps memory over lost pages")]
+#![expect(
+    unsafe_code,
+    reason = "handles a signal, and maps memory over lost pages"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -194,11 +197,7 @@ fn handle_signal() {
     }
 }
 
-extern "C" fn on_signal(
-    signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _: *mut libc::c_void,
-) {
+extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     BUSY.fetch_add(1, Ordering::SeqCst);
     // SAFETY: the kernel passes a siginfo of a fault, whose address is set; errno is this thread's, and
     // whoever was interrupted finds it as it was.

@@ -38,7 +38,9 @@ fn what_is_cut_off_reads_as_zeroes() {
     assert_eq!(read(&memory, 9), 0);
     assert!(!guard.is_whole());
     assert_eq!(guard.0.pieces.load(Ordering::Relaxed), 1);
-    memory.write_obj(5_u8, GuestAddress(4 * PAGE as u64)).unwrap();
+    memory
+        .write_obj(5_u8, GuestAddress(4 * PAGE as u64))
+        .unwrap();
     assert_eq!((4..PAGES).map(|page| read(&memory, page)).max(), Some(5));
     assert_eq!(guard.0.pieces.load(Ordering::Relaxed), 1);
     // What is left is the file's.
@@ -73,7 +75,10 @@ fn pages_go_one_by_one_until_there_are_too_many() {
     assert_eq!([2, 3, 4].map(|page| read(&memory, page)), [7, 0, 7]);
     guard.0.pieces.store(MAX_PIECES, Ordering::Relaxed);
     assert!(guard.0.replace_at(page(10)));
-    assert_eq!([9, 10, PAGES - 1].map(|page| read(&memory, page)), [7, 0, 0]);
+    assert_eq!(
+        [9, 10, PAGES - 1].map(|page| read(&memory, page)),
+        [7, 0, 0]
+    );
 }
 
 #[test]

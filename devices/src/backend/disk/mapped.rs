@@ -13,10 +13,10 @@ use std::sync::{Arc, OnceLock};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use super::Buffer;
 use super::engine::{Done, Engine, Op, OpKind};
 use super::file::HostFile;
 use super::open::{EngineKind, Error, engine, open_and_lock};
-use super::Buffer;
 use crate::backend::lost_pages::Guard;
 
 /// Size and place of a mapping are multiples of this, in bytes: Linux takes no other persistent memory.

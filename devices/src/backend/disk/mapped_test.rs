@@ -26,7 +26,9 @@ fn the_guest_reads_and_writes_the_file() {
     memory.read_slice(&mut bytes, GuestAddress(GPA)).unwrap();
     assert!(bytes[..len] == pattern(len));
     assert!(bytes[len..].iter().all(|byte| *byte == 0));
-    memory.write_slice(b"written", GuestAddress(GPA + 9)).unwrap();
+    memory
+        .write_slice(b"written", GuestAddress(GPA + 9))
+        .unwrap();
     // Behind the end, in its last page and beyond.
     for offset in [len, 3 << 20] {
         memory
@@ -78,7 +80,10 @@ fn files_that_cannot_be_mapped_are_refused() {
         refused(&directory.path("missing")),
         Error::Open { .. }
     ));
-    assert!(matches!(refused(Path::new("/dev/null")), Error::Kind { .. }));
+    assert!(matches!(
+        refused(Path::new("/dev/null")),
+        Error::Kind { .. }
+    ));
     let path = directory.file("file", 4096);
     let _writer = MappedFile::open(&path, false).unwrap();
     assert!(matches!(refused(&path), Error::Locked { .. }));

@@ -434,10 +434,7 @@ fn configurations_are_checked() {
         Err(ConfigError::TotalSlots { total, slot: SLOT })
     );
     let total = MAX_TOTAL + SLOT;
-    assert_eq!(
-        new(total, BLOCK, SLOT),
-        Err(ConfigError::TooMuch { total })
-    );
+    assert_eq!(new(total, BLOCK, SLOT), Err(ConfigError::TooMuch { total }));
     assert!(new(u64::MAX / SLOT * SLOT, BLOCK, SLOT).is_err());
     // A block may be as large as a slot.
     assert_eq!(new(2 * SLOT, SLOT, SLOT).unwrap().slots(), 2);

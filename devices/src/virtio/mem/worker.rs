@@ -109,12 +109,7 @@ impl Worker {
         response
     }
 
-    fn find(
-        &self,
-        place: &control::Place,
-        blocks: &Blocks,
-        wanted: Place,
-    ) -> Option<Range<usize>> {
+    fn find(&self, place: &control::Place, blocks: &Blocks, wanted: Place) -> Option<Range<usize>> {
         let usable = lock(&self.shared.sizes).usable;
         blocks.find(wanted, place.start, usable)
     }

@@ -8,6 +8,7 @@ use vm_memory::GuestRegionMmap;
 
 use super::PmemConfig;
 use crate::backend::disk::mapped::MappedFile;
+use crate::bus::BusDevice;
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 
@@ -82,6 +83,15 @@ impl PmemControl {
         Ok(region)
     }
 
+    /// Where the guest's writes to read-only memory come out of KVM, for the monitor to put there: they are
+    /// dropped.
+    pub fn dropped_writes(&self) -> Arc<Mutex<dyn BusDevice>> {
+        Arc::new(Mutex::new(DroppedWrites {
+            id: self.0.config.id.clone(),
+            logged: false,
+        }))
+    }
+
     /// Limits flushes: each time that the file is made durable is one operation, and as many bytes as the
     /// file has.
     pub fn set_rate_limit(&self, limit: RateLimit) -> io::Result<()> {
@@ -91,5 +101,27 @@ impl PmemControl {
     /// What has happened so far.
     pub fn counters(&self) -> PmemCounters {
         *lock(&self.0.counters)
+    }
+}
+
+struct DroppedWrites {
+    id: String,
+    logged: bool,
+}
+
+impl BusDevice for DroppedWrites {
+    fn read(&mut self, _: u64, data: &mut [u8]) {
+        // KVM reads the memory.
+        data.fill(0xff);
+    }
+
+    fn write(&mut self, offset: u64, _: &[u8]) {
+        if !std::mem::replace(&mut self.logged, true) {
+            log::warn!(
+                "The guest writes to persistent memory '{}', which is read-only, at {offset:#x}: this \
+                 and all that follow are dropped",
+                self.id
+            );
+        }
     }
 }
