@@ -12,6 +12,7 @@ use devices::virtio::rng::Rng;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 pub use crate::block::run as block;
+pub use crate::memory::{mem, pmem};
 pub use crate::net::run as net;
 pub use crate::pci::run as pci;
 pub use crate::qcow2::run as qcow2;
@@ -21,7 +22,7 @@ pub use crate::vsock::run as vsock;
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names.
-pub const ALL: [(&str, Target); 8] = [
+pub const ALL: [(&str, Target); 10] = [
     ("transport", transport),
     ("pci", pci),
     ("block", block),
@@ -30,6 +31,8 @@ pub const ALL: [(&str, Target); 8] = [
     ("vsock", vsock),
     ("balloon", balloon),
     ("console", console),
+    ("pmem", pmem),
+    ("mem", mem),
 ];
 
 /// virtio over MMIO, with the device that does least behind it.

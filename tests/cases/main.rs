@@ -14,8 +14,10 @@ mod console_virtio;
 mod end;
 mod entropy;
 mod live;
+mod memory;
 mod net;
 mod pci;
+mod pmem;
 mod tiny;
 mod vsock;
 
@@ -72,6 +74,8 @@ fn main() {
         ("entropy", entropy::CASES, &no_linux),
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
+        ("pmem", pmem::CASES, &no_linux),
+        ("memory", memory::CASES, &no_linux),
         ("live", live::CASES, &no_linux),
         ("live", live::NETWORK_CASES, &no_networks),
         ("live", live::VHOST_CASES, &no_vhost),

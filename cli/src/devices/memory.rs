@@ -38,7 +38,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read() {
-        let new = |total: u64, block: u64, slot: u64| MemConfig::new(total << 20, block << 20, slot << 20);
+        let new = |total: u64, block: u64, slot: u64| {
+            MemConfig::new(total << 20, block << 20, slot << 20)
+        };
         assert_eq!(config("total=1g"), Ok(new(1024, 2, 128).unwrap()));
         assert_eq!(
             config("total=1g,slot=256m,block=4m"),

@@ -14,7 +14,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 8] = [
+pub const TARGETS: [(&str, Maker); 10] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
@@ -23,6 +23,8 @@ pub const TARGETS: [(&str, Maker); 8] = [
     ("net", net::net),
     ("qcow2", block::qcow2),
     ("vsock", vsock::vsock),
+    ("pmem", guest::pmem),
+    ("mem", guest::mem),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].
