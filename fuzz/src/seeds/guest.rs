@@ -350,7 +350,9 @@ pub(super) fn pmem() -> Seeds {
     };
     let mut others = Script::started(0);
     others.request(0, 0, &[Read(&[1, 0, 0, 0]), Write(4)]);
-    others.request(0, 2, &[Read(&FLUSH)]).request(0, 3, &[Write(4)]);
+    others
+        .request(0, 2, &[Read(&FLUSH)])
+        .request(0, 3, &[Write(4)]);
     others.request(0, 4, &[Read(&FLUSH), Write(3)]);
     others.request(0, 6, &[Read(&[0, 0]), Read(&[0, 0]), Write(1), Write(255)]);
     // The answer is to be in the file, and behind its end.
@@ -361,7 +363,8 @@ pub(super) fn pmem() -> Seeds {
     let mut cut = inside.clone();
     cut.have_host(&[0x80, 3]);
     cut.request(0, 6, &[Read(&FLUSH), WriteAt(START + 0x1f_0000, 4)]);
-    cut.have_host(&[0, 3]).request(0, 8, &[Read(&FLUSH), Write(4)]);
+    cut.have_host(&[0, 3])
+        .request(0, 8, &[Read(&FLUSH), Write(4)]);
     cut.have_host(&[0xfc, 3]).again();
     cut.request(0, 0, &[Read(&FLUSH), WriteAt(START, 4)]);
     // Its rings are in there.
@@ -432,14 +435,31 @@ pub(super) fn mem() -> Seeds {
     for offset in (0x100..0x138).step_by(4) {
         plugged.look(offset);
     }
-    ask(&mut plugged, &[(PLUG, 0, 1), (PLUG, 60, 6), (STATE, 0, 66), (STATE, 60, 6)]);
+    ask(
+        &mut plugged,
+        &[(PLUG, 0, 1), (PLUG, 60, 6), (STATE, 0, 66), (STATE, 60, 6)],
+    );
     let mut unplugged = plugged.clone();
-    ask(&mut unplugged, &[(UNPLUG, 64, 2), (UNPLUG, 60, 4), (UNPLUG, 0, 1), (STATE, 0, 66)]);
+    ask(
+        &mut unplugged,
+        &[
+            (UNPLUG, 64, 2),
+            (UNPLUG, 60, 4),
+            (UNPLUG, 0, 1),
+            (STATE, 0, 66),
+        ],
+    );
     let mut all = plugged.clone();
     all.have_host(&[0]);
-    ask(&mut all, &[(UNPLUG_ALL, 0, 0), (UNPLUG_ALL, 0, 0), (PLUG, 0, 1)]);
+    ask(
+        &mut all,
+        &[(UNPLUG_ALL, 0, 0), (UNPLUG_ALL, 0, 0), (PLUG, 0, 1)],
+    );
     all.have_host(&[0xa8, 3]);
-    ask(&mut all, &[(PLUG, 0, 250), (STATE, 0, 256), (UNPLUG_ALL, 0, 0)]);
+    ask(
+        &mut all,
+        &[(PLUG, 0, 250), (STATE, 0, 256), (UNPLUG_ALL, 0, 0)],
+    );
     let mut wrong = plugged.clone();
     ask(
         &mut wrong,
