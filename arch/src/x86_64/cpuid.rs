@@ -132,11 +132,12 @@ impl Template {
 pub fn physical_address_bits(cpuid: &CpuId) -> u32 {
     /// What a CPU has that does not say.
     const DEFAULT: u32 = 36;
-    let entries = cpuid.as_slice().iter();
-    let sizes = entries
-        .filter(|entry| entry.function == LEAF_EXT_SIZES)
-        .map(|entry| entry.eax & 0xff);
-    sizes.last().filter(|bits| *bits > 0).unwrap_or(DEFAULT)
+    let mut entries = cpuid.as_slice().iter();
+    let sizes = entries.find(|entry| entry.function == LEAF_EXT_SIZES);
+    sizes
+        .map(|entry| entry.eax & 0xff)
+        .filter(|bits| *bits > 0)
+        .unwrap_or(DEFAULT)
 }
 
 fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
@@ -390,5 +391,20 @@ mod tests {
             "the last level is shared by all ids of the package"
         );
         assert_eq!(cache >> 26, 3);
+    }
+
+    #[test]
+    fn the_width_of_an_address_is_what_the_cpu_says() {
+        let bits = |entries: &[kvm_cpuid_entry2]| {
+            physical_address_bits(&CpuId::from_entries(entries).unwrap())
+        };
+        let leaf = |function, eax| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ..Default::default()
+        };
+        assert_eq!(bits(&[leaf(1, 99), leaf(LEAF_EXT_SIZES, 0x3028)]), 40);
+        assert_eq!(bits(&[leaf(LEAF_EXT_SIZES, 0)]), 36);
+        assert_eq!(bits(&[leaf(1, 99)]), 36);
     }
 }
