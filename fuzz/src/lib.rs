@@ -23,7 +23,9 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::transport::mmio::MmioDevice;
 use devices::virtio::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
 use event_manager::{EventManager, SubscriberOps};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where the rings of queue `n` are, from here on: descriptors, available ring, used ring, a page each.
@@ -292,6 +294,19 @@ impl Guest {
             .unwrap();
     }
 
+    /// The guest writes to its memory: where it can only be read, nothing comes of it.
+    fn put(&self, gpa: u64, data: &[u8]) {
+        let start = GuestAddress(gpa);
+        let is_read_only = self.memory.iter().any(|region| {
+            let (first, last) = (region.start_addr(), region.last_addr());
+            let is_within = start <= last && gpa.saturating_add(data.len() as u64) > first.0;
+            region.prot() & libc::PROT_WRITE == 0 && is_within
+        });
+        if !is_read_only {
+            let _ = self.memory.write_slice(data, start);
+        }
+    }
+
     fn request(&mut self, input: &mut Input<'_>) {
         let queue = u16::from(input.u8()) % self.queues.max(1);
         let base = RINGS + u64::from(queue) * RINGS_SIZE;
@@ -317,7 +332,7 @@ impl Guest {
             if shape & 2 == 0 {
                 let count = length.min(64) as usize;
                 let data = input.bytes(count).to_vec();
-                let _ = self.memory.write_slice(&data, GuestAddress(gpa));
+                self.put(gpa, &data);
             }
             let mut descriptor = [0; 16];
             descriptor[..8].copy_from_slice(&gpa.to_le_bytes());
