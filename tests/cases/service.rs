@@ -403,7 +403,7 @@ fn under_another_name() {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
     let root = tests::disk::root(directory, "echo READY; while :; do sleep 1; done");
-    let rootfs = FileSystem::Squashfs("gzip").image(directory, "root.img", &root);
+    let rootfs = FileSystem::Squashfs("zstd").image(directory, "root.img", &root);
     let configuration = directory.join("config.json");
     let document = json!({
         "boot-source": {"kernel_image_path": tuned_kernel().join("vmlinux"), "boot_args": WORDS},
