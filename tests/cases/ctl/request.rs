@@ -120,7 +120,13 @@ pub(super) fn logs() {
     follower.expect("two");
     live.send("q");
     assert_eq!(live.wait().status, 0);
-    assert!(follower.wait().expect_status(0).text().ends_with("two\nq\n"));
+    assert!(
+        follower
+            .wait()
+            .expect_status(0)
+            .text()
+            .ends_with("two\nq\n")
+    );
 
     // With a log of the monitor's own.
     let log = host.path().join("log");
