@@ -154,7 +154,7 @@ pub(crate) fn run(
         console = console.map(|console| api.console(console)).transpose()?;
     }
     // Ends after the machine, for which it may wait.
-    let _served;
+    let mut served = None;
     let mut vm = Vm::build(&config, payload, console)
         .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
     let _ = targets.set(Target {
@@ -176,10 +176,18 @@ pub(crate) fn run(
 
     meet(&mut vm);
     if let (Some(api), Some(document)) = (api, document) {
-        _served = api.serve(&vm, document, args.pci)?;
+        served = Some(api.serve(&vm, &config, document, started)?);
     }
     vm.start();
-    let reason = vm.run(|mark| report_mark(&mark, started))?;
+    let reason = vm.run(|mark| {
+        report_mark(&mark, started);
+        if let Some(served) = &served {
+            served.marked(&mark);
+        }
+    })?;
+    if let Some(served) = &served {
+        served.ended(&reason);
+    }
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))

@@ -1,17 +1,20 @@
 //! `mote run --api-sock`: the API beside a guest in the foreground.
 
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use api::command::{Command, State};
-use api::handler::Reply;
+use ::telemetry::{Metrics, Started};
+use api::command::State;
 use api::server::{Server, ServerHandle, Settings as ServerSettings};
 use api::socket::{self, BoundSocket, Existing, SocketFile};
 use api::types::VmConfig;
+use devices::mmds::{DEFAULT_LIMIT, Mmds};
+use vmm::config::{Config, DeviceKind};
 use vmm::control::{Control, Settings};
-use vmm::{Console, Vm};
+use vmm::{BootMark, Console, StopReason, Vm};
 
 use super::args::ANONYMOUS;
 use super::console::Attachments;
@@ -31,6 +34,7 @@ pub(crate) struct Beside {
 
 /// Threads that serve the API. Dropping it ends them, after the machine: they may wait for its event loop.
 pub(crate) struct Served {
+    metrics: Arc<Metrics>,
     server: Option<ServerHandle>,
     carrier: Option<JoinHandle<()>>,
     /// Removed before the entry.
@@ -77,8 +81,14 @@ impl Beside {
         Ok(console)
     }
 
-    /// Serves it for a machine that is about to start, and of which the API says `config`.
-    pub(crate) fn serve(self, vm: &Vm, config: VmConfig, pci: bool) -> Result<Served, Error> {
+    /// Serves it for a machine that is about to start, and of which the API says `document`.
+    pub(crate) fn serve(
+        self,
+        vm: &Vm,
+        config: &Config,
+        document: VmConfig,
+        started: Instant,
+    ) -> Result<Served, Error> {
         let Self {
             id,
             socket: BoundSocket { listener, file },
@@ -86,17 +96,30 @@ impl Beside {
             console,
         } = self;
         let settings = Settings {
-            id,
-            pci,
+            pci: config.pci(),
             // What is only needed to build a machine.
             boot_timer: false,
             kvm_device: PathBuf::new(),
+            mmds: metadata(config, &id)?,
+            id,
         };
-        let (submitter, commands) = handler::channel(&settings.id, State::Running, console);
-        let face = face::Program::new(face::Terminal::default(), submitter.shared());
-        let control = Control::of_machine(settings, config, vm, Box::new(face));
-        let carrier = carry_out(control, commands)?;
+        let (submitter, jobs) = handler::channel(&settings.id, State::Running, console, started);
+        let metrics = submitter.metrics();
+        let face = face::Program::new(face::Terminal::default(), &submitter);
+        let control = Control::of_machine(settings, document, vm, Box::new(face));
+        let carrier = handler::carry_out(
+            control,
+            jobs,
+            Arc::clone(&metrics),
+            iter::empty(),
+            Arc::default(),
+        )
+        .map_err(host("the control thread"))?;
+        metrics.ready(Started::default());
+        metrics.starting();
+        metrics.meet(vm.insight());
         let mut served = Served {
+            metrics,
             server: None,
             carrier: Some(carrier),
             _file: file,
@@ -112,11 +135,21 @@ impl Beside {
     }
 }
 
-fn carry_out(
-    control: Control,
-    commands: Receiver<(Command, Reply)>,
-) -> Result<JoinHandle<()>, Error> {
-    handler::carry_out(control, commands, None, Arc::default()).map_err(host("the control thread"))
+/// The metadata that a card leads to, or what is there in its place if none does.
+fn metadata(config: &Config, id: &str) -> Result<Arc<Mmds>, Error> {
+    let served = config
+        .devices()
+        .iter()
+        .find_map(|device| match &device.kind {
+            DeviceKind::Net(net) => net.mmds.clone(),
+            _ => None,
+        });
+    match served {
+        Some(mmds) => Ok(mmds),
+        None => Mmds::new(id, DEFAULT_LIMIT)
+            .map(Arc::new)
+            .map_err(host("the metadata service")),
+    }
 }
 
 fn start(
@@ -128,6 +161,19 @@ fn start(
         ..ServerSettings::default()
     };
     Server::start(listener, Arc::new(submitter), settings).map_err(host("the API's server"))
+}
+
+impl Served {
+    /// The guest has marked a point of its boot.
+    pub(crate) fn marked(&self, mark: &BootMark) {
+        // The time is said by who prints marks.
+        let _ = self.metrics.marked(mark);
+    }
+
+    /// The guest has ended, and its devices are still there.
+    pub(crate) fn ended(&self, reason: &StopReason) {
+        self.metrics.ended(reason);
+    }
 }
 
 impl Drop for Served {

@@ -173,7 +173,7 @@ pub(crate) fn vmm(
     stage.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
 
     let limit = (args.mmds_size_limit).unwrap_or(args.http_api_max_payload_size);
-    let mmds = Mmds::new(&args.id, limit).map_err(host("the metadata service"))?;
+    let mmds = Mmds::new(id, limit).map_err(host("the metadata service"))?;
     let (orders, queue) = stage.orders();
     let settings = Settings {
         id: id.to_owned(),

@@ -7,13 +7,14 @@ use std::path::Path;
 
 use api::types::{
     Backend, Balloon, BootSource, CacheType, Drive, DriveFormat, Entropy, HugePages, IoEngine,
-    MacAddress, MachineConfig, NetworkInterface, Overlay, RateLimiter, TokenBucket, VmConfig,
-    Vsock,
+    MacAddress, MachineConfig, MmdsConfig, MmdsVersion, NetworkInterface, Overlay, RateLimiter,
+    TokenBucket, VmConfig, Vsock,
 };
 use devices::backend::disk;
 use devices::backend::tap::TapSource;
 use devices::backend::user_net;
 use devices::backend::user_net::policy::Rule;
+use devices::mmds;
 use devices::rate_limiter::{Bucket, RateLimit};
 use devices::virtio::balloon;
 use devices::virtio::block::BlockConfig;
@@ -36,7 +37,15 @@ pub fn document(config: &Config, boot_source: BootSource, root: Option<&str>) ->
                 let is_root = root == Some(disk.id.as_str());
                 document.drives.push(drive(disk, is_root, device.iothread));
             }
-            DeviceKind::Net(net) => document.network_interfaces.push(interface(net)),
+            DeviceKind::Net(net) => {
+                document.network_interfaces.push(interface(net));
+                if let Some(mmds) = &net.mmds {
+                    let config = document
+                        .mmds_config
+                        .get_or_insert_with(|| metadata(mmds.config()));
+                    config.network_interfaces.push(net.card.id.clone());
+                }
+            }
             DeviceKind::Vsock(vsock) => {
                 document.vsock = Some(Vsock {
                     guest_cid: vsock.cid,
@@ -120,6 +129,18 @@ fn drive(disk: &BlockConfig, is_root_device: bool, iothread: bool) -> Drive {
         serial: serial.clone(),
         queues: Some(*queues).filter(|queues| *queues != 1),
         iothread,
+    }
+}
+
+fn metadata(config: mmds::MmdsConfig) -> MmdsConfig {
+    MmdsConfig {
+        version: match config.version {
+            mmds::Version::V1 => MmdsVersion::V1,
+            mmds::Version::V2 => MmdsVersion::V2,
+        },
+        network_interfaces: Vec::new(),
+        ipv4_address: config.address,
+        imds_compat: config.imds_compat,
     }
 }
 

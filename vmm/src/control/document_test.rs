@@ -88,6 +88,7 @@ fn a_network_is_said_as_it_is_written() {
     let kind = DeviceKind::Net(NetDevice {
         card,
         network: Network::User(Box::new(network)),
+        mmds: None,
     });
     let interface = document_of(kind, false).network_interfaces.remove(0);
     assert_eq!(
@@ -101,7 +102,7 @@ fn a_network_is_said_as_it_is_written() {
     let rate = interface.rx_rate_limiter.as_ref().unwrap();
     assert_eq!(rate.bandwidth.unwrap().one_time_burst, Some(7));
     assert_eq!(interface.tx_rate_limiter, None);
-    assert!(convert::interface(&interface).is_ok());
+    assert!(convert::interface(&interface, None).is_ok());
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Resources {
             logger,
             machine_config,
             metrics,
-            mmds_config: _,
+            mmds_config,
             network_interfaces,
             vsock,
             entropy,
@@ -203,7 +203,7 @@ impl Resources {
             }),
             drives: drives.into_iter().map(Entry::in_machine).collect(),
             interfaces: (network_interfaces.into_iter())
-                .map(Entry::in_machine)
+                .map(|wire| Entry::in_machine(Interface { wire, mmds: None }))
                 .collect(),
             vsock: vsock.map(Entry::in_machine),
             balloon,
@@ -211,6 +211,7 @@ impl Resources {
             serial,
             logger,
             metrics,
+            mmds_config,
             configured: true,
         }
     }
