@@ -120,7 +120,13 @@ pub(super) fn logs() {
     follower.expect("two");
     live.send("q");
     assert_eq!(live.wait().status, 0);
-    assert!(follower.wait().expect_status(0).text().ends_with("two\nq"));
+    assert!(
+        follower
+            .wait()
+            .expect_status(0)
+            .text()
+            .ends_with("two\nq\n")
+    );
 
     // With a log of the monitor's own.
     let log = host.path().join("log");
@@ -165,7 +171,7 @@ pub(super) fn completion() {
         ("fish", "complete -c mote"),
     ] {
         let script = host.ask(&["completion", shell]);
-        for word in [word, "attach", "--no-stdin", "--api-sock"] {
+        for word in [word, "attach", "no-stdin", "api-sock"] {
             assert!(script.contains(word), "{shell}: no {word}");
         }
         let script = host.write(shell, script);
