@@ -284,8 +284,7 @@ impl Config {
     }
 
     /// With a keyboard, on which Ctrl-Alt-Del can be pressed, or with no more of its controller than the
-    /// line that restarts the machine. A guest's driver needs some milliseconds to find out about
-    /// a keyboard.
+    /// line that restarts the machine. A guest with drivers for it starts later by some milliseconds.
     pub fn with_keyboard(mut self, keyboard: bool) -> Self {
         self.keyboard = keyboard;
         self
