@@ -17,9 +17,11 @@ mod end;
 mod entropy;
 mod live;
 mod machine;
+mod memory;
 mod mmds;
 mod net;
 mod pci;
+mod pmem;
 mod service;
 mod tiny;
 mod tiny_machine;
@@ -85,6 +87,8 @@ fn main() {
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
+        ("pmem", pmem::CASES, &no_linux),
+        ("memory", memory::CASES, &no_linux),
         ("live", live::CASES, &no_linux),
         ("live", live::NETWORK_CASES, &no_networks),
         ("live", live::VHOST_CASES, &no_vhost),

@@ -103,7 +103,13 @@ impl Beside {
             mmds: metadata(config, &id)?,
             id,
         };
-        let (submitter, jobs) = handler::channel(&settings.id, State::Running, console, started);
+        let (submitter, jobs) = handler::channel(
+            &settings.id,
+            State::Running,
+            console,
+            Arc::clone(&settings.mmds),
+            started,
+        );
         let metrics = submitter.metrics();
         let face = face::Program::new(face::Terminal::default(), &submitter);
         let control = Control::of_machine(settings, document, vm, Box::new(face));

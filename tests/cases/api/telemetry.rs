@@ -12,7 +12,7 @@ use tests::driven::until;
 use tests::executable;
 use tests::openmetrics::{self, Samples};
 use tests::service::Service;
-use tests::tiny::code_asm::{byte_ptr, ebx, rbx};
+use tests::tiny::code_asm::{byte_ptr, eax, ebx, qword_ptr, rax, rbx};
 use tests::tiny::{out, reset};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -306,12 +306,18 @@ pub(super) fn events() {
 
 /// A byte at the port, and the same at the address where guests of Firecracker put it.
 pub(super) fn boot_timer() {
+    const SECOND_LARGE_PAGE: u32 = layout::PAGE_TABLES_START as u32 + 2 * 4096 + 8;
+    const PRESENT_WRITABLE_LARGE: u32 = 0x83;
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
     let kernel = directory.join("kernel");
     let code = executable::program(|a| {
         out(a, layout::BOOT_TIMER_PORT, 5)?;
-        a.mov(ebx, 0xc000_0000_u32)?;
+        // The tables that it starts with map the first GiB only: what is at 2 MiB is to be there.
+        a.mov(ebx, SECOND_LARGE_PAGE)?;
+        a.mov(eax, 0xc000_0000_u32 | PRESENT_WRITABLE_LARGE)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.mov(ebx, 2 << 20)?;
         a.mov(byte_ptr(rbx), 123)?;
         reset(a)
     });
@@ -328,7 +334,13 @@ pub(super) fn boot_timer() {
     let events = listen(&service);
     put_kernel(&service, &kernel);
     service.act("InstanceStart");
-    assert_eq!(service.wait().status, 0);
+    let ended = service.wait();
+    assert_eq!(
+        ended.status,
+        0,
+        "{ended:?}\n{}",
+        fs::read_to_string(&log).unwrap()
+    );
     let marks: Vec<Value> = events
         .filter(|event| event["milestone"] == "mark")
         .map(|event| event["value"].clone())
