@@ -131,6 +131,7 @@ impl Beside {
             _file: file,
             _entry: entry,
         };
+        served.metrics.state_changed(State::Running);
         served.server = Some(start(listener, submitter)?);
         if let Some(entry) = &served._entry
             && let Err(error) = entry.publish(Kind::Run, Some(served._file.path()), None)
