@@ -147,13 +147,19 @@ pub fn upgrade(
         return Err(Error::Refused(answer));
     }
     let early = connection.reader.buffer().to_vec();
+    let backlog = answer.header("Mote-Backlog").map(str::parse);
+    let backlog = backlog.and_then(Result::ok).unwrap_or(0);
     let stream = connection.reader.into_inner().stream;
     let no_timeout = |stream: &UnixStream| {
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)
     };
     no_timeout(&stream).map_err(broken)?;
-    Ok(Upgraded { stream, early })
+    Ok(Upgraded {
+        stream,
+        early,
+        backlog,
+    })
 }
 
 /// A connection that speaks another protocol now.
@@ -163,6 +169,8 @@ pub struct Upgraded {
     pub stream: UnixStream,
     /// What came after the answer, to be read before the socket.
     pub early: Vec<u8>,
+    /// So many bytes, `early` included, are of before, and come in any case.
+    pub backlog: u64,
 }
 
 /// Lines as they come. It ends with the monitor, or after an error.

@@ -266,6 +266,12 @@ impl Reader {
         Poll::Ready(Some(Piece::Data(data)))
     }
 
+    /// How many bytes there are to read at once.
+    pub fn waiting(&self) -> u64 {
+        let ring = lock(&self.ring);
+        ring.end() - self.at.max(ring.start)
+    }
+
     /// The next piece, waited for on this thread; pending if there was none for so long.
     pub fn next_within(&mut self, limit: Duration, max: usize) -> Poll<Option<Piece>> {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));

@@ -149,3 +149,18 @@ fn many_publishers_lose_nothing_that_fits() {
     }
     assert!(reader.next_within(NOW, 100).is_pending());
 }
+
+#[test]
+fn a_reader_knows_how_much_there_is() {
+    let bytes = Broadcast::of_bytes(4);
+    bytes.publish(b"abcdef");
+    let mut reader = bytes.subscribe(Start::Oldest);
+    assert_eq!(reader.waiting(), 4);
+    assert_eq!(bytes.subscribe(Start::Next).waiting(), 0);
+    bytes.publish(b"gh");
+    // Two of them are lost, and two have come instead.
+    assert_eq!(reader.waiting(), 4);
+    assert_eq!(reader.next_within(NOW, 9), lost(2));
+    assert_eq!(reader.next_within(NOW, 3), data("efg"));
+    assert_eq!(reader.waiting(), 1);
+}

@@ -33,6 +33,8 @@ use tokio::time;
 
 use crate::handler::Handler;
 
+pub use service::CONSOLE_PROTOCOL;
+
 /// How long nothing is accepted after a failure to accept, such as for want of descriptors. The client
 /// waits in the kernel's queue meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -28,8 +28,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Owner only.
 const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Connections that wait to be accepted. The kernel has its own limit (`net.core.somaxconn`) besides.
-const BACKLOG: i32 = 1024;
+/// Connections that wait to be accepted; beyond, a client that does not wait (Go, Python with a time limit) is turned away.
+/// The kernel has its own limit (`net.core.somaxconn`) besides.
+const BACKLOG: i32 = 4096;
 /// How long the lock of the folder is waited for. Its holder does a handful of system calls.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// And when the file is removed, which is better done without it than late.

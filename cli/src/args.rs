@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use crate::ctl;
 use crate::quantity::{parse_duration, parse_size};
 use crate::service::args::VmmArgs;
 
@@ -26,6 +27,9 @@ pub(crate) enum Command {
     Vmm(Box<VmmArgs>),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
+    /// Talk to guests that run
+    #[command(flatten)]
+    Ctl(ctl::Command),
 }
 
 /// `mote doctor`.
@@ -48,7 +52,8 @@ EXIT STATUS
 
 KEYS (when standard input is a terminal)
   Ctrl-A x  quit        Ctrl-A p  press the power button
-  Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A")]
+  Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A
+  Ctrl-A c  press Ctrl-Alt-Del, with --keyboard")]
 pub(crate) struct RunArgs {
     /// Kernel: an ELF vmlinux or a bzImage [default: the tuned kernel of resources/kernel/build.sh,
     /// else the packaged one of resources/kernel/packaged.sh]
@@ -75,6 +80,14 @@ pub(crate) struct RunArgs {
     #[arg(long, short, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
     pub memory: Option<u64>,
 
+    /// Two threads a core; the number of CPUs is 1 or even then
+    #[arg(long)]
+    pub smt: bool,
+
+    /// Memory of pages of 2 MiB that the host has set aside, a multiple of them
+    #[arg(long)]
+    pub huge_pages: bool,
+
     /// Name of the guest and its hostname: 1 to 64 of A-Z a-z 0-9 -
     #[arg(long, value_parser = parse_id)]
     pub id: Option<String>,
@@ -99,16 +112,22 @@ pub(crate) struct RunArgs {
 
     /// Disk; may be given several times. PATH is an image (raw, or qcow2 if its name ends so), with
     /// options ro, overlay=temp|FILE, cache=writeback|unsafe, engine=io_uring|sync,
-    /// format=raw|qcow2|auto, serial=, queues=N, id=, rate=BYTES, iops=N, iothread=on
+    /// format=raw|qcow2|auto, any-size, serial=, queues=N, id=, rate=BYTES, iops=N, iothread=on
     #[arg(long, value_name = "PATH[,…]")]
     pub disk: Vec<String>,
 
     /// Network card; may be given several times: tap=NAME[,vhost=on|off][,queues=N], a tap of the
     /// host; tap[,ip=ADDRESS/PREFIX], one that mote makes, as root; or
     /// user[,forward=[ADDR:]HOSTPORT:GUESTPORT[/udp]]…[,allow=CIDR[:PORTS]]…[,deny=CIDR[:PORTS]]…, a
-    /// network without root. All take mac=, mtu=, id=, rate=BYTES, iops=N, iothread=on
+    /// network without root. All take mac=, mtu=, id=, rate=BYTES, iops=N, iothread=on, mmds=on|off
     #[arg(long, value_name = "NETWORK")]
     pub net: Vec<String>,
+
+    /// JSON file that the guest reads over HTTP at 169.254.169.254 through its network cards: through
+    /// those with mmds=on, or through all if none has; with options version=v1|v2 (v2: only with a
+    /// token, the default), address=ADDRESS, imds-compat=on, limit=SIZE
+    #[arg(long, value_name = "FILE[,…]")]
+    pub metadata: Option<String>,
 
     /// Sockets between programs of the host and of the guest, through a Unix socket at PATH
     #[arg(long, value_name = "CID:PATH")]
@@ -127,6 +146,10 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub pci: bool,
 
+    /// Give the guest a keyboard, on which Ctrl-A c presses Ctrl-Alt-Del
+    #[arg(long)]
+    pub keyboard: bool,
+
     /// How the kernel is entered
     #[arg(long, value_enum, default_value_t = Boot::Linux)]
     pub boot: Boot,
@@ -134,6 +157,11 @@ pub(crate) struct RunArgs {
     /// Settings from a JSON file in Firecracker's format; flags override it
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
+
+    /// Serve the API beside the guest, on a Unix socket at PATH or in mote's run-time directory
+    #[arg(long, value_name = "PATH", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "it may be given without a path")]
+    pub api_sock: Option<Option<PathBuf>>,
 
     /// Say more
     #[arg(long, short, action = ArgAction::Count)]

@@ -80,14 +80,31 @@ pub(crate) struct MachineConfig {
     pub mem_size_mib: Option<u64>,
     /// Two threads a core.
     #[serde(default)]
-    smt: bool,
+    pub smt: bool,
     /// Dirty page tracking.
     #[serde(default)]
-    track_dirty_pages: bool,
+    pub track_dirty_pages: bool,
     /// "None" or nothing.
     cpu_template: Option<String>,
-    /// "None" or nothing.
-    huge_pages: Option<String>,
+    /// What memory is made of.
+    #[serde(default)]
+    huge_pages: HugePages,
+}
+
+impl MachineConfig {
+    /// Whether memory is made of huge pages.
+    pub(crate) fn huge_pages(&self) -> bool {
+        matches!(self.huge_pages, HugePages::TwoMiB)
+    }
+}
+
+/// `huge_pages`.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+enum HugePages {
+    #[default]
+    None,
+    #[serde(rename = "2M")]
+    TwoMiB,
 }
 
 /// Reads and checks a configuration file.
@@ -106,16 +123,11 @@ pub(crate) fn read(path: &Path) -> Result<ConfigFile, Error> {
     };
     let machine = &file.machine_config;
     let named = |name: &Option<String>| name.as_deref().is_some_and(|name| name != "None");
-    let unsupported = [
-        (machine.smt, "smt"),
-        (machine.track_dirty_pages, "track_dirty_pages"),
-        (named(&machine.cpu_template), "a cpu_template"),
-        (named(&machine.huge_pages), "huge_pages"),
-    ];
-    match unsupported.into_iter().find(|(asked, _)| *asked) {
-        Some((_, setting)) => Err(Error::Unsupported { path, setting }),
-        None => Ok(file),
+    if named(&machine.cpu_template) {
+        let setting = "a cpu_template";
+        return Err(Error::Unsupported { path, setting });
     }
+    Ok(file)
 }
 
 /// Up to one byte more than there may be. The size of a pipe or a device is not known before.
@@ -144,6 +156,12 @@ mod tests {
         );
         assert_eq!(file.machine_config.vcpu_count, Some(2));
         assert_eq!(file.machine_config.mem_size_mib, Some(256));
+        assert!(!file.machine_config.smt && !file.machine_config.huge_pages());
+        let file: ConfigFile = serde_json::from_str(
+            r#"{"machine-config": {"vcpu_count": 2, "smt": true, "huge_pages": "2M"}}"#,
+        )
+        .unwrap();
+        assert!(file.machine_config.smt && file.machine_config.huge_pages());
 
         let error = serde_json::from_str::<ConfigFile>(r#"{"drives": []}"#).unwrap_err();
         assert!(error.to_string().contains("drives"), "{error}");

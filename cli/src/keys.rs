@@ -1,7 +1,7 @@
 //! Keys that are for mote, not for the guest: Ctrl-A and one more.
 
 use devices::console_io::InputFilter;
-use vmm::{PowerButton, StopRequest, Stopper};
+use vmm::{Keyboard, PowerButton, StopRequest, Stopper};
 
 use crate::message::say;
 
@@ -10,6 +10,7 @@ const CTRL_A: u8 = 0x01;
 const HELP: &str = "keys:
   Ctrl-A x       quit
   Ctrl-A p       press the power button
+  Ctrl-A c       press Ctrl-Alt-Del, with --keyboard
   Ctrl-A h       this help
   Ctrl-A Ctrl-A  send Ctrl-A to the guest";
 
@@ -18,6 +19,7 @@ const HELP: &str = "keys:
 enum Action {
     Quit,
     PowerButton,
+    CtrlAltDel,
     Help,
 }
 
@@ -29,8 +31,15 @@ struct Decoder {
 }
 
 impl Decoder {
-    /// Passes on what is for the guest; Ctrl-A before any other key passes on both.
-    fn decode(&mut self, input: &[u8], to_guest: &mut Vec<u8>, mut act: impl FnMut(Action)) {
+    /// Passes on what is for the guest; Ctrl-A before any other key passes on both, such as `c` if there
+    /// is no keyboard.
+    fn decode(
+        &mut self,
+        input: &[u8],
+        keyboard: bool,
+        to_guest: &mut Vec<u8>,
+        mut act: impl FnMut(Action),
+    ) {
         for &byte in input {
             if !std::mem::take(&mut self.prefix) {
                 match byte {
@@ -42,6 +51,7 @@ impl Decoder {
             match byte {
                 b'x' | b'X' => act(Action::Quit),
                 b'p' | b'P' => act(Action::PowerButton),
+                b'c' | b'C' if keyboard => act(Action::CtrlAltDel),
                 b'h' | b'H' | b'?' => act(Action::Help),
                 CTRL_A => to_guest.push(CTRL_A),
                 _ => to_guest.extend([CTRL_A, byte]),
@@ -53,11 +63,21 @@ impl Decoder {
 /// The filter of an interactive console.
 pub(crate) struct Keys {
     decoder: Decoder,
-    targets: std::sync::Arc<std::sync::OnceLock<(Stopper, PowerButton)>>,
+    targets: Targets,
+}
+
+/// What keys act on.
+pub(crate) struct Target {
+    /// Ends the machine.
+    pub stopper: Stopper,
+    /// The guest's.
+    pub power_button: PowerButton,
+    /// The guest's, if it has one.
+    pub keyboard: Option<Keyboard>,
 }
 
 /// Set once the machine exists: the console is a part of it, so it comes first.
-pub(crate) type Targets = std::sync::Arc<std::sync::OnceLock<(Stopper, PowerButton)>>;
+pub(crate) type Targets = std::sync::Arc<std::sync::OnceLock<Target>>;
 
 impl Keys {
     /// A filter that acts on `targets`.
@@ -71,14 +91,27 @@ impl Keys {
 
 impl InputFilter for Keys {
     fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>) {
-        let targets = self.targets.get();
+        // Nothing is read before the event loop runs, and the machine exists then.
+        let target = self.targets.get();
+        let keyboard = target.and_then(|target| target.keyboard.as_ref());
         self.decoder
-            .decode(input, to_guest, |action| match (action, targets) {
-                (Action::Help, _) => say(&HELP),
-                (Action::Quit, Some((stopper, _))) => stopper.stop(StopRequest::Quit),
-                (Action::PowerButton, Some((_, button))) => button.press(),
-                // Nothing is read before the event loop runs, and the machine exists then.
-                (_, None) => {}
+            .decode(input, keyboard.is_some(), to_guest, |action| match action {
+                Action::Help => say(&HELP),
+                Action::Quit => {
+                    if let Some(target) = target {
+                        target.stopper.stop(StopRequest::Quit);
+                    }
+                }
+                Action::PowerButton => {
+                    if let Some(target) = target {
+                        target.power_button.press();
+                    }
+                }
+                Action::CtrlAltDel => {
+                    if let Some(Err(error)) = keyboard.map(Keyboard::send_ctrl_alt_del) {
+                        say(&error);
+                    }
+                }
             });
     }
 }
@@ -97,10 +130,16 @@ mod tests {
     use super::*;
 
     fn decode(chunks: &[&[u8]]) -> (Vec<u8>, Vec<Action>) {
+        decode_with(true, chunks)
+    }
+
+    fn decode_with(keyboard: bool, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Action>) {
         let mut decoder = Decoder::default();
         let (mut to_guest, mut actions) = (Vec::new(), Vec::new());
         for chunk in chunks {
-            decoder.decode(chunk, &mut to_guest, |action| actions.push(action));
+            decoder.decode(chunk, keyboard, &mut to_guest, |action| {
+                actions.push(action);
+            });
         }
         (to_guest, actions)
     }
@@ -116,5 +155,8 @@ mod tests {
         assert_eq!(decode(&[b"\x01p"]), (vec![], vec![Action::PowerButton]));
         assert_eq!(decode(&[b"\x01\x01x"]), (b"\x01x".to_vec(), vec![]));
         assert_eq!(decode(&[b"\x01k"]), (b"\x01k".to_vec(), vec![]));
+        assert_eq!(decode(&[b"\x01c"]), (vec![], vec![Action::CtrlAltDel]));
+        let without = decode_with(false, &[b"\x01c"]);
+        assert_eq!(without, (b"\x01c".to_vec(), vec![]));
     }
 }

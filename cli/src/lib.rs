@@ -4,11 +4,13 @@
 //! Reading order: this file (subcommands, the error chain), `args` (flags), `run` (a guest in the
 //! foreground), `guest` (which kernel, initrd and command line), `devices` with `options`,
 //! `config_file`, `console` with `terminal` and `keys`, `signals`, `logger`, `process`, `footprint`,
-//! `status` (exit codes), `service` (`mote vmm`: a guest that is told what to do through the API), `doctor`.
+//! `status` (exit codes), `service` (`mote vmm`: a guest that is told what to do through the API), `rundir` (where running
+//! guests are found), `ctl` (commands that talk to them), `doctor`.
 
 mod args;
 mod config_file;
 mod console;
+mod ctl;
 pub mod devices;
 mod doctor;
 mod footprint;
@@ -20,6 +22,7 @@ mod options;
 mod process;
 pub mod quantity;
 mod run;
+mod rundir;
 mod service;
 mod signals;
 pub mod status;
@@ -106,6 +109,7 @@ fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
         },
         Command::Vmm(args) => serve(&args, Name::Mote, started),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Ctl(command) => ctl::execute(&command),
     }
 }
 

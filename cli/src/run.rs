@@ -1,14 +1,15 @@
 //! `mote run`: a guest in the foreground.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use api::types::{BootSource, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
-use vmm::config::{self, Config, Payload};
+use vmm::config::{self, Config, DeviceKind, HugePages, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -18,10 +19,12 @@ use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
 use crate::footprint::Trim;
 use crate::guest::{self, Guest};
-use crate::keys::Targets;
+use crate::keys::{Target, Targets};
 use crate::logger;
 use crate::message::say;
 use crate::process;
+use crate::service;
+use crate::service::beside::Beside;
 use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
 
@@ -63,6 +66,9 @@ pub(crate) enum Error {
     /// The console's other end.
     #[error(transparent)]
     Console(#[from] console::Error),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] service::Error),
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -120,6 +126,11 @@ pub(crate) fn run(
         .try_clone()
         .ok()
         .filter(|_| args.verbose > 0);
+    let mut api = match &args.api_sock {
+        Some(path) => Some(Beside::new(args.id.as_deref(), path.clone())?),
+        None => None,
+    };
+    let document = api.is_some().then(|| document(args, &config, &guest));
     let (initrd, initrd_path) = guest.initrd.unzip();
     let payload = Payload::Kernel {
         kernel: guest.kernel.file,
@@ -132,16 +143,25 @@ pub(crate) fn run(
     };
 
     let targets = Targets::default();
-    let (console, terminal) = match guest.console {
+    let (mut console, terminal) = match guest.console {
         ConsoleKind::Serial | ConsoleKind::Virtio => {
             let (console, terminal) = console::open(&option, targets.clone())?;
             (Some(console), terminal)
         }
         ConsoleKind::Off => (None, None),
     };
+    if let Some(api) = &mut api {
+        console = console.map(|console| api.console(console)).transpose()?;
+    }
+    // Ends after the machine, for which it may wait.
+    let mut served = None;
     let mut vm = Vm::build(&config, payload, console)
         .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
-    let _ = targets.set((vm.stopper(), vm.power_button()));
+    let _ = targets.set(Target {
+        stopper: vm.stopper(),
+        power_button: vm.power_button(),
+        keyboard: vm.keyboard(),
+    });
     let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
     vm.add_subscriber(Box::new(signals));
     if let (Some(console), Some(_)) = (vm.controls().console(), &terminal) {
@@ -155,11 +175,41 @@ pub(crate) fn run(
     }
 
     meet(&mut vm);
+    if let (Some(api), Some(document)) = (api, document) {
+        served = Some(api.serve(&vm, &config, document, started)?);
+    }
     vm.start();
-    let reason = vm.run(|mark| report_mark(&mark, started))?;
+    let reason = vm.run(|mark| {
+        report_mark(&mark, started);
+        if let Some(served) = &served {
+            served.marked(&mark);
+        }
+    })?;
+    if let Some(served) = &served {
+        served.ended(&reason);
+    }
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))
+}
+
+/// What the API says of the machine.
+fn document(args: &RunArgs, config: &Config, guest: &Guest) -> VmConfig {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let boot_source = BootSource {
+        kernel_image_path: text(&guest.kernel_path),
+        initrd_path: guest.initrd.as_ref().map(|(_, path)| text(path)),
+        boot_args: Some(guest.cmdline.clone()),
+    };
+    // The first disk, if --rootfs is there.
+    let root = config
+        .devices()
+        .iter()
+        .find_map(|device| match &device.kind {
+            DeviceKind::Block(disk) => Some(disk.id.as_str()),
+            _ => None,
+        });
+    vmm::control::document(config, boot_source, root.filter(|_| args.rootfs.is_some()))
 }
 
 fn console_of(kind: ConsoleKind) -> config::ConsoleKind {
@@ -194,12 +244,26 @@ fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
             .mem_size_mib
             .map(|mib| mib.min(u64::MAX >> 20) << 20))
         .unwrap_or(DEFAULT_MEMORY);
+    let huge_pages = if args.huge_pages || machine.huge_pages() {
+        HugePages::TwoMiB
+    } else {
+        HugePages::None
+    };
     Config::new(cpus, memory)
-        .map(|config| config.with_boot_timer(args.boot_timer))
+        .and_then(|config| config.with_smt(args.smt || machine.smt))
+        .and_then(|config| config.with_huge_pages(huge_pages))
+        .map(|config| {
+            config
+                .with_boot_timer(args.boot_timer)
+                .with_keyboard(args.keyboard)
+                .with_dirty_page_tracking(machine.track_dirty_pages)
+        })
         .map_err(|source| {
             let setting = match (&source, args.cpus, args.memory) {
-                (config::Error::Cpus { cpus }, None, _) => format!("vcpu_count {cpus}"),
-                (config::Error::Cpus { cpus }, Some(_), _) => format!("--cpus {cpus}"),
+                (config::Error::Cpus { cpus } | config::Error::OddCpus { cpus }, given, _) => {
+                    let name = given.map_or("vcpu_count", |_| "--cpus");
+                    format!("{name} {cpus}")
+                }
                 (_, _, None) => format!("mem_size_mib {}", memory >> 20),
                 (_, _, Some(_)) => format!("--memory {memory}"),
             };

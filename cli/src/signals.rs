@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "a signal handler writes to an eventfd")]
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use devices::virtio::console::ConsoleControl;
@@ -20,42 +20,73 @@ static WAKE: AtomicI32 = AtomicI32::new(-1);
 /// The first signal that arrived; 0 before that.
 static FIRST: AtomicI32 = AtomicI32::new(0);
 
+/// Such signals, caught.
+pub(crate) struct Signals {
+    wake: EventFd,
+}
+
+impl Signals {
+    /// Catches them from now on.
+    pub(crate) fn catch() -> io::Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        WAKE.store(wake.as_raw_fd(), Ordering::SeqCst);
+        for signal in ENDING {
+            register_signal_handler(signal, on_signal)?;
+        }
+        Ok(Self { wake })
+    }
+
+    /// The first one that has arrived.
+    pub(crate) fn first(&self) -> Option<i32> {
+        let _ = self.wake.read();
+        Some(FIRST.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
+    }
+}
+
+impl AsRawFd for Signals {
+    /// What becomes readable with the first one.
+    fn as_raw_fd(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is open for as long as `self` is there.
+        unsafe { BorrowedFd::borrow_raw(self.wake.as_raw_fd()) }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        WAKE.store(-1, Ordering::SeqCst);
+    }
+}
+
 /// Stops the machine when such a signal arrives.
 pub(crate) struct SignalWatch {
-    wake: EventFd,
+    signals: Signals,
     stopper: Stopper,
 }
 
 impl SignalWatch {
     /// Catches the signals from now on.
     pub(crate) fn new(stopper: Stopper) -> io::Result<Self> {
-        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        WAKE.store(wake.as_raw_fd(), Ordering::SeqCst);
-        for signal in ENDING {
-            register_signal_handler(signal, on_signal)?;
-        }
-        Ok(Self { wake, stopper })
-    }
-}
-
-impl Drop for SignalWatch {
-    fn drop(&mut self) {
-        WAKE.store(-1, Ordering::SeqCst);
+        let signals = Signals::catch()?;
+        Ok(Self { signals, stopper })
     }
 }
 
 impl MutEventSubscriber for SignalWatch {
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        let _ = self.wake.read();
-        match FIRST.load(Ordering::SeqCst) {
-            0 => {}
-            signal => self.stopper.stop(StopRequest::Signal(signal)),
+        if let Some(signal) = self.signals.first() {
+            self.stopper.stop(StopRequest::Signal(signal));
         }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
         // Fails only for a descriptor that is already there.
-        let _ = ops.add(Events::new(&self.wake, EventSet::IN));
+        let _ = ops.add(Events::new(&self.signals, EventSet::IN));
     }
 }
 

@@ -18,6 +18,7 @@ use event_manager::{EventOps, EventSet, Events};
 use crate::backend::host_fd::HostFd;
 use crate::backend::log_file::{LogFile, Opened};
 use crate::backend::pty::PtyEnd;
+use crate::console_beside::{Keyboard, Listener};
 
 pub use crate::backend::log_file::FileOutput;
 pub use crate::backend::pty::Pty;
@@ -39,7 +40,10 @@ pub trait InputFilter: Send {
 
 /// Where input comes from.
 #[derive(Debug)]
-pub struct Input(From);
+pub struct Input {
+    from: Option<From>,
+    keyboard: Option<Keyboard>,
+}
 
 #[derive(Debug)]
 enum From {
@@ -50,18 +54,42 @@ enum From {
 impl Input {
     /// Reads from `fd`: a terminal, pipe, socket, file or device.
     pub fn new(fd: OwnedFd) -> Self {
-        Self(From::Fd(fd))
+        Self::from(From::Fd(fd))
+    }
+
+    fn from(from: From) -> Self {
+        Self {
+            from: Some(from),
+            keyboard: None,
+        }
     }
 
     /// Reads what is typed by those who open `pty`.
     pub fn pty(pty: &Pty) -> io::Result<Self> {
-        Ok(Self(From::Pty(pty.end()?)))
+        Ok(Self::from(From::Pty(pty.end()?)))
+    }
+
+    /// Only from this keyboard.
+    pub fn keyboard(keyboard: Keyboard) -> Self {
+        Self {
+            from: None,
+            keyboard: Some(keyboard),
+        }
+    }
+
+    /// And from this keyboard as well.
+    pub fn with_keyboard(mut self, keyboard: Keyboard) -> Self {
+        self.keyboard = Some(keyboard);
+        self
     }
 }
 
 /// Where output goes.
 #[derive(Debug)]
-pub struct Output(To);
+pub struct Output {
+    to: To,
+    listener: Option<Box<dyn Listener>>,
+}
 
 #[derive(Debug)]
 enum To {
@@ -77,17 +105,21 @@ impl Output {
     /// Rust programs do. Needs /proc, and permission to open terminals and pipes again: without, a
     /// reader that is slow at the wrong moment may block the I/O thread for a while.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(To::Fd(HostFd::for_writing(fd)?)))
+        Ok(Self::to(To::Fd(HostFd::for_writing(fd)?)))
+    }
+
+    fn to(to: To) -> Self {
+        Self { to, listener: None }
     }
 
     /// Throws it away.
     pub fn discard() -> Self {
-        Self(To::Nowhere)
+        Self::to(To::Nowhere)
     }
 
     /// Writes to a file by its path.
     pub fn file(file: FileOutput) -> io::Result<Self> {
-        Ok(Self(match LogFile::open(file)? {
+        Ok(Self::to(match LogFile::open(file)? {
             Opened::File(file) => To::File(file),
             Opened::Other(fd) => To::Fd(fd),
         }))
@@ -102,12 +134,18 @@ impl Output {
             .create(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
-        Ok(Self(To::Lossy(file)))
+        Ok(Self::to(To::Lossy(file)))
     }
 
     /// Writes to whoever opens `pty`. While nobody does, only the newest few KiB are kept for the next.
     pub fn pty(pty: &Pty) -> io::Result<Self> {
-        Ok(Self(To::Pty(pty.end()?)))
+        Ok(Self::to(To::Pty(pty.end()?)))
+    }
+
+    /// And `listener` hears of it, once it has gone there.
+    pub fn with_listener(mut self, listener: Box<dyn Listener>) -> Self {
+        self.listener = Some(listener);
+        self
     }
 }
 
@@ -150,12 +188,16 @@ pub(crate) struct Source {
     // Fixed configuration.
     /// The event of its descriptor.
     event: u32,
+    /// The event of the keyboard beside it.
+    keyboard_event: u32,
     // Runtime glue.
     filter: Box<dyn InputFilter>,
     /// None once it has ended.
     input: Option<Reader>,
+    keyboard: Option<Keyboard>,
     // Volatile state.
     watch: Watch,
+    watches_keyboard: bool,
     /// Input for the guest that it has not taken.
     held: Vec<u8>,
     error: Option<io::Error>,
@@ -166,17 +208,23 @@ impl Source {
         input: Option<Input>,
         filter: Box<dyn InputFilter>,
         event: u32,
+        keyboard_event: u32,
     ) -> io::Result<Self> {
-        let input = match input {
-            Some(Input(From::Fd(fd))) => Some(Reader::Fd(HostFd::for_reading(fd)?)),
-            Some(Input(From::Pty(pty))) => Some(Reader::Pty(pty)),
+        let (from, keyboard) =
+            input.map_or((None, None), |Input { from, keyboard }| (from, keyboard));
+        let input = match from {
+            Some(From::Fd(fd)) => Some(Reader::Fd(HostFd::for_reading(fd)?)),
+            Some(From::Pty(pty)) => Some(Reader::Pty(pty)),
             None => None,
         };
         Ok(Self {
             event,
+            keyboard_event,
             filter,
             input,
+            keyboard,
             watch: Watch::Off,
+            watches_keyboard: false,
             held: Vec::new(),
             error: None,
         })
@@ -185,6 +233,14 @@ impl Source {
     /// The event loop has stopped watching: its worker moves to another one, or to the same again.
     pub(crate) fn unwatched(&mut self) {
         self.watch = Watch::Off;
+        self.watches_keyboard = false;
+    }
+
+    /// Something was typed on the keyboard: it is to be served then.
+    pub(crate) fn clear_keyboard(&mut self) {
+        if let Some(keyboard) = &self.keyboard {
+            keyboard.clear_wake();
+        }
     }
 
     pub(crate) fn take_error(&mut self) -> Option<io::Error> {
@@ -199,7 +255,9 @@ impl Source {
         ops: &mut EventOps,
         mut give: impl FnMut(&[u8]) -> usize,
     ) {
+        self.watch_keyboard(ops);
         loop {
+            let has_typed = self.take_typed();
             if !self.held.is_empty() {
                 let taken = give(&self.held).min(self.held.len());
                 self.held.drain(..taken);
@@ -211,13 +269,32 @@ impl Source {
                 self.watch(false, ops);
                 return;
             }
-            if !readable {
-                return;
-            }
+            let has_read = readable && self.read(ops);
             readable = false;
-            if !self.read(ops) {
+            if !has_read && !has_typed {
                 return;
             }
+        }
+    }
+
+    /// Takes what was typed on the keyboard, as far as there is room; says whether that was anything.
+    fn take_typed(&mut self) -> bool {
+        let Some(keyboard) = &self.keyboard else {
+            return false;
+        };
+        let room = HELD_MAX.saturating_sub(self.held.len());
+        keyboard.take(&mut self.held, room)
+    }
+
+    fn watch_keyboard(&mut self, ops: &mut EventOps) {
+        let Some(keyboard) = &self.keyboard else {
+            return;
+        };
+        if !self.watches_keyboard {
+            let events = Events::with_data(keyboard, self.keyboard_event, EventSet::IN);
+            // Fails only for a descriptor that is already there.
+            let _ = ops.add(events);
+            self.watches_keyboard = true;
         }
     }
 
@@ -296,6 +373,7 @@ pub(crate) struct Sink {
     event: u32,
     // Runtime glue.
     output: To,
+    listener: Option<Box<dyn Listener>>,
     // Volatile state.
     watch: Watch,
     /// The host refuses output, and what the guest sends is thrown away.
@@ -310,7 +388,8 @@ impl Sink {
     pub(crate) fn new(output: Output, event: u32) -> Self {
         Self {
             event,
-            output: output.0,
+            output: output.to,
+            listener: output.listener,
             watch: Watch::Off,
             failed: false,
             error: None,
@@ -353,7 +432,11 @@ impl Sink {
                 }
             },
         };
-        remember(&mut self.tail, &bytes[..count]);
+        let written = &bytes[..count];
+        remember(&mut self.tail, written);
+        if let Some(listener) = &mut self.listener {
+            listener.printed(written);
+        }
         Some(count)
     }
 

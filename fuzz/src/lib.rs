@@ -4,8 +4,10 @@
 //! Everything runs on the fuzzer's thread, so that a crash can be repeated: the event loop is turned by
 //! hand.
 
+mod api_request;
 mod block;
 mod images;
+mod mmds;
 mod model;
 mod net;
 mod pci;

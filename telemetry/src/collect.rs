@@ -18,7 +18,6 @@ use crate::tree::{
 /// Where numbers come from that no part of this program has as yet: one place to add them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Others {
-    pub(crate) mmds: Option<Mmds>,
     pub(crate) memory_hotplug: Option<MemoryHotplug>,
     /// By their names and numbers ([`vmm::Controls::number`]).
     pub(crate) pmems: Vec<(String, u64, Pmem)>,
@@ -34,6 +33,7 @@ impl Others {
 /// All that there is now.
 pub(crate) fn totals(
     insight: Option<&Insight>,
+    metadata: Option<&devices::mmds::Mmds>,
     requests: &Requests,
     process: &Process,
     program: &dyn Program,
@@ -49,6 +49,9 @@ pub(crate) fn totals(
         ..Totals::default()
     };
     of_process(&mut totals, process, program);
+    if let Some(metadata) = metadata {
+        totals.mmds = mmds(&metadata.counters());
+    }
     if let Some(insight) = insight {
         of_machine(&mut totals, insight);
     }
@@ -107,11 +110,9 @@ fn of_machine(totals: &mut Totals, insight: &Insight) {
     totals.uart = insight.serial().map(|it| uart(&it)).unwrap_or_default();
     totals.i8042 = insight.keyboard().map(|it| i8042(&it)).unwrap_or_default();
     let Others {
-        mmds,
         memory_hotplug,
         pmems,
     } = Others::of(insight);
-    totals.mmds = mmds.unwrap_or_default();
     totals.memory_hotplug = memory_hotplug.unwrap_or_default();
     for (name, number, pmem) in pmems {
         totals.pmems.insert(name, number, pmem);
@@ -214,6 +215,39 @@ fn vsock(vsock: &devices::virtio::vsock::VsockControl) -> Vsock {
         conns_killed: Count(counters.resets),
         conns_removed: Count(counters.ended),
         ..Vsock::default()
+    }
+}
+
+fn mmds(counters: &devices::mmds::Counters) -> Mmds {
+    let devices::mmds::Counters {
+        rx_accepted,
+        rx_accepted_err,
+        rx_accepted_unusual,
+        rx_bad_eth,
+        rx_invalid_token,
+        rx_no_token,
+        rx_count,
+        tx_bytes,
+        tx_count,
+        tx_errors,
+        tx_frames,
+        connections_created,
+        connections_destroyed,
+    } = *counters;
+    Mmds {
+        rx_accepted: Count(rx_accepted),
+        rx_accepted_err: Count(rx_accepted_err),
+        rx_accepted_unusual: Count(rx_accepted_unusual),
+        rx_bad_eth: Count(rx_bad_eth),
+        rx_invalid_token: Count(rx_invalid_token),
+        rx_no_token: Count(rx_no_token),
+        rx_count: Count(rx_count),
+        tx_bytes: Count(tx_bytes),
+        tx_count: Count(tx_count),
+        tx_errors: Count(tx_errors),
+        tx_frames: Count(tx_frames),
+        connections_created: Count(connections_created),
+        connections_destroyed: Count(connections_destroyed),
     }
 }
 

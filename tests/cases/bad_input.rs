@@ -323,13 +323,16 @@ fn config_file_settings() {
             r#""mem_size_mib": 0"#,
             ["mem_size_mib 0", "at least 16 MiB"],
         ),
-        (r#""smt": true"#, ["vm.json", "asks for smt"]),
         (
-            r#""track_dirty_pages": true"#,
-            ["vm.json", "track_dirty_pages"],
+            r#""vcpu_count": 3, "smt": true"#,
+            ["vcpu_count 3", "an even number"],
         ),
+        (
+            r#""mem_size_mib": 17, "huge_pages": "2M""#,
+            ["mem_size_mib 17", "multiple of 2 MiB"],
+        ),
+        (r#""huge_pages": "1G""#, ["vm.json", "1G"]),
         (r#""cpu_template": "T2""#, ["vm.json", "cpu_template"]),
-        (r#""huge_pages": "2M""#, ["vm.json", "huge_pages"]),
     ] {
         config_fails(format!("{{\"machine-config\": {{{settings}}}}}"), &parts);
     }

@@ -12,13 +12,17 @@ mod boot;
 mod console;
 mod console_ends;
 mod console_virtio;
+mod ctl;
 mod end;
 mod entropy;
 mod live;
+mod machine;
+mod mmds;
 mod net;
 mod pci;
 mod service;
 mod tiny;
+mod tiny_machine;
 mod vsock;
 
 use std::sync::{PoisonError, RwLock};
@@ -56,6 +60,8 @@ fn main() {
     for (group, cases, skipped) in [
         ("tiny", tiny::CASES, &no_kvm),
         ("api", api::CASES, &no_kvm),
+        ("tiny", tiny_machine::CASES, &no_kvm),
+        ("ctl", ctl::CASES, &no_kvm),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
@@ -70,9 +76,11 @@ fn main() {
         ("block", block::HOST_CASES, &no_mounts),
         ("net", net::CASES, &no_networks),
         ("net", net::VHOST_CASES, &no_vhost),
+        ("mmds", mmds::CASES, &no_networks),
         ("vsock", vsock::CASES, &no_linux),
         ("balloon", balloon::CASES, &no_linux),
         ("entropy", entropy::CASES, &no_linux),
+        ("machine", machine::CASES, &no_linux),
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),

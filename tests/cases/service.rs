@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     ("devices_change_while_linux_runs", devices_change),
     ("devices_come_and_go", devices_come_and_go),
     ("places_for_disks", places_for_disks),
+    ("linux_reads_its_metadata", metadata),
     ("ctrl_alt_del_restarts_linux", ctrl_alt_del),
     ("linux_under_the_name_firecracker", under_another_name),
 ];
@@ -31,7 +32,7 @@ fn put_linux(service: &Service, directory: &Path) {
     let initrd = guest::probing(directory, SCRIPT);
     service.put(
         "/boot-source",
-        json!({"kernel_image_path": tuned_kernel(), "initrd_path": initrd, "boot_args": WORDS}),
+        json!({"kernel_image_path": tuned_kernel().join("vmlinux"), "initrd_path": initrd, "boot_args": WORDS}),
     );
 }
 
@@ -62,7 +63,7 @@ fn session_with_curl() {
     session
         .arg(script("api-session.sh"))
         .arg(service.socket())
-        .arg(tuned_kernel())
+        .arg(tuned_kernel().join("vmlinux"))
         .arg(initrd)
         .arg(disk);
     let said = tests::disk::run(session);
@@ -337,6 +338,47 @@ fn places_for_disks() {
     end(service);
 }
 
+fn metadata() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let mut service = Service::start(directory, &[""; 0]);
+    put_linux(&service, directory);
+    service.put(
+        "/network-interfaces/e",
+        json!({"iface_id": "e", "backend": "user"}),
+    );
+    service.put(
+        "/mmds/config",
+        json!({"version": "V2", "network_interfaces": ["e"]}),
+    );
+    service.put("/mmds", json!({"role": "web", "tags": {"a": 1}}));
+    start(&mut service);
+    in_guest(
+        &mut service,
+        "must ip addr add 10.0.2.15/24 dev eth0; must ip link set eth0 up; \
+         must ip route add 169.254.169.254 dev eth0",
+    );
+    // busybox's wget has no PUT: the request is written by hand.
+    in_guest(
+        &mut service,
+        "ask() { printf \"$1 HTTP/1.1\\r\\n$2\\r\\nConnection: close\\r\\n\\r\\n\" | \
+         timeout 30 nc 169.254.169.254 80 | tail -n 1; }",
+    );
+    let token = in_guest(
+        &mut service,
+        "token=$(ask 'PUT /latest/api/token' 'X-metadata-token-ttl-seconds: 60'); echo \"${#token}\"",
+    );
+    assert!(token.trim().parse::<usize>().unwrap() > 20, "{token}");
+    let role = "ask 'GET /role' \"X-metadata-token: $token\"; echo";
+    assert_eq!(in_guest(&mut service, role), "web\n");
+    service.patch("/mmds", json!({"role": "db", "tags": null}));
+    assert_eq!(in_guest(&mut service, role), "db\n");
+    let refused = in_guest(&mut service, "ask 'GET /role' 'Accept: */*'; echo");
+    assert!(refused.contains("token"), "{refused}");
+    assert_eq!(service.get("/mmds"), json!({"role": "db"}));
+    end(service);
+}
+
 /// Debian's kernel has a driver for the keyboard.
 fn ctrl_alt_del() {
     let directory = TempDir::new().unwrap();
@@ -345,7 +387,7 @@ fn ctrl_alt_del() {
     let initrd = guest::initrd(directory, "echo READY; while :; do sleep 1; done");
     service.put(
         "/boot-source",
-        json!({"kernel_image_path": packaged_kernel(), "initrd_path": initrd, "boot_args": WORDS}),
+        json!({"kernel_image_path": packaged_kernel().join("vmlinuz"), "initrd_path": initrd, "boot_args": WORDS}),
     );
     service.put(
         "/machine-config",
@@ -363,7 +405,7 @@ fn under_another_name() {
     let rootfs = tests::disk::root(directory, "echo READY; while :; do sleep 1; done");
     let configuration = directory.join("config.json");
     let document = json!({
-        "boot-source": {"kernel_image_path": tuned_kernel(), "boot_args": format!("{WORDS} init=/init")},
+        "boot-source": {"kernel_image_path": tuned_kernel().join("vmlinux"), "boot_args": format!("{WORDS} init=/init")},
         "drives": [{"drive_id": "rootfs", "is_root_device": true, "is_read_only": true, "path_on_host": rootfs}],
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
     });

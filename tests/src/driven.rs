@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::live::Live;
+use crate::monitor::Ended;
 use crate::{DEADLINE, guest};
 
 /// How often something is looked at that takes its time.
@@ -202,6 +203,12 @@ impl Driven {
         names
             .filter_map(|name| Some(name.ok()?.trim_end().to_owned()))
             .collect()
+    }
+
+    /// Waits for the end of a guest that nobody has told to end.
+    #[track_caller]
+    pub fn wait(self) -> Ended {
+        self.live.wait()
     }
 
     /// Ends the guest; fails unless all has gone well in it.

@@ -61,6 +61,45 @@ pub fn idle_kernel() -> Vec<u8> {
     })
 }
 
+/// A kernel that prints a line on its serial port and sends back what is typed there, until that is a `q`: then it
+/// resets the machine.
+pub fn echo_kernel() -> Vec<u8> {
+    program(|a| {
+        let serial = layout::SERIAL_PORT;
+        // Receive interrupt on: the port takes input only then. FIFO on.
+        out(a, serial + 1, 1)?;
+        out(a, serial + 2, 1)?;
+        for &byte in b"ready\r\n" {
+            out(a, serial, byte)?;
+        }
+        let mut poll = a.create_label();
+        a.set_label(&mut poll)?;
+        a.mov(edx, u32::from(serial + 5))?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.jz(poll)?;
+        a.mov(edx, u32::from(serial))?;
+        a.in_(al, dx)?;
+        a.out(dx, al)?;
+        a.cmp(al, i32::from(b'q'))?;
+        a.jne(poll)?;
+        reset(a)
+    })
+}
+
+/// A kernel that resets the machine when its power button is pressed.
+pub fn button_kernel() -> Vec<u8> {
+    program(|a| {
+        let mut poll = a.create_label();
+        a.set_label(&mut poll)?;
+        a.mov(edx, u32::from(layout::GED_PORT))?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.jz(poll)?;
+        reset(a)
+    })
+}
+
 /// Adds a symbol table to an executable: one function, at the entry.
 pub fn with_symbol(mut elf: Vec<u8>, name: &str) -> Vec<u8> {
     const NULL_SYMBOL: [u8; 24] = [0; 24];

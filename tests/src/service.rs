@@ -114,6 +114,7 @@ impl Service {
     fn start_as<S: AsRef<OsStr>>(mut command: Command, directory: &Path, options: &[S]) -> Self {
         let socket = directory.join("api.sock");
         command.arg("--api-sock").arg(&socket).args(options);
+        command.env("XDG_RUNTIME_DIR", directory);
         let live = Live::start(command);
         let deadline = Instant::now() + DEADLINE;
         while UnixStream::connect(&socket).is_err() {

@@ -36,6 +36,13 @@ pub struct Session {
 impl Session {
     /// Starts mote.
     pub fn mote(arguments: &[&str]) -> Self {
+        let mut command = Command::new(monitor::path());
+        command.args(arguments);
+        Self::start(command)
+    }
+
+    /// Starts a command.
+    pub fn start(mut command: Command) -> Self {
         let controller =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
@@ -44,9 +51,7 @@ impl Session {
         let terminal = File::from(ioctl_tiocgptpeer(&controller, flags).unwrap());
         let before = tcgetattr(&terminal).unwrap();
 
-        let mut command = Command::new(monitor::path());
         command
-            .args(arguments)
             .stdin(terminal.try_clone().unwrap())
             .stdout(terminal.try_clone().unwrap())
             .stderr(terminal.try_clone().unwrap());

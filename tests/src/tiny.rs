@@ -15,7 +15,7 @@ use iced_x86::IcedError;
 pub use iced_x86::code_asm;
 use iced_x86::code_asm::{CodeAssembler, al, dx};
 use vmm::config::{Config, Device, DeviceKind, NetDevice, Network, Payload};
-use vmm::{BootMark, Console, StopReason, StopRequest, Vm};
+use vmm::{BootMark, BuildError, Console, StopReason, StopRequest, Vm};
 
 use crate::DEADLINE;
 
@@ -92,6 +92,7 @@ fn virtio_devices() -> [DeviceKind; VIRTIO_DEVICES as usize] {
                 ..NetConfig::default()
             },
             network: Network::User(Box::default()),
+            mmds: None,
         })
     };
     [
@@ -125,6 +126,20 @@ pub struct Ended {
 impl Machine {
     /// Builds a machine around `code` at [`CODE`].
     pub fn build(config: &Config, mode: CpuMode, code: Vec<u8>) -> Self {
+        let payload = Payload::Code {
+            bytes: code,
+            gpa: CODE,
+            mode,
+        };
+        Self::try_build(config, payload, RateLimit::default()).unwrap()
+    }
+
+    /// Builds a machine around anything, with a limit for what it writes to its serial port.
+    pub fn try_build(
+        config: &Config,
+        payload: Payload,
+        rate_limit: RateLimit,
+    ) -> Result<Self, BuildError> {
         let (input_reader, input) = pipe().unwrap();
         let (mut output_reader, output) = pipe().unwrap();
         let console = Console {
@@ -132,21 +147,16 @@ impl Machine {
             output: Output::new(output.into()).unwrap(),
             filter: Box::new(Transparent),
             size: (0, 0),
-            rate_limit: RateLimit::default(),
+            rate_limit,
             iothread: false,
         };
-        let payload = Payload::Code {
-            bytes: code,
-            gpa: CODE,
-            mode,
-        };
-        let vm = Vm::build(config, payload, Some(console)).unwrap();
+        let vm = Vm::build(config, payload, Some(console))?;
         let output = thread::spawn(move || {
             let mut bytes = Vec::new();
             output_reader.read_to_end(&mut bytes).unwrap();
             bytes
         });
-        Self { vm, input, output }
+        Ok(Self { vm, input, output })
     }
 
     /// Types something.

@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arch::cpu_config::CpuConfig;
 use arch::kernel::Protocol;
 use arch::regs::CpuMode;
 use devices::backend::tap::TapConfig;
 use devices::backend::user_net;
+use devices::mmds::Mmds;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
 use devices::virtio::block::BlockConfig;
@@ -192,6 +194,8 @@ pub struct NetDevice {
     pub card: NetConfig,
     /// The other end.
     pub network: Network,
+    /// The metadata that its guest reads through it.
+    pub mmds: Option<Arc<Mmds>>,
 }
 
 /// What a network card is connected to.

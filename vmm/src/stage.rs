@@ -93,6 +93,12 @@ pub enum OrderError {
 }
 
 impl Orders {
+    /// For a machine that is there: none is carried out.
+    pub(crate) fn none(events: Arc<Events>) -> Self {
+        let (sender, _) = mpsc::channel();
+        Self { sender, events }
+    }
+
     /// A handle that ends whatever the orders lead to.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.events))

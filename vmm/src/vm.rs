@@ -22,7 +22,7 @@ use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
 use crate::insight::{BootTimes, Insight};
 use crate::pci::{HotplugHandle, Pci};
-use crate::stage::{Maker, Stage};
+use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
 use crate::vcpu::{Exits, Vcpus};
 
@@ -322,6 +322,19 @@ impl Vm {
     /// bus all that it does fails.
     pub fn hotplug(&self) -> HotplugHandle {
         HotplugHandle::new(self.pci.as_ref(), &self.event_loop, &self.controls)
+    }
+
+    /// What would make devices for its stage.
+    pub(crate) fn maker(&self) -> Maker {
+        Maker {
+            event_loop: Arc::clone(&self.event_loop),
+            controls: self.controls.clone(),
+        }
+    }
+
+    /// What would have it built.
+    pub(crate) fn orders(&self) -> Orders {
+        Orders::none(Arc::clone(&self.events))
     }
 
     /// What other threads may do to it.

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use crate::types::{MAX_VCPUS, MIN_MEMORY_MIB};
 
 /// Letters of other scripts are allowed too; few programs that read a schema know how to say so.
-const ID: &str = "^[A-Za-z0-9_]+$";
+pub(super) const ID: &str = "^[A-Za-z0-9_]+$";
 
 /// Type, field (`""` is the type itself), and what its schema is overwritten with; `null` takes away.
 pub(super) fn constraints() -> Vec<(&'static str, &'static str, Value)> {
-    let id = || json!({ "pattern": ID });
+    let id = || json!({ "pattern": ID, "examples": ["root"] });
     let cpus = || json!({ "minimum": 1, "maximum": MAX_VCPUS });
     let memory = || json!({ "minimum": MIN_MEMORY_MIB });
     vec![

@@ -6,7 +6,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::{Contract, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::constraints::constraints;
+use super::constraints::{ID, constraints};
 use super::operations::{Body, Operation, Success, operation};
 use crate::command::State;
 use crate::states::Request;
@@ -157,7 +157,7 @@ fn described(method: &str, path: &str, operation: &Operation) -> Value {
     if let Some((_, id)) = path.split_once('{') {
         described["parameters"] = json!([{
             "name": id.trim_end_matches('}'), "in": "path", "required": true,
-            "schema": { "type": "string", "pattern": "^[A-Za-z0-9_]+$" },
+            "schema": { "type": "string", "pattern": ID }, "example": "root",
             "description": "The resource's name: letters, digits and underscores.",
         }]);
     }

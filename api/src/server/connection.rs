@@ -38,9 +38,9 @@ enum End {
 pub(super) async fn serve(socket: UnixStream, seat: Seat) {
     let shared = &seat.shared;
     let link = Rc::new(Link::new(socket));
-    // One that says nothing costs no buffer.
+    // One that says nothing costs no buffer, and no room for what may become of it: hence the boxes.
     unless_stopped(shared, async { drop(link.readable().await) }).await;
-    match speak(&link, shared).await {
+    match Box::pin(speak(&link, shared)).await {
         End::Broken => return,
         End::Ordered => {}
         // The library has said so already, in most cases.
@@ -52,9 +52,11 @@ pub(super) async fn serve(socket: UnixStream, seat: Seat) {
                 &format!("The request was not complete within {limit} seconds."),
             );
         }
-        End::Console(stream, early) => console::run(&link, shared, *stream, &early).await,
+        End::Console(stream, early) => {
+            Box::pin(console::run(&link, shared, *stream, &early)).await;
+        }
     }
-    link.linger(shared).await;
+    Box::pin(link.linger(shared)).await;
 }
 
 /// Speaks HTTP.

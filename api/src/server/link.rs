@@ -19,7 +19,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{self, Instant};
@@ -92,9 +92,17 @@ impl Link {
         self.console.borrow_mut().take()
     }
 
-    /// Waits for bytes, or the end of them.
+    /// Waits for bytes, or the end of them. They are looked at, as a new socket passes for readable until it
+    /// is read.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await
+        let peek = || Ok(rustix::net::recv(&self.socket, &mut [0], RecvFlags::PEEK)?);
+        loop {
+            self.socket.readable().await?;
+            match self.socket.try_io(Interest::READABLE, peek) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map(drop),
+            }
+        }
     }
 
     pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -152,7 +160,7 @@ impl Link {
     /// still there.
     pub(super) async fn until_gone(&self) {
         // At once if it just goes, which makes the socket readable; else by looking from time to time.
-        let mut result = self.socket.ready(Interest::READABLE).await.map(drop);
+        let mut result = self.readable().await;
         while result.is_ok() && !self.is_gone() {
             time::sleep(GONE_INTERVAL).await;
             result = Ok(());

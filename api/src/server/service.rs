@@ -23,7 +23,9 @@ use crate::route::{Route, route};
 /// What clients of Firecracker's have always been told.
 pub(super) const SERVER: &str = "Firecracker API";
 /// The protocol of the console: bytes in both directions.
-pub(super) const CONSOLE_PROTOCOL: &str = "mote-console";
+pub const CONSOLE_PROTOCOL: &str = "mote-console";
+/// How many bytes of what the guest has printed before come first: so many will come, whatever happens.
+pub(super) const CONSOLE_BACKLOG: &str = "mote-backlog";
 const EVENTS_TYPE: &str = "application/x-ndjson";
 
 /// Answers a request.
@@ -171,12 +173,18 @@ fn console(link: &Link, shared: &Shared, parts: &Parts) -> Result<Response<Body>
             "The console is attached to by an upgrade: 'Connection: Upgrade' and 'Upgrade: {CONSOLE_PROTOCOL}'."
         )));
     }
-    link.switch(shared.handler.console()?);
+    let stream = shared.handler.console()?;
+    let backlog = stream.output.waiting();
+    link.switch(stream);
     let mut response = Response::new(Body::whole(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
+    headers.insert(
+        HeaderName::from_static(CONSOLE_BACKLOG),
+        HeaderValue::from(backlog),
+    );
     Ok(response)
 }
 

@@ -7,7 +7,7 @@ use vmm::config::{Device, DeviceKind};
 use super::net::rate;
 use crate::options::OptionList;
 
-/// `PATH[,ro][,id=][,format=][,engine=][,cache=][,overlay=][,serial=][,queues=][,rate=][,iops=]
+/// `PATH[,ro][,any-size][,id=][,format=][,engine=][,cache=][,overlay=][,serial=][,queues=][,rate=][,iops=]
 /// [,iothread=on]`.
 pub(super) fn parse(
     flag: &'static str,
@@ -38,6 +38,7 @@ pub(super) fn parse(
         Some("temp") => Overlay::Temporary,
         Some(file) => Overlay::File(file.into()),
     };
+    config.any_size = options.take_flag("any-size");
     config.serial = options.take("serial")?;
     config.queues = match options.parse("queues")? {
         Some(queues) => queues,

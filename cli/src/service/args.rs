@@ -11,6 +11,8 @@ use crate::status::Status;
 
 /// Longest name of an instance.
 const MAX_ID: usize = 64;
+/// The name of an instance that has none.
+pub(crate) const ANONYMOUS: &str = "anonymous-instance";
 /// Where clients of Firecracker look if nobody names a path.
 const FIRECRACKER_SOCKET: &str = "/run/firecracker.socket";
 
@@ -93,13 +95,13 @@ pub(crate) struct FirecrackerCli {
 /// `mote vmm`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct VmmArgs {
-    /// Unix socket of the API
+    /// Unix socket of the API [default: api.sock in mote's run-time directory]
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
 
     /// Name of the instance: letters, digits and '-'
-    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
-    pub id: String,
+    #[arg(long, value_name = "ID", value_parser = parse_id)]
+    pub id: Option<String>,
 
     /// JSON document with the machine, which is started at once
     #[arg(long, value_name = "FILE")]
@@ -175,7 +177,7 @@ pub(crate) struct VmmArgs {
 }
 
 impl VmmArgs {
-    /// Where the API's socket is to be; None: there is no API.
+    /// Where the API's socket is to be, if that is not in the run-time directory.
     pub(crate) fn socket(&self, name: Name) -> Option<PathBuf> {
         match (&self.api_sock, name) {
             (Some(path), _) => Some(path.clone()),
@@ -185,11 +187,16 @@ impl VmmArgs {
         }
     }
 
-    /// How the log begins.
-    pub(crate) fn log_settings(&self, name: Name) -> LogSettings {
+    /// Whether there is no place for the API's socket but the run-time directory.
+    pub(crate) fn needs_run_dir(&self, name: Name) -> bool {
+        !self.no_api && self.socket(name).is_none()
+    }
+
+    /// How the log of an instance of this name begins.
+    pub(crate) fn log_settings(&self, name: Name, id: &str) -> LogSettings {
         let level = self.level.as_ref().and_then(|level| level.parse().ok());
         LogSettings {
-            id: self.id.clone(),
+            id: id.to_owned(),
             path: self.log_path.clone(),
             to_stdout: name == Name::Firecracker,
             level: level.unwrap_or(match name {
@@ -208,10 +215,6 @@ impl VmmArgs {
             level
                 .parse::<LogLevel>()
                 .map_err(|error| (name.bad_level(), format!("--level: {error}")))?;
-        }
-        if name == Name::Mote && self.api_sock.is_none() && !self.no_api {
-            let error = "it needs --api-sock PATH, or --no-api and --config-file FILE";
-            return Err((name.bad_arguments(), error.into()));
         }
         Ok(())
     }

@@ -81,7 +81,10 @@ impl Face for Program {
             }
         };
         console.rate_limit.bandwidth = limit.and_then(vmm::control::bucket);
-        Ok(Some(console))
+        Ok(Some(match self.shared.console() {
+            Some(attachments) => attachments.beside(console),
+            None => console,
+        }))
     }
 
     fn set_logger(&mut self, logger: &Logger) -> Result<(), String> {

@@ -10,10 +10,12 @@ use ::telemetry::{Event, Metrics, Submitted};
 use api::command::{Command, Fault, Response, State};
 use api::events::{Broadcast, Reader, Start};
 use api::handler::{ConsoleStream, Handler, Reply, Seen};
+use api::states::Request;
 use api::types::{Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig};
 use vmm::StopRequest;
 use vmm::control::Control;
 
+use super::console::Attachments;
 use super::telemetry;
 
 /// Bytes of events that are kept for slow readers.
@@ -27,6 +29,8 @@ pub(super) struct Shared {
     id: String,
     state: Mutex<State>,
     events: Broadcast,
+    /// Nobody can be attached to the console without.
+    console: Option<Attachments>,
 }
 
 impl Shared {
@@ -37,6 +41,11 @@ impl Shared {
     /// The machine is in another state.
     pub(super) fn set_state(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// Who else is at the console, if anyone can be.
+    pub(super) fn console(&self) -> Option<&Attachments> {
+        self.console.as_ref()
     }
 
     /// Tells all who listen: one line of JSON.
@@ -61,12 +70,18 @@ pub(super) struct Job {
 }
 
 /// A way for commands.
-pub(super) fn channel(id: &str, main: Instant) -> (Submitter, Receiver<Job>) {
+pub(super) fn channel(
+    id: &str,
+    state: State,
+    console: Option<Attachments>,
+    main: Instant,
+) -> (Submitter, Receiver<Job>) {
     let (commands, receiver) = queue();
     let shared = Shared {
         id: id.to_owned(),
-        state: Mutex::new(State::NotStarted),
+        state: Mutex::new(state),
         events: Broadcast::of_lines(EVENT_BYTES),
+        console,
     };
     let shared = Arc::new(shared);
     let metrics = telemetry::start(&shared, main);
@@ -130,24 +145,27 @@ impl Handler for Submitter {
     }
 
     fn console(&self) -> Result<ConsoleStream, Fault> {
-        Err(Fault::bad("The guest's console cannot be attached to"))
+        Request::GetConsole.check(self.shared.state())?;
+        let console = self.shared.console();
+        let console = console.ok_or_else(|| Fault::bad("The guest has no console"))?;
+        Ok(console.attach())
     }
 }
 
-/// Starts the thread that carries commands out: first what `file` says, if there is one. If that fails, it says
-/// why in `failed`, and the monitor ends.
+/// Starts the thread that carries commands out: first these. If one of them fails, it says why in `failed`, and
+/// the monitor ends.
 pub(super) fn carry_out(
     mut control: Control,
     jobs: Receiver<Job>,
     metrics: Arc<Metrics>,
-    file: Option<VmConfig>,
+    first: impl Iterator<Item = Command> + Send + 'static,
     failed: Arc<OnceLock<Fault>>,
 ) -> io::Result<JoinHandle<()>> {
     Builder::new()
         .name("control".into())
         .stack_size(STACK_SIZE)
         .spawn(move || {
-            for command in file.into_iter().flat_map(commands_of) {
+            for command in first {
                 if let Err(fault) = execute(&mut control, &metrics, command) {
                     let _ = failed.set(fault);
                     control.stopper().stop(StopRequest::Quit);
@@ -179,7 +197,7 @@ fn execute(control: &mut Control, metrics: &Metrics, command: Command) -> Result
 }
 
 /// What a configuration file asks for, in order.
-fn commands_of(file: VmConfig) -> Vec<Command> {
+pub(super) fn commands_of(file: VmConfig) -> Vec<Command> {
     let VmConfig {
         balloon,
         drives,

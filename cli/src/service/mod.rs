@@ -2,7 +2,8 @@
 //! nothing else (`args`).
 //!
 //! Reading order: this file (threads, start and end), `args`, `handler` (from the API's thread to the one that
-//! carries commands out), `face` (what that one needs of this program).
+//! carries commands out), `face` (what that one needs of this program), `console` (who is attached to it), `beside`
+//! (the same API beside `mote run`).
 //!
 //! | thread | does |
 //! | --- | --- |
@@ -11,6 +12,8 @@
 //! | `api` | speaks HTTP; waits for nobody |
 
 pub(crate) mod args;
+pub(crate) mod beside;
+mod console;
 mod face;
 mod handler;
 mod telemetry;
@@ -21,20 +24,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use api::Fault;
+use api::State;
 use api::server::{self, Server};
 use api::socket;
 use api::types::{ConfigError, CpuConfigSource, VmConfig};
+use api::{Command, Fault};
+use devices::mmds::Mmds;
 use thiserror::Error;
 use vmm::control::{Control, Settings};
 use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 
 use crate::footprint::Trim;
 use crate::logger;
+use crate::message::{chain, say};
 use crate::process;
+use crate::rundir::{self, Entry, Kind, RunDir};
 use crate::signals::SignalWatch;
 use crate::status::Status;
-use args::{Name, VmmArgs};
+use args::{ANONYMOUS, Name, VmmArgs};
+use console::Attachments;
 use handler::Submitter;
 
 /// Longer files are no configuration of a microVM, in bytes.
@@ -84,17 +92,29 @@ pub(crate) enum Error {
         /// Their names.
         names: Vec<String>,
     },
-    /// What the configuration file asks for cannot be done.
-    #[error("The configuration file {path:?} cannot be carried out: {fault}")]
-    Refused {
+    /// The metadata is no JSON.
+    #[error("The metadata {path:?} cannot be used")]
+    Metadata {
         /// The file.
         path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// What files ask for cannot be done.
+    #[error("{} cannot be carried out: {fault}", describe(.files))]
+    Refused {
+        /// The configuration file, or that of the metadata, or both.
+        files: Vec<PathBuf>,
         /// Why.
         fault: Fault,
     },
     /// `--metrics-path`.
     #[error("{0}")]
     Metrics(String),
+    /// The run-time directory.
+    #[error(transparent)]
+    RunDir(#[from] rundir::Error),
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -115,6 +135,11 @@ pub(crate) enum Error {
     Run(#[from] vmm::Error),
 }
 
+fn describe(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files.iter().map(|file| format!("{file:?}")).collect();
+    format!("What is asked for by {}", names.join(" and "))
+}
+
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
@@ -127,9 +152,19 @@ pub(crate) fn vmm(
     started: Instant,
 ) -> Result<(Status, Option<Remains>), Error> {
     process::set_up();
-    logger::serve(&args.log_settings(name))?;
+    let (entry, unlisted) = register(args, name)?;
+    let listed = entry.as_ref().map(Entry::id);
+    let id = listed.or(args.id.as_deref()).unwrap_or(ANONYMOUS);
+    logger::serve(&args.log_settings(name, id))?;
+    if let Some(error) = unlisted {
+        warn_unlisted(&error);
+    }
     let file = match &args.config_file {
         Some(path) => Some(read_config(path, name)?),
+        None => None,
+    };
+    let metadata = match &args.metadata {
+        Some(path) => Some(read_metadata(path)?),
         None => None,
     };
     let mut stage = Stage::new()?;
@@ -137,32 +172,52 @@ pub(crate) fn vmm(
     stage.add_subscriber(Box::new(signals));
     stage.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
 
+    let limit = (args.mmds_size_limit).unwrap_or(args.http_api_max_payload_size);
+    let mmds = Mmds::new(id, limit).map_err(host("the metadata service"))?;
     let (orders, queue) = stage.orders();
     let settings = Settings {
-        id: args.id.clone(),
+        id: id.to_owned(),
         pci: args.enable_pci,
         boot_timer: args.boot_timer,
         kvm_device: vmm::DEFAULT_DEVICE.into(),
+        mmds: Arc::new(mmds),
     };
     let terminal = face::Terminal::default();
-    let (submitter, jobs) = handler::channel(&settings.id, started);
+    let attachments = if args.no_api {
+        None
+    } else {
+        Some(Attachments::new().map_err(host("the console's other end"))?)
+    };
+    let (submitter, jobs) = handler::channel(id, State::NotStarted, attachments, started);
     let metrics = submitter.metrics();
+    metrics.watch_metadata(Arc::clone(&settings.mmds));
     if let Some(path) = &args.metrics_path {
         telemetry::write_to(&metrics, path).map_err(Error::Metrics)?;
     }
     let face = face::Program::new(terminal.clone(), &submitter);
     let control = Control::new(settings, stage.maker(), orders, Box::new(face));
     // The socket comes before the guest: whoever starts this waits for it.
-    let socket = match args.socket(name) {
-        Some(path) => Some(socket::bind(&path, name.existing())?),
+    let in_entry = entry.as_ref().map(Entry::socket);
+    let path = args
+        .socket(name)
+        .or_else(|| in_entry.filter(|_| args.needs_run_dir(name)));
+    let socket = match &path {
+        Some(path) => Some(socket::bind(path, name.existing())?),
         None => None,
     };
+    if let (Some(path), true) = (&path, args.needs_run_dir(name)) {
+        say(&format!("guest {id}: API on {}", path.display()));
+    }
     let failed = Arc::new(OnceLock::new());
+    let first = metadata.map(Command::PutMmds);
+    let first = first
+        .into_iter()
+        .chain(file.into_iter().flat_map(handler::commands_of));
     let carrier = handler::carry_out(
         control,
         jobs,
         Arc::clone(&metrics),
-        file,
+        first,
         Arc::clone(&failed),
     )
     .map_err(host("the control thread"))?;
@@ -173,6 +228,12 @@ pub(crate) fn vmm(
     };
     metrics.ready(telemetry::started(args));
     log::info!("API server started.");
+    if let Some(entry) = &entry
+        && let Err(error) = entry.publish(Kind::Vmm, path.as_deref(), args.log_path.as_deref())
+        && name == Name::Mote
+    {
+        warn_unlisted(&error);
+    }
 
     let served = stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()));
     // Commands that wait for a start hear that there is none.
@@ -198,11 +259,43 @@ pub(crate) fn vmm(
     terminal.restore();
     match Arc::into_inner(failed).and_then(OnceLock::into_inner) {
         Some(fault) => Err(Error::Refused {
-            path: args.config_file.clone().unwrap_or_default(),
+            files: [&args.metadata, &args.config_file]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
             fault,
         }),
         None => Ok((status, remains)),
     }
+}
+
+/// An entry in the run-time directory, or why there is none if nobody needs it. Under the name `firecracker` nobody
+/// does, or has to hear of it: many have the same name there.
+fn register(
+    args: &VmmArgs,
+    name: Name,
+) -> Result<(Option<Entry>, Option<rundir::Error>), rundir::Error> {
+    let id = match name {
+        Name::Mote => args.id.as_deref(),
+        Name::Firecracker => Some(args.id.as_deref().unwrap_or(ANONYMOUS)),
+    };
+    let registered = RunDir::make().and_then(|directory| directory.register(id));
+    match (registered, name) {
+        (Ok(entry), _) => Ok((Some(entry), None)),
+        (Err(_), Name::Firecracker) => Ok((None, None)),
+        (Err(error), Name::Mote)
+            if args.needs_run_dir(name) || matches!(error, rundir::Error::Taken { .. }) =>
+        {
+            Err(error)
+        }
+        (Err(error), Name::Mote) => Ok((None, Some(error))),
+    }
+}
+
+/// A guest whose API is elsewhere can do without the run-time directory.
+fn warn_unlisted(error: &rundir::Error) {
+    log::warn!("`mote ps` will not show this guest: {}", chain(error));
 }
 
 fn serve(
@@ -257,6 +350,14 @@ fn read_config(path: &Path, name: Name) -> Result<VmConfig, Error> {
         config.cpu_config = Some(CpuConfigSource::Inline(inline));
     }
     Ok(config)
+}
+
+fn read_metadata(path: &Path) -> Result<serde_json::Value, Error> {
+    let text = read_small("metadata", path)?;
+    serde_json::from_slice(&text).map_err(|source| Error::Metadata {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// A file of at most a MiB. The size of a pipe or a device is not known before.

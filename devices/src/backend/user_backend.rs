@@ -188,7 +188,7 @@ impl NetBackend for UserBackend {
 }
 
 /// Copies `parts`, one after the other, to where there is room; says how many bytes found some.
-fn scatter(room: &[VolatileSlice<'_>], parts: &[&[u8]]) -> usize {
+pub(crate) fn scatter(room: &[VolatileSlice<'_>], parts: &[&[u8]]) -> usize {
     let mut room = room.iter().copied();
     let mut piece = room.next();
     let mut written = 0;

@@ -38,6 +38,7 @@ const WAKE: u32 = 0;
 const TIMER: u32 = 1;
 const INPUT: u32 = 2;
 const OUTPUT: u32 = 3;
+const KEYBOARD: u32 = 4;
 
 /// Why output stopped for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,7 @@ impl SerialWorker {
             serial,
             wake,
             timer: TimerFd::new()?,
-            source: Source::new(input, filter, INPUT)?,
+            source: Source::new(input, filter, INPUT, KEYBOARD)?,
             sink: Sink::new(output, OUTPUT),
             meter: None,
             error: None,
@@ -219,6 +220,10 @@ impl MutEventSubscriber for SerialWorker {
             OUTPUT => self.serve_output(ops),
             // An error or a hang-up is for read to find out.
             INPUT => self.serve_input(true, ops),
+            KEYBOARD => {
+                self.source.clear_keyboard();
+                self.serve_input(false, ops);
+            }
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use std::thread::{JoinHandle, spawn};
 use event_manager::{EventManager, SubscriberOps};
 
 use super::*;
+use crate::console_beside::{Keyboard, Listener, TYPED_MAX};
 use crate::console_io::{HELD_MAX, TAIL_SIZE};
 use crate::legacy::serial::OUTPUT_HIGH_WATER;
 use crate::legacy::test_support::{Driver, noise};
@@ -52,8 +53,11 @@ impl Fixture {
     }
 
     fn with_filter(input: Option<OwnedFd>, output: Output, filter: Box<dyn InputFilter>) -> Self {
+        Self::with_ends(input.map(Input::new), output, filter)
+    }
+
+    fn with_ends(input: Option<Input>, output: Output, filter: Box<dyn InputFilter>) -> Self {
         let (driver, serial, wake) = Driver::new();
-        let input = input.map(Input::new);
         let worker = SerialWorker::new(serial.clone(), wake, input, output, filter).unwrap();
         let worker = Arc::new(Mutex::new(worker));
         let mut manager = EventManager::new().unwrap();
@@ -446,6 +450,76 @@ fn a_flush_ends_even_while_the_guest_goes_on() {
     assert!(start.elapsed() < TIMEOUT);
     *lock(&stop) = true;
     fixture.join(guest);
+}
+
+/// Keeps what it hears.
+#[derive(Clone, Debug, Default)]
+struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Listener for Heard {
+    fn printed(&mut self, bytes: &[u8]) {
+        lock(&self.0).extend(bytes);
+    }
+}
+
+#[test]
+fn someone_beside_the_terminal_hears_all_and_types() {
+    const TYPED: usize = 10 * TYPED_MAX;
+    let (guest_reads, mut host_writes) = pipe().unwrap();
+    let heard = Heard::default();
+    let keyboard = Keyboard::new().unwrap();
+    let input = Input::new(guest_reads.into()).with_keyboard(keyboard.clone());
+    let output = Output::discard().with_listener(Box::new(heard.clone()));
+    let mut fixture = Fixture::with_ends(Some(input), output, Box::new(Transparent));
+    host_writes.write_all(b"from the pipe").unwrap();
+    let typist = spawn(move || {
+        let text = noise(TYPED, 3);
+        let mut left = &text[..];
+        while !left.is_empty() {
+            left = &left[keyboard.type_in(left)..];
+            std::thread::yield_now();
+        }
+        text
+    });
+    let sent = noise(MIB / 16, 4);
+    let to_host = sent.clone();
+    let guest = fixture.guest(move |driver| {
+        driver.open();
+        driver.start_sending(to_host);
+        driver.run_until_received(TYPED + 13);
+        driver.received.clone()
+    });
+    let mut received = fixture.join(guest);
+    let typed = typist.join().unwrap();
+    // The two are not mixed in the midst of a read.
+    let at = received
+        .windows(13)
+        .position(|text| text == b"from the pipe");
+    received.drain(at.unwrap()..at.unwrap() + 13);
+    assert!(received == typed);
+    fixture.serve_until(|_| lock(&heard.0).len() == sent.len());
+    assert!(*lock(&heard.0) == sent);
+    assert!(fixture.serve_until_quiet() < 10);
+}
+
+#[test]
+fn a_keyboard_is_enough_and_holds_so_much_for_a_guest_that_does_not_listen() {
+    let keyboard = Keyboard::new().unwrap();
+    let input = Input::keyboard(keyboard.clone());
+    let mut fixture = Fixture::with_ends(Some(input), Output::discard(), Box::new(Transparent));
+    for _ in 0..10 {
+        keyboard.type_in(&[b'x'; TYPED_MAX]);
+        fixture.serve_until_quiet();
+    }
+    // All is full, and nothing spins.
+    assert_eq!(keyboard.type_in(b"y"), 0);
+    assert_eq!(fixture.worker().source.held(), HELD_MAX);
+    let guest = fixture.guest(|driver| {
+        driver.open();
+        driver.run_until_received(HELD_MAX + TYPED_MAX);
+        driver.received.clone()
+    });
+    assert!(fixture.join(guest).iter().all(|&byte| byte == b'x'));
 }
 
 /// Has a guest send this, and serves until all of it is gone.

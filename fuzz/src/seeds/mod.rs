@@ -1,8 +1,10 @@
 //! Inputs that a fuzzer starts from: what a driver that works would do, written in the bytes that the
 //! guests of this crate are made of. `cargo run --example seeds` writes them to `seeds/`.
 
+mod api_request;
 mod block;
 mod guest;
+mod mmds;
 mod net;
 mod pci;
 mod vsock;
@@ -14,15 +16,17 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 8] = [
+pub const TARGETS: [(&str, Maker); 9] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
     ("pci", pci::pci),
     ("block", block::block),
     ("net", net::net),
+    ("mmds", mmds::mmds),
     ("qcow2", block::qcow2),
     ("vsock", vsock::vsock),
+    ("api_request", api_request::api_request),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].

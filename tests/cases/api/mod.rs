@@ -24,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
         "devices_are_made_when_they_are_put",
         resources::made_at_once,
     ),
+    ("the_guests_metadata", resources::metadata),
     ("the_monitor_as_a_process", process::ends),
     ("under_the_name_firecracker", process::firecracker),
     ("a_configuration_file", process::config_file),

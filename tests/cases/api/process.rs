@@ -172,9 +172,8 @@ pub(super) fn config_file() {
 
 pub(super) fn wrong_flags() {
     for (flags, part) in [
-        (&["vmm"][..], "--api-sock"),
         (
-            &["vmm", "--api-sock", "/no/such/folder/s"],
+            &["vmm", "--api-sock", "/no/such/folder/s"][..],
             "/no/such/folder",
         ),
         (

@@ -314,3 +314,78 @@ pub(super) fn made_at_once() {
     assert_eq!(service.terminate().status, 143);
     assert!(!other.exists());
 }
+
+/// The document and the interfaces that lead to it.
+pub(super) fn metadata() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let limit = ["--mmds-size-limit", "100"];
+    let service = Service::start(directory, &limit);
+    assert_eq!(service.get("/mmds"), json!({}));
+    let patch = json!({"a": 1});
+    service.refused(
+        "PATCH",
+        "/mmds",
+        Some(&patch),
+        &["The MMDS data store is not initialized."],
+    );
+    service.put("/mmds", json!({"a": {"b": 1}, "c": [1, 2]}));
+    service.patch("/mmds", json!({"a": {"b": null, "d": "e"}}));
+    let document = json!({"a": {"d": "e"}, "c": [1, 2]});
+    assert_eq!(service.get("/mmds"), document);
+    let large = json!({"large": "x".repeat(100)});
+    for method in ["PUT", "PATCH"] {
+        let answer = service.request(method, "/mmds", Some(&large));
+        assert_eq!(answer.status, 413, "{answer:?}");
+        assert!(answer.body["fault_message"].is_string(), "{answer:?}");
+    }
+    assert_eq!(service.get("/mmds"), document);
+
+    let config = json!({"network_interfaces": ["e"]});
+    service.refused("PUT", "/mmds/config", Some(&config), &["at least one ID"]);
+    service.put(
+        "/network-interfaces/e",
+        json!({"iface_id": "e", "backend": "user"}),
+    );
+    let answer = service.request("PUT", "/mmds/config", Some(&config));
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.header("deprecation"), Some("true"));
+    let v2 = json!({"network_interfaces": ["e"], "version": "V2", "ipv4_address": "169.254.7.7"});
+    let answer = service.request("PUT", "/mmds/config", Some(&v2));
+    assert_eq!((answer.status, answer.header("deprecation")), (204, None));
+    let wrong = json!({"network_interfaces": ["e"], "ipv4_address": "10.0.0.1"});
+    service.refused("PUT", "/mmds/config", Some(&wrong), &["ipv4_address"]);
+    let config = service.get("/vm/config")["mmds-config"].clone();
+    assert_eq!(config["ipv4_address"], "169.254.7.7");
+    // It stays with the interface of this name.
+    service.put(
+        "/network-interfaces/e",
+        json!({"iface_id": "e", "backend": "user", "mtu": 1400}),
+    );
+    put_kernel(&service, &idle_kernel(directory));
+    service.act("InstanceStart");
+    service.patch("/mmds", json!({"c": null}));
+    assert_eq!(service.get("/mmds"), json!({"a": {"d": "e"}}));
+    assert_eq!(service.terminate().status, 143);
+
+    // A guest that cannot reach it has none; a file can bring it along.
+    let file = directory.join("metadata.json");
+    std::fs::write(&file, r#"{"from": "file"}"#).unwrap();
+    let service = Service::start(directory, &["--metadata", file.to_str().unwrap()]);
+    assert_eq!(service.get("/mmds"), json!({"from": "file"}));
+    put_kernel(&service, &idle_kernel(directory));
+    service.act("InstanceStart");
+    for (method, body) in [
+        ("GET", None),
+        ("PUT", Some(&patch)),
+        ("PATCH", Some(&patch)),
+    ] {
+        service.refused(
+            method,
+            "/mmds",
+            body,
+            &["The MMDS data store is not initialized"],
+        );
+    }
+    assert_eq!(service.terminate().status, 143);
+}

@@ -111,6 +111,12 @@ fn table(kernel: &str, disk: &str) -> Vec<Row> {
         (
             "PUT",
             "/actions",
+            json!({"action_type": "SendCtrlAltDel"}),
+            after,
+        ),
+        (
+            "PUT",
+            "/actions",
             json!({"action_type": "PowerButton"}),
             after,
         ),

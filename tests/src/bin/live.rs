@@ -8,6 +8,7 @@
 //! rate disk|net ID [LIMITS]                rate entropy|console [LIMITS]
 //! balloon SIZE                             balloon-stats
 //! stats-interval SECONDS                   counters disk|net ID
+//! ctrl-alt-del                             counters keyboard|serial|exits
 //! ```
 
 use std::error::Error;
@@ -20,7 +21,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm::{Controls, DeviceId, HotplugHandle};
+use vmm::{Controls, DeviceId, Exits, HotplugHandle, Keyboard, SerialPort};
 
 type Answer = Result<String, Box<dyn Error>>;
 
@@ -40,6 +41,9 @@ fn main() {
         let driver = Driver {
             controls: vm.controls().clone(),
             hotplug: vm.hotplug(),
+            keyboard: vm.keyboard(),
+            serial_port: vm.serial_port(),
+            exits: vm.exits(),
         };
         thread::spawn(move || driver.serve_all(listener));
     });
@@ -49,6 +53,9 @@ fn main() {
 struct Driver {
     controls: Controls,
     hotplug: HotplugHandle,
+    keyboard: Option<Keyboard>,
+    serial_port: Option<SerialPort>,
+    exits: Exits,
 }
 
 /// The next word, and the rest.
@@ -132,6 +139,10 @@ impl Driver {
                 Ok(String::new())
             }
             "counters" => self.counters(rest),
+            "ctrl-alt-del" => {
+                self.keyboard()?.send_ctrl_alt_del()?;
+                Ok(String::new())
+            }
             _ => Err(format!("'{command}' is no command").into()),
         }
     }
@@ -144,6 +155,10 @@ impl Driver {
     fn card(&self, id: &str) -> Result<devices::virtio::net::NetControl, String> {
         let found = self.controls.card(id);
         found.ok_or_else(|| format!("there is no network card '{id}'"))
+    }
+
+    fn keyboard(&self) -> Result<&Keyboard, &'static str> {
+        self.keyboard.as_ref().ok_or("there is no keyboard")
     }
 
     fn plug(&self, text: &str) -> Answer {
@@ -220,6 +235,30 @@ impl Driver {
     fn counters(&self, text: &str) -> Answer {
         let (kind, id) = word(text);
         match kind {
+            "keyboard" => {
+                let counters = self.keyboard()?.counters();
+                Ok(format!(
+                    "reads={} writes={} errors={} resets={}",
+                    counters.reads, counters.writes, counters.errors, counters.resets
+                ))
+            }
+            "serial" => {
+                let port = self.serial_port.as_ref();
+                let counters = port.ok_or("there is no serial port")?.counters();
+                Ok(format!(
+                    "reads={} writes={} flushes={}",
+                    counters.reads, counters.writes, counters.flushes
+                ))
+            }
+            "exits" => {
+                let exits = self.exits.total();
+                Ok(format!(
+                    "total={} io-out={} mmio-read={}",
+                    exits.total(),
+                    exits.io_out,
+                    exits.mmio_read
+                ))
+            }
             "disk" => {
                 let counters = self.disk(id)?.counters();
                 Ok(format!(

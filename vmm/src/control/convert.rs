@@ -1,6 +1,7 @@
 //! From wire types to configuration: what was sent has the right shape, and is checked against mote's own
 //! bounds here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::command::Fault;
@@ -13,6 +14,7 @@ use devices::backend::disk;
 use devices::backend::tap::{TapConfig, TapSource};
 use devices::backend::user_net;
 use devices::backend::user_net::policy::{Policy, Rule};
+use devices::mmds::Mmds;
 use devices::rate_limiter::{Bucket, RateLimit};
 use devices::virtio::balloon;
 use devices::virtio::block::{BlockConfig, MAX_QUEUES};
@@ -83,7 +85,10 @@ pub(super) fn drive(drive: &Drive) -> Result<Device, Fault> {
     })
 }
 
-pub(super) fn interface(interface: &NetworkInterface) -> Result<Device, Fault> {
+pub(super) fn interface(
+    interface: &NetworkInterface,
+    mmds: Option<Arc<Mmds>>,
+) -> Result<Device, Fault> {
     let id = &interface.iface_id;
     let wrong = |what: String| Fault::bad(format!("Network interface '{id}': {what}"));
     let mac = match interface.guest_mac {
@@ -109,7 +114,11 @@ pub(super) fn interface(interface: &NetworkInterface) -> Result<Device, Fault> {
         tx_rate: limits(interface.tx_rate_limiter.as_ref()),
     };
     Ok(Device {
-        kind: DeviceKind::Net(NetDevice { card, network }),
+        kind: DeviceKind::Net(NetDevice {
+            card,
+            network,
+            mmds,
+        }),
         iothread: false,
     })
 }

@@ -2,32 +2,38 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then).
+//! then), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
+//! machine that was not configured here).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It
 //! answers one command after the other; a command that fails changes nothing.
 
 mod convert;
+mod document;
+mod metadata;
 mod resources;
 mod running;
 mod start;
 
 use std::error::Error;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use api::command::{Command, Fault, Response, State};
 use api::types::{
     Action, ActionType, InstanceInfo, Logger, MachineConfig, Metrics, Serial, SnapshotCreate,
-    SnapshotLoad, Version, VmPatch, VmState,
+    SnapshotLoad, Version, VmConfig, VmPatch, VmState,
 };
+use devices::mmds::Mmds;
 
 use crate::builder::Console;
 use crate::events::{StopRequest, Stopper};
 use crate::stage::{Maker, Orders};
-use crate::vm::MachineHandle;
+use crate::vm::{MachineHandle, Vm};
 
 pub use convert::bucket;
+pub use document::document;
 use resources::Resources;
 
 /// What a control needs of the program around it. An error is a sentence for whoever asked.
@@ -49,7 +55,7 @@ pub trait Face: Send {
 }
 
 /// What does not change.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Settings {
     /// The instance's name.
     pub id: String,
@@ -58,7 +64,9 @@ pub struct Settings {
     /// Whether it has the port by which a guest marks a point of its boot.
     pub boot_timer: bool,
     /// The KVM device.
-    pub kvm_device: std::path::PathBuf,
+    pub kvm_device: PathBuf,
+    /// The guest's metadata.
+    pub mmds: Arc<Mmds>,
 }
 
 /// See the module.
@@ -87,6 +95,16 @@ impl Control {
             state: State::NotStarted,
             resources: Resources::default(),
             machine: None,
+        }
+    }
+
+    /// With a machine that is there already, of this configuration. It counts as running.
+    pub fn of_machine(settings: Settings, config: VmConfig, vm: &Vm, face: Box<dyn Face>) -> Self {
+        Self {
+            state: State::Running,
+            resources: Resources::of_document(config),
+            machine: Some(vm.handle()),
+            ..Self::new(settings, vm.maker(), vm.orders(), face)
         }
     }
 
@@ -133,7 +151,10 @@ impl Control {
                 Some(machine) => self.resources.plug_drive(drive, machine),
             },
             Command::PutInterface(interface) => match &self.machine {
-                None => self.resources.put_interface(interface, &self.maker),
+                None => {
+                    let mmds = &self.settings.mmds;
+                    self.resources.put_interface(interface, mmds, &self.maker)
+                }
                 Some(machine) => self.resources.plug_interface(interface, machine),
             },
             Command::PutVsock(vsock) => self.resources.put_vsock(vsock, &self.maker),
@@ -158,6 +179,10 @@ impl Control {
                 return self.balloon_statistics().map(Response::BalloonStatistics);
             }
             Command::PatchBalloonStatistics(patch) => self.patch_balloon_statistics(&patch),
+            Command::PutMmdsConfig(config) => self.put_metadata_config(config),
+            Command::PutMmds(document) => self.put_metadata(document),
+            Command::PatchMmds(patch) => self.patch_metadata(&patch),
+            Command::GetMmds => return self.get_metadata().map(Response::Mmds),
             Command::PatchVm(VmPatch { state }) => self.change_state(state),
             Command::Act(Action { action_type }) => self.act(action_type),
             Command::CreateSnapshot(snapshot) => create_snapshot(&snapshot),
@@ -170,11 +195,9 @@ impl Control {
             | Command::StopHinting
             | Command::PutMemoryHotplug(_)
             | Command::GetMemoryHotplug
-            | Command::PatchMemoryHotplug(_)
-            | Command::PutMmdsConfig(_)
-            | Command::PutMmds(_)
-            | Command::PatchMmds(_)
-            | Command::GetMmds => Err(Fault::bad("This version of mote has no such device")),
+            | Command::PatchMemoryHotplug(_) => {
+                Err(Fault::bad("This version of mote has no such device"))
+            }
         };
         done.map(|()| Response::Empty)
     }

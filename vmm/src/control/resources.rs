@@ -5,12 +5,14 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use api::command::Fault;
 use api::types::{
     Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, Entropy, Logger, MachineConfig,
-    Metrics, NetworkInterface, Serial, VmConfig, Vsock,
+    Metrics, MmdsConfig, NetworkInterface, Serial, VmConfig, Vsock,
 };
+use devices::mmds::Mmds;
 
 use super::{chain, convert};
 use crate::config::Device;
@@ -26,6 +28,13 @@ pub(super) struct Entry<T> {
     pub(super) wire: T,
     /// Its device, until it goes into a machine.
     pub(super) made: Option<Made>,
+}
+
+impl<T> Entry<T> {
+    /// One whose device is in a machine.
+    pub(super) fn in_machine(wire: T) -> Self {
+        Self { wire, made: None }
+    }
 }
 
 impl<T: Resource> Entry<T> {
@@ -54,19 +63,27 @@ pub(super) struct Resources {
     pub(super) boot_source: Option<BootSource>,
     pub(super) cpu_config: Option<CpuConfig>,
     pub(super) drives: Vec<Entry<Drive>>,
-    pub(super) interfaces: Vec<Entry<NetworkInterface>>,
+    pub(super) interfaces: Vec<Entry<Interface>>,
     pub(super) vsock: Option<Entry<Vsock>>,
     pub(super) balloon: Option<Balloon>,
     pub(super) entropy: Option<Entropy>,
     pub(super) serial: Option<Serial>,
     pub(super) logger: Option<Logger>,
     pub(super) metrics: Option<Metrics>,
+    pub(super) mmds_config: Option<MmdsConfig>,
     /// Something was put that a snapshot would bring along.
     configured: bool,
 }
 
+/// A network interface, and the metadata if it leads there.
+#[derive(Clone)]
+pub(super) struct Interface {
+    pub(super) wire: NetworkInterface,
+    pub(super) mmds: Option<Arc<Mmds>>,
+}
+
 /// A resource with a device that is made when it is put.
-pub(super) trait Resource: Clone {
+pub(super) trait Resource {
     fn id(&self) -> &str;
     /// What messages call it.
     fn describe(&self) -> String;
@@ -87,17 +104,17 @@ impl Resource for Drive {
     }
 }
 
-impl Resource for NetworkInterface {
+impl Resource for Interface {
     fn id(&self) -> &str {
-        &self.iface_id
+        &self.wire.iface_id
     }
 
     fn describe(&self) -> String {
-        format!("network interface '{}'", self.iface_id)
+        format!("network interface '{}'", self.wire.iface_id)
     }
 
     fn device(&self) -> Result<Device, Fault> {
-        convert::interface(self)
+        convert::interface(&self.wire, self.mmds.clone())
     }
 }
 
@@ -159,6 +176,46 @@ fn put<T: Resource>(entries: &mut Vec<Entry<T>>, wire: T, maker: &Maker) -> Resu
 }
 
 impl Resources {
+    /// What a machine has that is there already.
+    pub(super) fn of_document(document: VmConfig) -> Self {
+        let VmConfig {
+            balloon,
+            drives,
+            boot_source,
+            cpu_config,
+            logger,
+            machine_config,
+            metrics,
+            mmds_config,
+            network_interfaces,
+            vsock,
+            entropy,
+            pmem: _,
+            memory_hotplug: _,
+            serial,
+        } = document;
+        Self {
+            machine: machine_config,
+            boot_source: Some(boot_source),
+            cpu_config: cpu_config.and_then(|source| match source {
+                CpuConfigSource::Inline(config) => Some(config),
+                CpuConfigSource::File(_) => None,
+            }),
+            drives: drives.into_iter().map(Entry::in_machine).collect(),
+            interfaces: (network_interfaces.into_iter())
+                .map(|wire| Entry::in_machine(Interface { wire, mmds: None }))
+                .collect(),
+            vsock: vsock.map(Entry::in_machine),
+            balloon,
+            entropy,
+            serial,
+            logger,
+            metrics,
+            mmds_config,
+            configured: true,
+        }
+    }
+
     /// All of it, as `GET /vm/config` gives it.
     pub(super) fn document(&self) -> VmConfig {
         VmConfig {
@@ -169,9 +226,9 @@ impl Resources {
             logger: self.logger.clone(),
             machine_config: self.machine.clone(),
             metrics: self.metrics.clone(),
-            mmds_config: None,
+            mmds_config: self.mmds_config.clone(),
             network_interfaces: (self.interfaces.iter())
-                .map(|entry| entry.wire.clone())
+                .map(|entry| entry.wire.wire.clone())
                 .collect(),
             vsock: self.vsock.as_ref().map(|entry| entry.wire.clone()),
             entropy: self.entropy.clone(),
@@ -252,10 +309,19 @@ impl Resources {
     pub(super) fn put_interface(
         &mut self,
         interface: NetworkInterface,
+        mmds: &Arc<Mmds>,
         maker: &Maker,
     ) -> Result<(), Fault> {
         self.configured = true;
         self.check_mac(&interface)?;
+        let leads = self
+            .mmds_config
+            .as_ref()
+            .is_some_and(|config| config.network_interfaces.contains(&interface.iface_id));
+        let interface = Interface {
+            wire: interface,
+            mmds: leads.then(|| Arc::clone(mmds)),
+        };
         put(&mut self.interfaces, interface, maker).map(|_| ())
     }
 
@@ -263,8 +329,9 @@ impl Resources {
         let Some(mac) = interface.guest_mac else {
             return Ok(());
         };
-        let has_it = |entry: &Entry<NetworkInterface>| {
-            entry.wire.guest_mac == Some(mac) && entry.wire.iface_id != interface.iface_id
+        let has_it = |entry: &Entry<Interface>| {
+            let other = &entry.wire.wire;
+            other.guest_mac == Some(mac) && other.iface_id != interface.iface_id
         };
         if self.interfaces.iter().any(has_it) {
             return Err(Fault::bad(format!(
@@ -301,6 +368,10 @@ impl Resources {
         machine: &MachineHandle,
     ) -> Result<(), Fault> {
         self.check_mac(&interface)?;
+        let interface = Interface {
+            wire: interface,
+            mmds: None,
+        };
         plug(&mut self.interfaces, interface, machine)
     }
 }
@@ -323,7 +394,7 @@ fn plug<T: Resource>(
             super::running::hotplug_error(&error)
         ))
     })?;
-    entries.push(Entry { wire, made: None });
+    entries.push(Entry::in_machine(wire));
     Ok(())
 }
 

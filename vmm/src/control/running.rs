@@ -64,10 +64,11 @@ impl Control {
             .ok_or_else(|| no_drive(id))
     }
 
-    fn interface(&mut self, id: &str) -> Result<&mut Entry<NetworkInterface>, Fault> {
-        let mut interfaces = self.resources.interfaces.iter_mut();
+    fn interface(&mut self, id: &str) -> Result<&mut NetworkInterface, Fault> {
+        let interfaces = self.resources.interfaces.iter_mut();
         interfaces
-            .find(|entry| entry.wire.iface_id == id)
+            .map(|entry| &mut entry.wire.wire)
+            .find(|wire| wire.iface_id == id)
             .ok_or_else(|| no_interface(id))
     }
 
@@ -118,7 +119,7 @@ impl Control {
         } = change;
         let card = self.machine()?.controls().card(&id);
         let card = card.ok_or_else(|| no_interface(&id))?;
-        let wire = &self.interface(&id)?.wire;
+        let wire = self.interface(&id)?;
         let (mut rx, mut tx) = (wire.rx_rate_limiter.clone(), wire.tx_rate_limiter.clone());
         let changes_rx = patch(&mut rx, rx_rate_limiter.as_ref());
         let changes_tx = patch(&mut tx, tx_rate_limiter.as_ref());
@@ -131,7 +132,7 @@ impl Control {
                     ))
                 })?;
         }
-        let wire = &mut self.interface(&id)?.wire;
+        let wire = self.interface(&id)?;
         wire.rx_rate_limiter = rx;
         wire.tx_rate_limiter = tx;
         Ok(())
@@ -141,7 +142,7 @@ impl Control {
         self.interface(id)?;
         self.unplug(&DeviceId::Card(id.into()))?;
         let interfaces = &mut self.resources.interfaces;
-        interfaces.retain(|entry| entry.wire.iface_id != id);
+        interfaces.retain(|entry| entry.wire.wire.iface_id != id);
         Ok(())
     }
 

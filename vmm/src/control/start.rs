@@ -138,7 +138,7 @@ impl Control {
 
     /// Makes what went with a machine that could not be started. What cannot be made now is made at the
     /// next start, which says what is wrong.
-    fn make_again(&mut self) {
+    pub(super) fn make_again(&mut self) {
         let resources = &mut self.resources;
         for entry in &mut resources.drives {
             entry.make_again(&self.maker);

@@ -1,5 +1,6 @@
 //! What a user network is told, and what it tells.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -50,6 +51,21 @@ impl FromStr for Forward {
         parse_forward(text).ok_or_else(|| ForwardError {
             text: text.to_owned(),
         })
+    }
+}
+
+impl fmt::Display for Forward {
+    /// As it is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            IpAddr::V4(address) => write!(f, "{address}")?,
+            IpAddr::V6(address) => write!(f, "[{address}]")?,
+        }
+        write!(f, ":{}:{}", self.host_port, self.guest_port)?;
+        match self.protocol {
+            Protocol::Tcp => Ok(()),
+            Protocol::Udp => f.write_str("/udp"),
+        }
     }
 }
 

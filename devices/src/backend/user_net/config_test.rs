@@ -30,6 +30,7 @@ fn forwards_are_parsed() {
             guest_port,
         };
         assert_eq!(text.parse(), Ok(expected), "{text}");
+        assert_eq!(expected.to_string().parse(), Ok(expected), "{text}");
     }
 }
 

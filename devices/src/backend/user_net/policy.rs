@@ -258,6 +258,11 @@ impl Policy {
         Self { rules }
     }
 
+    /// The rules that make it.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
     /// Whether the guest may reach `port` of `address`. ICMP has no port.
     pub fn allows(&self, address: IpAddr, port: Option<u16>) -> bool {
         let is_allow = |rule: &Rule| matches!(rule, Rule::Allow(_) | Rule::AllowNone);

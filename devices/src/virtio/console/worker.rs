@@ -52,6 +52,7 @@ const RECEIVE: u32 = 4;
 const TRANSMIT: u32 = 5;
 const LIMIT: u32 = 6;
 const SETTLED: u32 = 7;
+const KEYBOARD: u32 = 8;
 
 /// What a vCPU can do without waiting for the worker.
 pub(super) struct Port {
@@ -155,7 +156,7 @@ impl Worker {
             port,
             timer: TimerFd::new()?,
             settle_timer: TimerFd::new()?,
-            source: Source::new(input, filter, INPUT)?,
+            source: Source::new(input, filter, INPUT, KEYBOARD)?,
             sink: Sink::new(output, OUTPUT),
             limiter,
             active: None,
@@ -518,6 +519,10 @@ impl MutEventSubscriber for Worker {
             }
             // An error or a hang-up is for read to find out.
             INPUT => self.serve_input(true, ops),
+            KEYBOARD => {
+                self.source.clear_keyboard();
+                self.serve_input(false, ops);
+            }
             OUTPUT => {
                 self.lingering = false;
                 self.serve_output(ops);

@@ -45,7 +45,7 @@ fn the_control_queue_takes_what_it_knows_and_nothing_else() {
     assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
     assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
     assert_eq!(command(&mut driver, 4, &[4, 0, 1, 0]), 0);
-    assert_eq!(lock(&wires[0].asked).enabled, []);
+    assert_eq!(lock(&wires[0].asked).enabled, [false; 0]);
     assert_eq!(lock(&wires[1].asked).enabled, [false, true, false]);
     // Nowhere to answer to.
     let buffer = driver.buffer_with(&[4, 0, 2, 0]);

@@ -220,7 +220,7 @@ impl Guest {
     pub(super) fn expect(&mut self, op: u16) -> Header {
         let (header, data) = self.receive();
         assert_eq!(header.op, op, "{header:?}");
-        assert_eq!(data, []);
+        assert_eq!(data, [0; 0]);
         header
     }
 

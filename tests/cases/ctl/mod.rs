@@ -1,0 +1,34 @@
+//! Commands that find running guests and talk to them. Guests are kernels of a few instructions.
+
+mod console;
+mod entries;
+mod lifecycle;
+mod request;
+mod run;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("guests_are_listed_and_inspected", lifecycle::listed),
+    ("pause_and_resume", lifecycle::pause_and_resume),
+    ("stop_and_kill", lifecycle::stop_and_kill),
+    ("a_monitor_that_hangs", lifecycle::hanging),
+    ("a_monitor_without_an_api", lifecycle::without_api),
+    ("names_may_be_cut_short", entries::prefixes),
+    ("dead_guests_leave_nothing", entries::dead),
+    ("two_of_one_name", entries::same_name),
+    ("names_that_nobody_gave", entries::unnamed),
+    ("no_run_time_directory", entries::no_directory),
+    ("a_directory_of_someone_else", entries::foreign_directory),
+    ("requests_from_the_command_line", request::api),
+    ("events_are_printed", request::events),
+    ("logs", request::logs),
+    ("shells_take_their_scripts", request::completion),
+    ("attach_through_pipes", console::pipes),
+    ("attach_on_a_terminal", console::terminal),
+    ("many_are_attached", console::many),
+    ("what_cannot_be_attached_to", console::refused),
+    ("the_api_beside_a_foreground_guest", run::beside),
+    ("a_foreground_guest_is_changed", run::changed),
+    ("a_foreground_guest_without_room", run::refused),
+];
