@@ -55,7 +55,7 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: service:: live::)
+linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: live::)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1

@@ -138,6 +138,16 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<String>,
 
+    /// File that the guest has as persistent memory, /dev/pmem0 and so on; may be given several times.
+    /// Options ro, root (it is the root file system), id=, rate=BYTES, iops=N (of flushes), iothread=on
+    #[arg(long, value_name = "PATH[,…]")]
+    pub pmem: Vec<String>,
+
+    /// Memory that the guest can get and give back while it runs, none of it at first:
+    /// total=SIZE[,slot=SIZE][,block=SIZE]
+    #[arg(long, value_name = "total=SIZE[,…]")]
+    pub memory_hotplug: Option<String>,
+
     /// Give the guest the host's randomness through a virtio device
     #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
     pub entropy: Option<String>,

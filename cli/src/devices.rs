@@ -1,8 +1,10 @@
 //! virtio devices: from flags to configuration, one file a kind of flag below.
 
 mod disk;
+mod memory;
 mod metadata;
 pub(crate) mod net;
+pub(crate) mod pmem;
 
 use std::path::PathBuf;
 
@@ -39,6 +41,13 @@ pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> 
     }
     if let Some(text) = &args.balloon {
         devices.push(balloon(text)?);
+    }
+    pmem::check_roots(args)?;
+    for (index, text) in args.pmem.iter().enumerate() {
+        devices.push(pmem::parse(&format!("pmem{index}"), text)?);
+    }
+    if let Some(text) = &args.memory_hotplug {
+        devices.push(memory::parse(text)?);
     }
     if let Some(text) = &args.entropy {
         devices.extend(entropy(text)?);

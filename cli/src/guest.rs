@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::args::RunArgs;
 use crate::config_file::ConfigFile;
 use crate::console::{ConsoleKind, ConsoleOption};
-use crate::devices::is_root_read_only;
+use crate::devices::{is_root_read_only, pmem};
 
 /// Debian's busybox-static puts it here.
 const BUSYBOX: &str = "/bin/busybox";
@@ -95,7 +95,7 @@ pub(crate) fn choose(
         // A configuration file that names a kernel and no initrd means what it says.
         None if source.is_some() => None,
         // The kernel mounts its root by itself; a command is what the initial RAM disk is needed for.
-        None if args.rootfs.is_some() && modules.is_none() && args.command.is_empty() => None,
+        None if has_root(args) && modules.is_none() && args.command.is_empty() => None,
         None => {
             let initramfs = image::initramfs::default_initramfs(
                 &cache,
@@ -147,6 +147,11 @@ fn open_initrd(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+/// Whether a device has the root file system.
+fn has_root(args: &RunArgs) -> bool {
+    args.rootfs.is_some() || pmem::root(args).is_some()
+}
+
 /// The last console that a command line names: the one that /dev/console is.
 fn console_word<'a>(lines: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     lines
@@ -192,10 +197,13 @@ fn default_cmdline(args: &RunArgs, console: ConsoleKind) -> String {
         ConsoleKind::Serial => "console=ttyS0 ",
         ConsoleKind::Off => "",
     };
-    let root = match &args.rootfs {
-        Some(rootfs) if is_root_read_only(rootfs) => "root=/dev/vda ro ",
-        Some(_) => "root=/dev/vda rw ",
-        None => "",
+    let access = |read_only| if read_only { "ro" } else { "rw" };
+    let root = match (&args.rootfs, pmem::root(args)) {
+        (Some(rootfs), _) => format!("root=/dev/vda {} ", access(is_root_read_only(rootfs))),
+        (None, Some((index, read_only))) => {
+            format!("root=/dev/pmem{index} {} ", access(read_only))
+        }
+        (None, None) => String::new(),
     };
     let pci = if args.pci { "" } else { "pci=conf1,noearly " };
     format!("{console}{root}quiet panic=-1 reboot=k {pci}noreplace-smp hostname={hostname}")

@@ -7,6 +7,7 @@
 mod api_request;
 mod block;
 mod images;
+mod memory;
 mod mmds;
 mod model;
 mod net;
@@ -24,7 +25,9 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::transport::mmio::MmioDevice;
 use devices::virtio::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
 use event_manager::{EventManager, SubscriberOps};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where the rings of queue `n` are, from here on: descriptors, available ring, used ring, a page each.
@@ -121,12 +124,24 @@ fn run<D: VirtioDevice + 'static>(
     input: &[u8],
     make: impl FnOnce(Arc<dyn EventLoop>) -> (D, Host),
 ) {
-    let mut host = None;
-    let mut guest = Guest::new(|event_loop| {
-        let (device, its_host) = make(event_loop);
-        host = Some(its_host);
-        device
+    run_with_memory(input, |event_loop| {
+        let (device, host) = make(event_loop);
+        (device, host, Vec::new())
     });
+}
+
+/// The same for a device that brings guest memory of its own.
+fn run_with_memory<D: VirtioDevice + 'static>(
+    input: &[u8],
+    make: impl FnOnce(Arc<dyn EventLoop>) -> (D, Host, Vec<GuestRegionMmap>),
+) {
+    let mut host = None;
+    let guest = Guest::with_memory(|event_loop| {
+        let (device, its_host, memory) = make(event_loop);
+        host = Some(its_host);
+        Ok::<_, Infallible>((device, memory))
+    });
+    let Ok(mut guest) = guest;
     let mut host = host.unwrap();
     let mut input = Input(input);
     // Most runs are of a driver that gets through the handshake.
@@ -152,13 +167,23 @@ impl Guest {
     fn try_new<D: VirtioDevice + 'static, E>(
         make: impl FnOnce(Arc<dyn EventLoop>) -> Result<D, E>,
     ) -> Result<Self, E> {
+        Self::with_memory(|event_loop| Ok((make(event_loop)?, Vec::new())))
+    }
+
+    fn with_memory<D: VirtioDevice + 'static, E>(
+        make: impl FnOnce(Arc<dyn EventLoop>) -> Result<(D, Vec<GuestRegionMmap>), E>,
+    ) -> Result<Self, E> {
         let event_loop = ManualLoop::new();
-        let device = make(event_loop.clone())?;
+        let (device, more) = make(event_loop.clone())?;
         let ranges = [
             (GuestAddress(0), MEMORY_SIZE),
             (GuestAddress(0x1000_0000), MEMORY_SIZE),
         ];
-        let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let mut memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        for region in more {
+            memory = memory.insert_region(Arc::new(region)).unwrap();
+        }
+        let memory: Arc<GuestMemoryMmap> = Arc::new(memory);
         let queues = device.queue_sizes().len() as u16;
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let device = MmioDevice::new(Box::new(device), memory.clone(), line).unwrap();
@@ -271,6 +296,19 @@ impl Guest {
             .unwrap();
     }
 
+    /// The guest writes to its memory: where it can only be read, nothing comes of it.
+    fn put(&self, gpa: u64, data: &[u8]) {
+        let start = GuestAddress(gpa);
+        let is_read_only = self.memory.iter().any(|region| {
+            let (first, last) = (region.start_addr(), region.last_addr());
+            let is_within = start <= last && gpa.saturating_add(data.len() as u64) > first.0;
+            region.prot() & libc::PROT_WRITE == 0 && is_within
+        });
+        if !is_read_only {
+            let _ = self.memory.write_slice(data, start);
+        }
+    }
+
     fn request(&mut self, input: &mut Input<'_>) {
         let queue = u16::from(input.u8()) % self.queues.max(1);
         let base = RINGS + u64::from(queue) * RINGS_SIZE;
@@ -296,7 +334,7 @@ impl Guest {
             if shape & 2 == 0 {
                 let count = length.min(64) as usize;
                 let data = input.bytes(count).to_vec();
-                let _ = self.memory.write_slice(&data, GuestAddress(gpa));
+                self.put(gpa, &data);
             }
             let mut descriptor = [0; 16];
             descriptor[..8].copy_from_slice(&gpa.to_le_bytes());

@@ -13,6 +13,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 pub use crate::api_request::run as api_request;
 pub use crate::block::run as block;
+pub use crate::memory::{mem, pmem};
 pub use crate::mmds::run as mmds;
 pub use crate::net::run as net;
 pub use crate::pci::run as pci;
@@ -23,7 +24,7 @@ pub use crate::vsock::run as vsock;
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names.
-pub const ALL: [(&str, Target); 9] = [
+pub const ALL: [(&str, Target); 12] = [
     ("transport", transport),
     ("pci", pci),
     ("block", block),
@@ -34,6 +35,8 @@ pub const ALL: [(&str, Target); 9] = [
     ("balloon", balloon),
     ("console", console),
     ("api_request", api_request),
+    ("pmem", pmem),
+    ("mem", mem),
 ];
 
 /// virtio over MMIO, with the device that does least behind it.

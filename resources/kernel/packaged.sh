@@ -16,7 +16,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/mote/kernel
 # Buses and devices first, then what file systems need. One that is built in is named all the same: it
 # may not be in another version.
 modules="virtio_mmio virtio_pci virtio_console virtio_blk virtio_net vsock vmw_vsock_virtio_transport
-    virtio-rng virtio_balloon ext4 squashfs erofs overlay loop"
+    virtio-rng virtio_balloon virtio_mem virtio_pmem nd_pmem ext4 squashfs erofs overlay loop"
 
 path_only=no
 for argument in "$@"; do

@@ -2,9 +2,12 @@
 
 use api::states::Request;
 use api::types::VmState;
+use devices::mmds;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::block::{BlockControl, Latency};
+use devices::virtio::mem::{MemControl, MemOperation};
 use devices::virtio::net::NetControl;
+use devices::virtio::pmem::PmemControl;
 use vmm::{DeviceId, ExitCounts, Insight};
 
 use crate::program::{Process, Program};
@@ -15,25 +18,9 @@ use crate::tree::{
     Uart, Value, Vcpu, Vmm, Vsock,
 };
 
-/// Where numbers come from that no part of this program has as yet: one place to add them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Others {
-    pub(crate) memory_hotplug: Option<MemoryHotplug>,
-    /// By their names and numbers ([`vmm::Controls::number`]).
-    pub(crate) pmems: Vec<(String, u64, Pmem)>,
-}
-
-impl Others {
-    /// What `insight` knows of them.
-    fn of(_: &Insight) -> Self {
-        Self::default()
-    }
-}
-
 /// All that there is now.
 pub(crate) fn totals(
     insight: Option<&Insight>,
-    metadata: Option<&devices::mmds::Mmds>,
     requests: &Requests,
     process: &Process,
     program: &dyn Program,
@@ -49,9 +36,7 @@ pub(crate) fn totals(
         ..Totals::default()
     };
     of_process(&mut totals, process, program);
-    if let Some(metadata) = metadata {
-        totals.mmds = mmds(&metadata.counters());
-    }
+    totals.mmds = metadata(&program.metadata());
     if let Some(insight) = insight {
         of_machine(&mut totals, insight);
     }
@@ -94,9 +79,18 @@ fn of_machine(totals: &mut Totals, insight: &Insight) {
                     totals.cards.insert(name.clone(), number, net(&card));
                 }
             }
+            DeviceId::Pmem(name) => {
+                if let Some(memory) = controls.pmem(name) {
+                    totals.pmems.insert(name.clone(), number, pmem(&memory));
+                }
+            }
             _ => {}
         }
     }
+    totals.memory_hotplug = controls
+        .memory_hotplug()
+        .map(|it| memory_hotplug(&it))
+        .unwrap_or_default();
     totals.balloon = controls
         .balloon()
         .map(|it| balloon(&it))
@@ -109,13 +103,80 @@ fn of_machine(totals: &mut Totals, insight: &Insight) {
     totals.vcpu = vcpu(&insight.exits().total());
     totals.uart = insight.serial().map(|it| uart(&it)).unwrap_or_default();
     totals.i8042 = insight.keyboard().map(|it| i8042(&it)).unwrap_or_default();
-    let Others {
-        memory_hotplug,
-        pmems,
-    } = Others::of(insight);
-    totals.memory_hotplug = memory_hotplug.unwrap_or_default();
-    for (name, number, pmem) in pmems {
-        totals.pmems.insert(name, number, pmem);
+}
+
+fn metadata(counters: &mmds::Counters) -> Mmds {
+    let mmds::Counters {
+        rx_accepted,
+        rx_accepted_err,
+        rx_accepted_unusual,
+        rx_bad_eth,
+        rx_invalid_token,
+        rx_no_token,
+        rx_count,
+        tx_bytes,
+        tx_count,
+        tx_errors,
+        tx_frames,
+        connections_created,
+        connections_destroyed,
+    } = *counters;
+    Mmds {
+        rx_accepted: Count(rx_accepted),
+        rx_accepted_err: Count(rx_accepted_err),
+        rx_accepted_unusual: Count(rx_accepted_unusual),
+        rx_bad_eth: Count(rx_bad_eth),
+        rx_invalid_token: Count(rx_invalid_token),
+        rx_no_token: Count(rx_no_token),
+        rx_count: Count(rx_count),
+        tx_bytes: Count(tx_bytes),
+        tx_count: Count(tx_count),
+        tx_errors: Count(tx_errors),
+        tx_frames: Count(tx_frames),
+        connections_created: Count(connections_created),
+        connections_destroyed: Count(connections_destroyed),
+    }
+}
+
+fn pmem(memory: &PmemControl) -> Pmem {
+    let counters = memory.counters();
+    Pmem {
+        event_fails: Count(counters.host_errors),
+        queue_event_count: Count(counters.queue_events),
+        rate_limiter_throttled_events: Count(counters.throttled),
+        rate_limiter_event_count: Count(counters.limit_events),
+        ..Pmem::default()
+    }
+}
+
+fn memory_hotplug(memory: &MemControl) -> MemoryHotplug {
+    let took = |operation: &MemOperation| Took {
+        min_us: Value(operation.min_us),
+        max_us: Value(operation.max_us),
+        sum_us: Count(operation.sum_us),
+    };
+    let counters = memory.counters();
+    let (plug, unplug) = (&counters.plug, &counters.unplug);
+    let (all, state) = (&counters.unplug_all, &counters.state);
+    MemoryHotplug {
+        queue_event_fails: Count(counters.bad_requests),
+        queue_event_count: Count(counters.queue_events),
+        plug_agg: took(plug),
+        plug_count: Count(plug.count),
+        plug_bytes: Count(plug.bytes),
+        plug_fails: Count(plug.failed),
+        unplug_agg: took(unplug),
+        unplug_count: Count(unplug.count),
+        unplug_bytes: Count(unplug.bytes),
+        unplug_fails: Count(unplug.failed),
+        unplug_discard_fails: Count(counters.discard_errors),
+        unplug_all_agg: took(all),
+        unplug_all_count: Count(all.count),
+        unplug_all_fails: Count(all.failed),
+        state_agg: took(state),
+        state_count: Count(state.count),
+        state_fails: Count(state.failed),
+        ..MemoryHotplug::default()
     }
 }
 
@@ -215,39 +276,6 @@ fn vsock(vsock: &devices::virtio::vsock::VsockControl) -> Vsock {
         conns_killed: Count(counters.resets),
         conns_removed: Count(counters.ended),
         ..Vsock::default()
-    }
-}
-
-fn mmds(counters: &devices::mmds::Counters) -> Mmds {
-    let devices::mmds::Counters {
-        rx_accepted,
-        rx_accepted_err,
-        rx_accepted_unusual,
-        rx_bad_eth,
-        rx_invalid_token,
-        rx_no_token,
-        rx_count,
-        tx_bytes,
-        tx_count,
-        tx_errors,
-        tx_frames,
-        connections_created,
-        connections_destroyed,
-    } = *counters;
-    Mmds {
-        rx_accepted: Count(rx_accepted),
-        rx_accepted_err: Count(rx_accepted_err),
-        rx_accepted_unusual: Count(rx_accepted_unusual),
-        rx_bad_eth: Count(rx_bad_eth),
-        rx_invalid_token: Count(rx_invalid_token),
-        rx_no_token: Count(rx_no_token),
-        rx_count: Count(rx_count),
-        tx_bytes: Count(tx_bytes),
-        tx_count: Count(tx_count),
-        tx_errors: Count(tx_errors),
-        tx_frames: Count(tx_frames),
-        connections_created: Count(connections_created),
-        connections_destroyed: Count(connections_destroyed),
     }
 }
 

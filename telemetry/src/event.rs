@@ -128,6 +128,8 @@ impl From<&DeviceId> for Device {
             DeviceId::Entropy => ("entropy", None),
             DeviceId::Vsock => ("vsock", None),
             DeviceId::Console => ("console", None),
+            DeviceId::Pmem(id) => ("pmem", Some(id)),
+            DeviceId::MemoryHotplug => ("memory-hotplug", None),
         };
         Self {
             device,

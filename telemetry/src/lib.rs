@@ -19,11 +19,10 @@ mod writer;
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::command::State;
-use devices::mmds::Mmds;
 use vmm::{BootMark, Insight, StopReason, StopRequest};
 
 pub use event::{Device, End, Event, Milestone};
@@ -79,7 +78,6 @@ pub struct Metrics {
     // Volatile state.
     process: Process,
     requests: Requests,
-    metadata: OnceLock<Arc<Mmds>>,
     output: Mutex<Output>,
     guest: Mutex<Guest>,
     /// Lost lines of the log that events have told of.
@@ -98,7 +96,6 @@ impl Metrics {
             publish,
             process: Process::new(main),
             requests: Requests::default(),
-            metadata: OnceLock::new(),
             output: Mutex::default(),
             guest: Mutex::new(Guest {
                 state: State::NotStarted,
@@ -134,11 +131,6 @@ impl Metrics {
     /// Whether they are written somewhere.
     pub fn has_sink(&self) -> bool {
         lock(&self.output).writer.is_some()
-    }
-
-    /// The guest's metadata is served by this. There is one, the first.
-    pub fn watch_metadata(&self, metadata: Arc<Mmds>) {
-        let _ = self.metadata.set(metadata);
     }
 
     // The guest's life.
@@ -227,7 +219,7 @@ impl Metrics {
         let Ok(mut output) = self.output.try_lock() else {
             return;
         };
-        let totals = collect::totals(None, None, &self.requests, &self.process, &*self.program);
+        let totals = collect::totals(None, &self.requests, &self.process, &*self.program);
         let _ = output.write(totals);
     }
 
@@ -262,7 +254,6 @@ impl Metrics {
         let insight = lock(&self.guest).insight.clone();
         let totals = collect::totals(
             insight.as_ref(),
-            self.metadata.get().map(|metadata| &**metadata),
             &self.requests,
             &self.process,
             &*self.program,

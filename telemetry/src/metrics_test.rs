@@ -16,6 +16,10 @@ impl Program for Quiet {
     fn missed_log_lines(&self) -> u64 {
         2
     }
+
+    fn metadata(&self) -> devices::mmds::Counters {
+        devices::mmds::Counters::default()
+    }
 }
 
 type Heard = Arc<Mutex<Vec<Event>>>;

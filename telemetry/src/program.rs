@@ -10,6 +10,8 @@ use rustix::time::{ClockId, clock_gettime};
 pub trait Program: Send + Sync {
     /// Lines of the log that nobody will read.
     fn missed_log_lines(&self) -> u64;
+    /// What the guest's metadata service has done.
+    fn metadata(&self) -> devices::mmds::Counters;
 }
 
 /// What whoever started the process says of that, in microseconds.

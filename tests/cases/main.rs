@@ -17,9 +17,11 @@ mod end;
 mod entropy;
 mod live;
 mod machine;
+mod memory;
 mod mmds;
 mod net;
 mod pci;
+mod pmem;
 mod service;
 mod tiny;
 mod tiny_machine;
@@ -69,6 +71,7 @@ fn main() {
         ("bad_input", bad_input::MUTANT_CASES, &no_kvm),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
+        ("ctl", ctl::LINUX_CASES, &no_linux),
         ("console", console::CASES, &no_linux),
         ("console_virtio", console_virtio::CASES, &no_linux),
         ("console_ends", console_ends::CASES, &no_linux),
@@ -84,6 +87,8 @@ fn main() {
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
+        ("pmem", pmem::CASES, &no_linux),
+        ("memory", memory::CASES, &no_linux),
         ("live", live::CASES, &no_linux),
         ("live", live::NETWORK_CASES, &no_networks),
         ("live", live::VHOST_CASES, &no_vhost),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tests::disk::{filled, generations, sparse};
+use tests::disk::{FileSystem, filled, generations, sparse};
 use tests::driven::{SCRIPT, guest_does, until};
 use tests::guest::{self, packaged_kernel, tuned_kernel};
 use tests::service::Service;
@@ -402,10 +402,11 @@ fn ctrl_alt_del() {
 fn under_another_name() {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
-    let rootfs = tests::disk::root(directory, "echo READY; while :; do sleep 1; done");
+    let root = tests::disk::root(directory, "echo READY; while :; do sleep 1; done");
+    let rootfs = FileSystem::Squashfs("zstd").image(directory, "root.img", &root);
     let configuration = directory.join("config.json");
     let document = json!({
-        "boot-source": {"kernel_image_path": tuned_kernel().join("vmlinux"), "boot_args": format!("{WORDS} init=/init")},
+        "boot-source": {"kernel_image_path": tuned_kernel().join("vmlinux"), "boot_args": WORDS},
         "drives": [{"drive_id": "rootfs", "is_root_device": true, "is_read_only": true, "path_on_host": rootfs}],
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
     });

@@ -65,18 +65,34 @@ impl Driven {
         driven
     }
 
-    /// The same without the waiting: [`Driven::ready`] does that.
+    /// The same with Debian's kernel and all its drivers.
+    #[track_caller]
+    pub fn start_packaged<S: AsRef<str>>(directory: &Path, options: &[S]) -> Self {
+        let kernel = guest::packaged_vmlinuz();
+        let mut all = vec!["--kernel", &kernel];
+        all.extend(options.iter().map(AsRef::as_ref));
+        let initrd = guest::probing_packaged(directory, SCRIPT);
+        let mut driven = Self::start_with(directory, &all, &initrd);
+        driven.live.expect("READY");
+        driven
+    }
+
+    /// Starts a guest as [`Driven::start`] does, without the waiting: [`Driven::ready`] does that.
     #[track_caller]
     pub fn start_early<S: AsRef<str>>(directory: &Path, options: &[S]) -> Self {
+        let initrd = guest::probing(directory, SCRIPT);
+        Self::start_with(directory, options, &initrd)
+    }
+
+    #[track_caller]
+    fn start_with<S: AsRef<str>>(directory: &Path, options: &[S], initrd: &Path) -> Self {
         let socket = directory.join("control");
         // That of the last one.
         let _ = fs::remove_file(&socket);
         let mut command = Command::new(path());
         command.arg(&socket).arg("run");
         command.args(options.iter().map(AsRef::as_ref));
-        command
-            .arg("--initrd")
-            .arg(guest::probing(directory, SCRIPT));
+        command.arg("--initrd").arg(initrd);
         let live = Live::start(command);
         let control = until("the socket", || UnixStream::connect(&socket).ok());
         Self {
@@ -209,6 +225,11 @@ impl Driven {
     #[track_caller]
     pub fn wait(self) -> Ended {
         self.live.wait()
+    }
+
+    /// Ends the monitor the hard way.
+    pub fn kill(self) {
+        self.live.kill();
     }
 
     /// Ends the guest; fails unless all has gone well in it.

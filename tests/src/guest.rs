@@ -65,7 +65,7 @@ pub fn initrd(directory: &Path, init: &str) -> PathBuf {
 pub fn initrd_with(directory: &Path, init: &str, programs: &[(&str, &Path)]) -> PathBuf {
     let path = directory.join("initrd.cpio");
     let mut archive = Vec::new();
-    for directory in ["bin", "dev", "proc", "sys", "tmp", "mnt"] {
+    for directory in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules"] {
         add(
             &mut archive,
             entry(directory, 0o755, ModeFileType::Directory),
@@ -137,6 +137,38 @@ const EPILOGUE: &str = r#"
 pub fn probing(directory: &Path, script: &str) -> PathBuf {
     let init = format!("{PROLOGUE}\n{script}\n{EPILOGUE}");
     initrd_with(directory, &init, &[("bin/guest-probe", &probe())])
+}
+
+/// What loads the drivers of Debian's kernel.
+const LOAD_MODULES: &str = r#"
+    for module in /modules/*.ko; do must insmod "$module"; done
+"#;
+
+/// The same for Debian's kernel, which has its drivers as modules, and drivers that mote's own has not: see
+/// [`packaged_vmlinuz`].
+pub fn probing_packaged(directory: &Path, script: &str) -> PathBuf {
+    let init = format!("{PROLOGUE}\n{LOAD_MODULES}\n{script}\n{EPILOGUE}");
+    let modules = fs::read_dir(packaged_kernel().join("modules")).unwrap();
+    let modules: Vec<(String, PathBuf)> = modules
+        .map(|module| {
+            let path = module.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy();
+            (format!("modules/{name}"), path)
+        })
+        .collect();
+    let probe = probe();
+    let mut programs = vec![("bin/guest-probe", probe.as_path())];
+    programs.extend(
+        modules
+            .iter()
+            .map(|(name, path)| (name.as_str(), path.as_path())),
+    );
+    initrd_with(directory, &init, &programs)
+}
+
+/// Debian's kernel.
+pub fn packaged_vmlinuz() -> String {
+    packaged_kernel().join("vmlinuz").display().to_string()
 }
 
 /// Runs a [`probing`] guest with these options; fails unless all of the script did well. Returns what

@@ -36,6 +36,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::above_ram::{self, AboveRam};
 use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::Registered;
 use crate::events::Events;
@@ -57,6 +58,9 @@ pub enum Error {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// Guest memory above RAM.
+    #[error(transparent)]
+    AboveRam(#[from] above_ram::Error),
     /// The kernel image.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -174,8 +178,6 @@ fn assemble(
     mut devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
     let mut times = BootTimes::start();
-    let memory = Arc::new(memory::allocate(config.memory(), config.huge_pages())?);
-    times.memory = Instant::now();
     stage.maker.controls.set_memory(config.memory());
     let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
@@ -186,20 +188,29 @@ fn assemble(
         }
         (console, _) => serial = console,
     }
+    let mut above_ram = AboveRam::map(config, &stage.maker.controls)?;
+    let regions = std::mem::take(&mut above_ram.regions);
+    let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
+    let memory = Arc::new(memory);
+    times.memory = Instant::now();
 
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus(), config.cpu_config())?;
     cpus::check_capabilities(&kvm, config.cpu_config())?;
     let vm = Arc::new(kvm::create_vm(&kvm)?);
-    kvm::set_memory(&vm, &memory)?;
+    let slots = kvm::set_memory(&vm, &memory, above_ram.hotplug_start())?;
+    above_ram.connect(&vm, &memory, slots, kvm.get_nr_memslots())?;
     kvm::set_intel_addresses(&vm)?;
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
     times.kvm = Instant::now();
 
     let events = &stage.events;
     let machine = Machine::new(config, serial, devices, &vm, &memory, events)?;
+    above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
-    let vcpus = cpus::create(config, &vm, kvm::supported_cpuid(&kvm)?)?;
+    let cpuid = kvm::supported_cpuid(&kvm)?;
+    above_ram.check_room(cpuid::physical_address_bits(&cpuid))?;
+    let vcpus = cpus::create(config, &vm, cpuid)?;
     times.vcpus = Instant::now();
 
     let entry = load(config, payload, image, &memory, machine.console.is_some())?;

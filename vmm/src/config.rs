@@ -14,7 +14,9 @@ use devices::mmds::Mmds;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
 use devices::virtio::block::BlockConfig;
+use devices::virtio::mem::MemConfig;
 use devices::virtio::net::NetConfig;
+use devices::virtio::pmem::PmemConfig;
 use devices::virtio::vsock::VsockConfig;
 use thiserror::Error;
 
@@ -168,6 +170,8 @@ impl Device {
             DeviceKind::Net(net) => DeviceId::Card(net.card.id.clone()),
             DeviceKind::Vsock(_) => DeviceId::Vsock,
             DeviceKind::Balloon(_) => DeviceId::Balloon,
+            DeviceKind::Pmem(pmem) => DeviceId::Pmem(pmem.id.clone()),
+            DeviceKind::Mem(_) => DeviceId::MemoryHotplug,
         }
     }
 }
@@ -185,6 +189,10 @@ pub enum DeviceKind {
     Vsock(VsockConfig),
     /// Memory that can be given back.
     Balloon(balloon::Config),
+    /// Persistent memory: a file that the guest has as memory.
+    Pmem(PmemConfig),
+    /// Memory that can be plugged and unplugged.
+    Mem(MemConfig),
 }
 
 /// A network card, and what it is connected to.
@@ -276,8 +284,7 @@ impl Config {
     }
 
     /// With a keyboard, on which Ctrl-Alt-Del can be pressed, or with no more of its controller than the
-    /// line that restarts the machine. A guest's driver needs some milliseconds to find out about
-    /// a keyboard.
+    /// line that restarts the machine. A guest with drivers for it starts later by some milliseconds.
     pub fn with_keyboard(mut self, keyboard: bool) -> Self {
         self.keyboard = keyboard;
         self

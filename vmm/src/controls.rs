@@ -11,7 +11,9 @@ use devices::pci::root::Slot;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::block::BlockControl;
 use devices::virtio::console::ConsoleControl;
+use devices::virtio::mem::MemControl;
 use devices::virtio::net::NetControl;
+use devices::virtio::pmem::PmemControl;
 use devices::virtio::queue::Queue;
 use devices::virtio::rng::RngControl;
 use devices::virtio::vsock::VsockControl;
@@ -34,6 +36,10 @@ pub enum DeviceId {
     Vsock,
     /// The virtio console.
     Console,
+    /// The persistent memory of this name.
+    Pmem(String),
+    /// The device that memory is plugged by.
+    MemoryHotplug,
 }
 
 impl fmt::Display for DeviceId {
@@ -45,6 +51,8 @@ impl fmt::Display for DeviceId {
             Self::Entropy => f.write_str("entropy device"),
             Self::Vsock => f.write_str("vsock device"),
             Self::Console => f.write_str("virtio console"),
+            Self::Pmem(id) => write!(f, "persistent memory '{id}'"),
+            Self::MemoryHotplug => f.write_str("memory hot-plug device"),
         }
     }
 }
@@ -58,6 +66,8 @@ pub(crate) enum Control {
     Entropy(RngControl),
     Vsock(VsockControl),
     Console(ConsoleControl),
+    Pmem(PmemControl),
+    Mem(MemControl),
 }
 
 /// What is known of a device: nothing at first, while it is made.
@@ -194,13 +204,15 @@ impl Controls {
         }
     }
 
-    /// Has the guest do without `target` bytes of its memory, and says whether there is a balloon for
-    /// that. It takes its time; a target that leaves it nothing is refused.
+    /// Has the guest do without `target` bytes of its memory, what is plugged included, and says whether
+    /// there is a balloon for that. It takes its time; a target that leaves it nothing is refused.
     pub fn set_balloon(&self, target: u64) -> Result<bool, config::Error> {
         let Some(balloon) = self.balloon() else {
             return Ok(false);
         };
-        config::check_balloon(target, self.memory.load(Ordering::Relaxed))?;
+        let plugged = self.memory_hotplug().map_or(0, |mem| mem.status().plugged);
+        let memory = self.memory.load(Ordering::Relaxed);
+        config::check_balloon(target, memory.saturating_add(plugged))?;
         balloon.set_target(target);
         Ok(true)
     }
@@ -217,6 +229,22 @@ impl Controls {
     pub fn vsock(&self) -> Option<VsockControl> {
         match self.find(&DeviceId::Vsock)? {
             Control::Vsock(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// Persistent memory.
+    pub fn pmem(&self, id: &str) -> Option<PmemControl> {
+        match self.find(&DeviceId::Pmem(id.into()))? {
+            Control::Pmem(control) => Some(control),
+            _ => None,
+        }
+    }
+
+    /// The device that memory is plugged by.
+    pub fn memory_hotplug(&self) -> Option<MemControl> {
+        match self.find(&DeviceId::MemoryHotplug)? {
+            Control::Mem(control) => Some(control),
             _ => None,
         }
     }
@@ -417,5 +445,6 @@ mod tests {
         assert!(controls.balloon().is_none() && controls.console().is_none());
         assert!(controls.disk("x").is_none() && controls.card("x").is_none());
         assert!(controls.user_network("x").is_none());
+        assert!(controls.pmem("x").is_none() && controls.memory_hotplug().is_none());
     }
 }

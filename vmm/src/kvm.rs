@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use arch::cpu_config::CpuConfig;
 use arch::layout;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
@@ -184,26 +185,71 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     }
 }
 
-/// Gives guest memory to the VM, one slot a region.
-pub(crate) fn set_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
-    for (slot, region) in (0u32..).zip(memory.iter()) {
-        let userspace_addr = memory
-            .get_host_address(GuestAddress(region.start_addr().0))
-            .map_or(0, |address| address as u64);
-        let region = kvm_userspace_memory_region {
-            slot,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr,
-            flags: 0,
+/// Gives guest memory to the VM, one slot a region but for the one at `later`, and says how many. What
+/// cannot be written to is read-only for the guest.
+pub(crate) fn set_memory(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    later: Option<u64>,
+) -> Result<u32, Error> {
+    let mut slot = 0;
+    for region in memory.iter() {
+        let start = region.start_addr().0;
+        if later == Some(start) {
+            continue;
+        }
+        let flags = if region.prot() & libc::PROT_WRITE == 0 {
+            KVM_MEM_READONLY
+        } else {
+            0
         };
-        #[expect(unsafe_code, reason = "KVM is told of memory by its address")]
-        // SAFETY: the range is a mapping owned by `memory`, which the Vm keeps until after the VM's
-        // descriptor is closed.
-        unsafe { vm.set_user_memory_region(region) }
+        insert_slot(vm, memory, slot, start, region.len(), flags)
             .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
+        slot += 1;
     }
-    Ok(())
+    Ok(slot)
+}
+
+/// Gives `len` bytes of guest memory at `start` to the VM, as slot `slot`.
+pub(crate) fn insert_slot(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    slot: u32,
+    start: u64,
+    len: u64,
+    flags: u32,
+) -> Result<(), kvm_ioctls::Error> {
+    let no_memory = |_| kvm_ioctls::Error::new(libc::EFAULT);
+    let size = usize::try_from(len).map_err(|_| kvm_ioctls::Error::new(libc::EINVAL))?;
+    let slice = memory
+        .get_slice(GuestAddress(start), size)
+        .map_err(no_memory)?;
+    let region = kvm_userspace_memory_region {
+        slot,
+        guest_phys_addr: start,
+        memory_size: len,
+        userspace_addr: slice.ptr_guard_mut().as_ptr() as u64,
+        flags,
+    };
+    #[expect(unsafe_code, reason = "KVM is told of memory by its address")]
+    // SAFETY: the range is in one mapping owned by `memory`, which the Vm keeps until after the VM's
+    // descriptor is closed.
+    unsafe {
+        vm.set_user_memory_region(region)
+    }
+}
+
+/// Takes a slot away from the VM: the guest finds nothing there any more.
+pub(crate) fn remove_slot(vm: &VmFd, slot: u32) -> Result<(), kvm_ioctls::Error> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        ..Default::default()
+    };
+    #[expect(unsafe_code, reason = "KVM is told of memory by its address")]
+    // SAFETY: a slot of no memory.
+    unsafe {
+        vm.set_user_memory_region(region)
+    }
 }
 
 /// Local APICs in KVM, the IOAPIC in mote, with a route reserved for each of its inputs.

@@ -6,7 +6,7 @@
 //!
 //! Reading order: `config` (what can be asked for), `vm` (what a machine is and does), `stage`
 //! (what is there before it), `builder`
-//! (the boot order), `kvm`, `memory`, `vcpu` (threads, the kick protocol, THE match on exits),
+//! (the boot order), `kvm`, `memory`, `above_ram`, `vcpu` (threads, the kick protocol, THE match on exits),
 //! `interrupts`, `controls` and `pci` (what changes while the guest runs), `control` (what the API may
 //! ask), `event_loop`, `events` (what
 //! vCPUs and devices tell the event loop), `insight` (what a machine counts), `crash`, `host` (what a host offers), `teardown`.
@@ -14,6 +14,7 @@
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
 //! file descriptors and adds its own subscribers to the event loop.
 
+mod above_ram;
 mod builder;
 pub mod config;
 pub mod control;
@@ -33,6 +34,7 @@ mod teardown;
 mod vcpu;
 mod vm;
 
+pub use above_ram::Error as AboveRamError;
 pub use builder::virtio::Error as DeviceError;
 pub use builder::{Console, Error as BuildError};
 pub use controls::{Controls, DeviceEvent, DeviceId, DeviceListener};

@@ -102,8 +102,13 @@ pub enum Error {
     },
 }
 
-/// Reserves `size` bytes of guest RAM, around the device hole. Nothing of it is touched.
-pub(crate) fn allocate(size: u64, huge_pages: HugePages) -> Result<GuestMemoryMmap, Error> {
+/// Reserves `size` bytes of guest RAM, around the device hole, with `more` above it. Nothing of it is
+/// touched.
+pub(crate) fn allocate(
+    size: u64,
+    huge_pages: HugePages,
+    more: Vec<GuestRegionMmap>,
+) -> Result<GuestMemoryMmap, Error> {
     let total = host_memory();
     if size > total {
         return Err(Error::MoreThanHost { asked: size, total });
@@ -113,26 +118,19 @@ pub(crate) fn allocate(size: u64, huge_pages: HugePages) -> Result<GuestMemoryMm
         // Reserved now: a page that is missing later would be a SIGBUS.
         HugePages::TwoMiB => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
-    let mut regions: Vec<GuestRegionMmap> = Vec::with_capacity(2);
+    let mut regions = Vec::with_capacity(2 + more.len());
     for (start, bytes) in ram_ranges(size) {
-        #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
-        let mapping = MmapRegionBuilder::new(bytes as usize)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
-            .build();
-        let mapping = match (mapping, huge_pages) {
-            (Ok(mapping), _) => mapping,
-            (Err(source), HugePages::None) => return Err(Error::Reserve { bytes, source }),
-            (Err(source), HugePages::TwoMiB) => {
+        match region(start, bytes, flags) {
+            Ok(region) => regions.push(region),
+            Err(error) if huge_pages == HugePages::None => return Err(error),
+            Err(error) => {
                 // What was reserved before is not to be counted as somebody else's.
                 regions.clear();
-                return Err(too_few_huge_pages(size).unwrap_or(Error::Reserve { bytes, source }));
+                return Err(too_few_huge_pages(size).unwrap_or(error));
             }
-        };
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
-            .ok_or(Error::NotRam { gpa: start, bytes })?;
-        regions.push(region);
+        }
     }
+    regions.extend(more);
     GuestMemoryMmap::from_regions(regions).map_err(Error::Regions)
 }
 
@@ -152,6 +150,22 @@ fn too_few_huge_pages(size: u64) -> Option<Error> {
         free,
         total: number("nr_hugepages"),
     })
+}
+
+/// Reserves `bytes` bytes of guest memory at `start`. Nothing of it is touched.
+pub(crate) fn reserve(start: u64, bytes: u64) -> Result<GuestRegionMmap, Error> {
+    region(start, bytes, libc::MAP_NORESERVE)
+}
+
+/// Maps `bytes` bytes of guest memory at `start`, with these flags besides those that all of it has.
+fn region(start: u64, bytes: u64, flags: libc::c_int) -> Result<GuestRegionMmap, Error> {
+    #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
+    let mapping = MmapRegionBuilder::new(bytes as usize)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
+        .build()
+        .map_err(|source| Error::Reserve { bytes, source })?;
+    GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(Error::NotRam { gpa: start, bytes })
 }
 
 /// All the memory the host has, in bytes.

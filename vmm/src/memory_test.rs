@@ -6,7 +6,7 @@ use super::*;
 fn what_the_host_lacks_is_said_with_how_to_get_it() {
     // More than any host sets aside, and less than it may have in all.
     let size = host_memory() / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE;
-    let error = allocate(size, HugePages::TwoMiB).unwrap_err();
+    let error = allocate(size, HugePages::TwoMiB, Vec::new()).unwrap_err();
     let Error::NoHugePages {
         needed,
         free,
@@ -28,6 +28,6 @@ fn what_the_host_lacks_is_said_with_how_to_get_it() {
 
 #[test]
 fn ordinary_memory_needs_none() {
-    let memory = allocate(16 << 20, HugePages::None).unwrap();
+    let memory = allocate(16 << 20, HugePages::None, Vec::new()).unwrap();
     assert_eq!(memory.num_regions(), 1);
 }

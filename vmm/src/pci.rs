@@ -270,6 +270,11 @@ impl HotplugHandle {
         }
     }
 
+    /// Whether there is a bus for that.
+    pub fn has_bus(&self) -> bool {
+        self.pci.is_some()
+    }
+
     fn pci(&self) -> Result<Arc<Pci>, Error> {
         let pci = self.pci.as_ref().ok_or(Error::NoBus)?;
         pci.upgrade().ok_or(Error::Ended)
@@ -308,6 +313,8 @@ impl HotplugHandle {
 fn check_mobile(id: &DeviceId) -> Result<(), Error> {
     match id {
         DeviceId::Disk(_) | DeviceId::Card(_) => Ok(()),
+        // Guest memory is what it is from the start, for all devices.
+        DeviceId::Pmem(_) | DeviceId::MemoryHotplug => Err(Error::Fixed { id: id.clone() }),
         DeviceId::Balloon | DeviceId::Entropy | DeviceId::Vsock | DeviceId::Console => {
             Err(Error::Fixed { id: id.clone() })
         }

@@ -169,7 +169,9 @@ fn the_client_of_the_crate_attaches() {
     open(&fixture, 1000);
     fixture.monitor.console.publish(b"before");
     let upgraded = client::upgrade(&fixture.path, "/console", "mote-console", LONG);
-    let client::Upgraded { mut stream, early } = upgraded.expect("a console");
+    let client::Upgraded {
+        mut stream, early, ..
+    } = upgraded.expect("a console");
     let mut bytes = early;
     while bytes.len() < 6 {
         let mut byte = [0];

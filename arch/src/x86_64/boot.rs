@@ -93,6 +93,13 @@ pub fn ram_ranges(size: u64) -> impl Iterator<Item = (u64, u64)> {
     std::iter::once((0, low)).chain((high > 0).then_some((HIGH_RAM_START, high)))
 }
 
+/// First GPA after all RAM, for a guest with `size` bytes.
+pub fn ram_end(size: u64) -> u64 {
+    ram_ranges(size)
+        .map(|(start, bytes)| start + bytes)
+        .fold(0, u64::max)
+}
+
 /// First GPA after low RAM, for a guest with `size` bytes.
 pub fn low_ram_end(size: u64) -> u64 {
     size.min(LOW_RAM_END)

@@ -203,3 +203,18 @@ fn a_single_cpu_has_no_sibling() {
     assert_eq!(leaf(&cpuid, LEAF_AMD_TOPOLOGY, 0).ebx, 0);
     assert_eq!((leaf(&cpuid, LEAF_CACHES, 3).eax >> 14) & 0xfff, 0);
 }
+
+#[test]
+fn the_width_of_an_address_is_what_the_cpu_says() {
+    let bits = |entries: &[kvm_cpuid_entry2]| {
+        physical_address_bits(&CpuId::from_entries(entries).unwrap())
+    };
+    let leaf = |function, eax| kvm_cpuid_entry2 {
+        function,
+        eax,
+        ..Default::default()
+    };
+    assert_eq!(bits(&[leaf(1, 99), leaf(LEAF_EXT_SIZES, 0x3028)]), 40);
+    assert_eq!(bits(&[leaf(LEAF_EXT_SIZES, 0)]), 36);
+    assert_eq!(bits(&[leaf(1, 99)]), 36);
+}

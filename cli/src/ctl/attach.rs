@@ -13,7 +13,7 @@ use super::{Error, host};
 use crate::message::say;
 use crate::signals::Signals;
 use crate::status::Status;
-use crate::terminal::{RawTerminal, is_foreground_terminal};
+use crate::terminal::{self, RawTerminal, is_foreground_terminal};
 
 const CTRL_P: u8 = 0x10;
 const CTRL_Q: u8 = 0x11;
@@ -52,7 +52,7 @@ pub(super) fn attach(args: &Args) -> Result<Status, Error> {
     let console = guest.console()?;
     let signals = Signals::catch().map_err(host("set up", "signal handlers"))?;
     let is_terminal = !args.no_stdin && is_foreground_terminal();
-    let terminal = if is_terminal {
+    let raw = if is_terminal {
         say(&format!(
             "at the console of guest {}: Ctrl-P Ctrl-Q detaches",
             guest.id()
@@ -61,16 +61,18 @@ pub(super) fn attach(args: &Args) -> Result<Status, Error> {
     } else {
         None
     };
+    // In the background of a terminal, reading it would stop the process.
+    let reads = !args.no_stdin && (is_terminal || !terminal::is_terminal());
     let _ = print(&console.early);
     let mut session = Session {
         stream: console.stream,
         signals,
-        input: (!args.no_stdin).then(Input::default),
+        input: reads.then(Input::default),
         keys: is_terminal.then(Keys::default),
         pending: Vec::new(),
     };
     let end = session.run();
-    drop(terminal);
+    drop(raw);
     let end = end.map_err(host(
         "go on at",
         format!("the console of guest {}", guest.id()),

@@ -103,9 +103,14 @@ impl Beside {
             mmds: metadata(config, &id)?,
             id,
         };
-        let (submitter, jobs) = handler::channel(&settings.id, State::Running, console, started);
+        let (submitter, jobs) = handler::channel(
+            &settings.id,
+            State::Running,
+            console,
+            Arc::clone(&settings.mmds),
+            started,
+        );
         let metrics = submitter.metrics();
-        metrics.watch_metadata(Arc::clone(&settings.mmds));
         let face = face::Program::new(face::Terminal::default(), &submitter);
         let control = Control::of_machine(settings, document, vm, Box::new(face));
         let carrier = handler::carry_out(
@@ -119,7 +124,6 @@ impl Beside {
         metrics.ready(Started::default());
         metrics.starting();
         metrics.meet(vm.insight());
-        metrics.state_changed(State::Running);
         let mut served = Served {
             metrics,
             server: None,
@@ -127,6 +131,7 @@ impl Beside {
             _file: file,
             _entry: entry,
         };
+        served.metrics.state_changed(State::Running);
         served.server = Some(start(listener, submitter)?);
         if let Some(entry) = &served._entry
             && let Err(error) = entry.publish(Kind::Run, Some(served._file.path()), None)

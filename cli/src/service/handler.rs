@@ -12,6 +12,7 @@ use api::events::{Broadcast, Reader, Start};
 use api::handler::{ConsoleStream, Handler, Reply, Seen};
 use api::states::Request;
 use api::types::{Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig};
+use devices::mmds::Mmds;
 use vmm::StopRequest;
 use vmm::control::Control;
 
@@ -74,6 +75,7 @@ pub(super) fn channel(
     id: &str,
     state: State,
     console: Option<Attachments>,
+    mmds: Arc<Mmds>,
     main: Instant,
 ) -> (Submitter, Receiver<Job>) {
     let (commands, receiver) = queue();
@@ -84,7 +86,7 @@ pub(super) fn channel(
         console,
     };
     let shared = Arc::new(shared);
-    let metrics = telemetry::start(&shared, main);
+    let metrics = telemetry::start(&shared, mmds, main);
     let submitter = Submitter {
         commands,
         shared,

@@ -173,14 +173,14 @@ pub(crate) fn vmm(
     stage.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
 
     let limit = (args.mmds_size_limit).unwrap_or(args.http_api_max_payload_size);
-    let mmds = Mmds::new(id, limit).map_err(host("the metadata service"))?;
+    let mmds = Arc::new(Mmds::new(id, limit).map_err(host("the metadata service"))?);
     let (orders, queue) = stage.orders();
     let settings = Settings {
         id: id.to_owned(),
         pci: args.enable_pci,
         boot_timer: args.boot_timer,
         kvm_device: vmm::DEFAULT_DEVICE.into(),
-        mmds: Arc::new(mmds),
+        mmds: Arc::clone(&mmds),
     };
     let terminal = face::Terminal::default();
     let attachments = if args.no_api {
@@ -188,9 +188,8 @@ pub(crate) fn vmm(
     } else {
         Some(Attachments::new().map_err(host("the console's other end"))?)
     };
-    let (submitter, jobs) = handler::channel(id, State::NotStarted, attachments, started);
+    let (submitter, jobs) = handler::channel(id, State::NotStarted, attachments, mmds, started);
     let metrics = submitter.metrics();
-    metrics.watch_metadata(Arc::clone(&settings.mmds));
     if let Some(path) = &args.metrics_path {
         telemetry::write_to(&metrics, path).map_err(Error::Metrics)?;
     }

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
 use ::telemetry::{AlreadySet, Event, Metrics, Program, Started};
+use devices::mmds::{self, Mmds};
 use vmm::BootMark;
 
 use super::args::{Name, VmmArgs};
@@ -13,20 +14,30 @@ use super::handler::Shared;
 use crate::logger;
 use crate::run::report_mark;
 
-/// The log of this program.
-struct Log;
+/// What this program counts by itself.
+struct Rest {
+    mmds: Arc<Mmds>,
+}
 
-impl Program for Log {
+impl Program for Rest {
     fn missed_log_lines(&self) -> u64 {
         logger::missed()
+    }
+
+    fn metadata(&self) -> mmds::Counters {
+        self.mmds.counters()
     }
 }
 
 /// Counts from now on, and tells those who listen to `shared`.
-pub(super) fn start(shared: &Arc<Shared>, main: Instant) -> Arc<Metrics> {
+pub(super) fn start(shared: &Arc<Shared>, mmds: Arc<Mmds>, main: Instant) -> Arc<Metrics> {
     let shared = Arc::clone(shared);
     let publish = move |event: &Event| shared.publish(event);
-    let metrics = Arc::new(Metrics::new(main, Box::new(Log), Box::new(publish)));
+    let metrics = Arc::new(Metrics::new(
+        main,
+        Box::new(Rest { mmds }),
+        Box::new(publish),
+    ));
     let before = std::panic::take_hook();
     let counted = Arc::clone(&metrics);
     std::panic::set_hook(Box::new(move |panic| {

@@ -6,6 +6,7 @@ pub mod guest_ram;
 pub(crate) mod host_fd;
 pub mod interface;
 pub mod log_file;
+pub mod lost_pages;
 pub mod pty;
 pub mod tap;
 pub mod user_backend;

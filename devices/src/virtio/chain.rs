@@ -53,8 +53,8 @@ pub enum Error {
     /// A readable buffer after a writable one.
     #[error("A readable buffer comes after a writable one")]
     Order,
-    /// Not RAM.
-    #[error("{len} bytes at {gpa:#x} are not guest memory")]
+    /// Not RAM, or to be written to where it can only be read.
+    #[error("{len} bytes at {gpa:#x} are not guest memory, or cannot be written to")]
     NotRam {
         /// GPA.
         gpa: u64,
@@ -84,9 +84,21 @@ pub(super) fn slice_at(
     })
 }
 
-/// Whether these bytes are guest RAM, in however many regions.
-fn is_ram(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize) -> bool {
-    slice_at(memory, gpa, len).is_some() || memory.check_range(gpa, len)
+/// Whether these bytes are guest RAM, in however many regions, and none of them is of a region that can
+/// only be read if they are to be written to.
+fn is_ram(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize, written: bool) -> bool {
+    (slice_at(memory, gpa, len).is_some() || memory.check_range(gpa, len))
+        && (!written || is_writable(memory, gpa, len))
+}
+
+/// Whether no region that can only be read has any of these bytes: an access would end the monitor.
+pub(super) fn is_writable(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize) -> bool {
+    let last = gpa.0.saturating_add((len as u64).saturating_sub(1));
+    memory.iter().all(|region| {
+        region.prot() & libc::PROT_WRITE != 0
+            || last < region.start_addr().0
+            || gpa.0 > region.last_addr().0
+    })
 }
 
 /// A descriptor; little-endian in guest memory.
@@ -195,7 +207,7 @@ impl Chain {
         if segment.len == 0 {
             return Ok(());
         }
-        if !is_ram(memory, segment.gpa, segment.len as usize) {
+        if !is_ram(memory, segment.gpa, segment.len as usize, is_writable) {
             return Err(Error::NotRam {
                 gpa: segment.gpa.0,
                 len: segment.len.into(),

@@ -27,7 +27,9 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod interrupt;
+pub mod mem;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod transport;
@@ -62,6 +64,10 @@ pub enum Kind {
     Balloon = 5,
     /// Socket (section 5.10).
     Vsock = 19,
+    /// Memory (section 5.15).
+    Mem = 24,
+    /// Persistent memory (section 5.19).
+    Pmem = 27,
 }
 
 /// Why a device could not be activated. The driver is told DEVICE_NEEDS_RESET.

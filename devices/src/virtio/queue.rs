@@ -397,7 +397,8 @@ fn used_len(size: u16) -> usize {
     RING_HEADER + USED_ENTRY * usize::from(size) + EVENT_FIELD
 }
 
-/// Whether each of the three rings is in one region of RAM, the event index fields included.
+/// Whether each of the three rings is in one region of RAM, the event index fields included, and the
+/// used ring where it can be written to.
 fn rings_are_ram(memory: &GuestMemoryMmap, config: &QueueConfig) -> bool {
     [
         (config.desc, 16 * usize::from(config.size)),
@@ -406,4 +407,5 @@ fn rings_are_ram(memory: &GuestMemoryMmap, config: &QueueConfig) -> bool {
     ]
     .into_iter()
     .all(|(gpa, len)| chain::slice_at(memory, GuestAddress(gpa), len).is_some())
+        && chain::is_writable(memory, GuestAddress(config.used), used_len(config.size))
 }

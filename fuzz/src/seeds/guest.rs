@@ -331,3 +331,175 @@ pub(super) fn console() -> Seeds {
         ("emergency", emergency.0),
     ]
 }
+
+pub(super) fn pmem() -> Seeds {
+    use Buffer::{Read, Write, WriteAt};
+    const START: u32 = 0x4000_0000;
+    const FLUSH: [u8; 4] = [0; 4];
+    let flushes = || {
+        let mut script = Script::started(0);
+        script.look(0x100).look(0x104).look(0x108).look(0x10c);
+        for head in [0, 2, 4] {
+            script.request(0, head, &[Read(&FLUSH), Write(4)]);
+        }
+        script
+    };
+    let ending = |mut script: Script, last: u8| {
+        script.u8(last);
+        script.0
+    };
+    let mut others = Script::started(0);
+    others.request(0, 0, &[Read(&[1, 0, 0, 0]), Write(4)]);
+    others
+        .request(0, 2, &[Read(&FLUSH)])
+        .request(0, 3, &[Write(4)]);
+    others.request(0, 4, &[Read(&FLUSH), Write(3)]);
+    others.request(0, 6, &[Read(&[0, 0]), Read(&[0, 0]), Write(1), Write(255)]);
+    // The answer is to be in the file, and behind its end.
+    let mut inside = Script::started(0);
+    for (head, gpa) in [(0, START), (2, START + 0x20_1000), (4, START + 0x3f_fffc)] {
+        inside.request(0, head, &[Read(&FLUSH), WriteAt(gpa, 4)]);
+    }
+    let mut cut = inside.clone();
+    cut.have_host(&[0x80, 3]);
+    cut.request(0, 6, &[Read(&FLUSH), WriteAt(START + 0x1f_0000, 4)]);
+    cut.have_host(&[0, 3])
+        .request(0, 8, &[Read(&FLUSH), Write(4)]);
+    cut.have_host(&[0xfc, 3]).again();
+    cut.request(0, 0, &[Read(&FLUSH), WriteAt(START, 4)]);
+    // Its rings are in there.
+    let mut rings = Script::started(0);
+    rings.register(0x70, 0).register(0x70, 3);
+    for (offset, value) in [
+        (0x14, 1),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x30, 0),
+        (0x38, 64),
+        (0x80, START),
+        (0x90, START + 0x1000),
+        (0xa0, START + 0x2000),
+        (0x44, 1),
+        (0x70, 15),
+        (0x50, 0),
+    ] {
+        rings.register(offset, value);
+    }
+    rings.turn().have_host(&[0]).register(0x50, 0).turn();
+    let mut limits = flushes();
+    limits.have_host(&[0x21, 3]).again();
+    for head in [0, 2, 4] {
+        limits.request(0, head, &[Read(&FLUSH), Write(4)]);
+    }
+    limits.turn().have_host(&[2]).turn();
+    vec![
+        ("flushes", ending(flushes(), 4)),
+        ("limited", ending(flushes(), 6)),
+        ("others", ending(others, 4)),
+        ("inside", ending(inside.clone(), 4)),
+        ("inside-read-only", ending(inside, 5)),
+        ("cut", ending(cut.clone(), 4)),
+        ("cut-read-only", ending(cut, 5)),
+        ("rings", ending(rings.clone(), 4)),
+        ("rings-read-only", ending(rings, 5)),
+        ("limits", ending(limits, 4)),
+    ]
+}
+
+pub(super) fn mem() -> Seeds {
+    use Buffer::{Read, Write, WriteAt};
+    const START: u64 = 0x4000_0000;
+    const BLOCK: u64 = 2 << 20;
+    const PLUG: u16 = 0;
+    const UNPLUG: u16 = 1;
+    const UNPLUG_ALL: u16 = 2;
+    const STATE: u16 = 3;
+    let message = |kind: u16, block: u64, blocks: u16| {
+        let mut bytes = [0; 24];
+        bytes[..2].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..16].copy_from_slice(&(START + block * BLOCK).to_le_bytes());
+        bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
+        bytes
+    };
+    let ask = |script: &mut Script, requests: &[(u16, u64, u16)]| {
+        for (number, &(kind, block, blocks)) in (0..).zip(requests) {
+            let bytes = message(kind, block, blocks);
+            script.request(0, 2 * number, &[Read(&bytes), Write(10)]);
+            script.have_host(&[3]);
+        }
+    };
+    // 64 blocks or more, and a look at the configuration.
+    let mut plugged = Script::started(0);
+    plugged.have_host(&[0x2c, 3]);
+    for offset in (0x100..0x138).step_by(4) {
+        plugged.look(offset);
+    }
+    ask(
+        &mut plugged,
+        &[(PLUG, 0, 1), (PLUG, 60, 6), (STATE, 0, 66), (STATE, 60, 6)],
+    );
+    let mut unplugged = plugged.clone();
+    ask(
+        &mut unplugged,
+        &[
+            (UNPLUG, 64, 2),
+            (UNPLUG, 60, 4),
+            (UNPLUG, 0, 1),
+            (STATE, 0, 66),
+        ],
+    );
+    let mut all = plugged.clone();
+    all.have_host(&[0]);
+    ask(
+        &mut all,
+        &[(UNPLUG_ALL, 0, 0), (UNPLUG_ALL, 0, 0), (PLUG, 0, 1)],
+    );
+    all.have_host(&[0xa8, 3]);
+    ask(
+        &mut all,
+        &[(PLUG, 0, 250), (STATE, 0, 256), (UNPLUG_ALL, 0, 0)],
+    );
+    let mut wrong = plugged.clone();
+    ask(
+        &mut wrong,
+        &[
+            (PLUG, 0, 2),
+            (UNPLUG, 1, 1),
+            (PLUG, 0, 0),
+            (PLUG, 300, 1),
+            (STATE, 0, u16::MAX),
+            (4, 0, 1),
+            (PLUG, u64::MAX >> 22, 1),
+        ],
+    );
+    wrong.request(0, 20, &[Read(&message(PLUG, 9, 1)), Write(9)]);
+    wrong.request(0, 22, &[Read(&[0; 23]), Write(10)]);
+    // The host has one slot only.
+    let mut busy = Script::started(0);
+    busy.have_host(&[0xa8, 0x22]);
+    ask(&mut busy, &[(PLUG, 0, 250), (PLUG, 0, 64), (PLUG, 64, 1)]);
+    busy.have_host(&[0xe2]);
+    ask(&mut busy, &[(PLUG, 64, 1)]);
+    // Answers into memory that is plugged, and that is not.
+    let mut inside = plugged.clone();
+    let (near, far) = (START as u32, (START + 200 * BLOCK) as u32);
+    inside.request(0, 20, &[Read(&message(UNPLUG, 0, 1)), WriteAt(near, 10)]);
+    inside.request(0, 22, &[Read(&message(UNPLUG_ALL, 0, 0)), WriteAt(far, 10)]);
+    inside.have_host(&[3]);
+    let mut reset = plugged.clone();
+    reset.register(0x70, 0).have_host(&[0x20, 3]).again();
+    ask(&mut reset, &[(STATE, 0, 1), (PLUG, 1, 1), (UNPLUG, 0, 1)]);
+    let mut no_promise = Script::started(1);
+    ask(&mut no_promise, &[(PLUG, 0, 1)]);
+    vec![
+        ("plugged", plugged.0),
+        ("unplugged", unplugged.0),
+        ("all", all.0),
+        ("wrong", wrong.0),
+        ("busy", busy.0),
+        ("inside", inside.0),
+        ("reset", reset.0),
+        ("no-promise", no_promise.0),
+    ]
+}

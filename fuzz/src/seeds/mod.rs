@@ -16,7 +16,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 9] = [
+pub const TARGETS: [(&str, Maker); 12] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
@@ -27,6 +27,8 @@ pub const TARGETS: [(&str, Maker); 9] = [
     ("qcow2", block::qcow2),
     ("vsock", vsock::vsock),
     ("api_request", api_request::api_request),
+    ("pmem", guest::pmem),
+    ("mem", guest::mem),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].

@@ -3,6 +3,7 @@
 mod console;
 mod entries;
 mod lifecycle;
+mod linux;
 mod request;
 mod run;
 
@@ -32,3 +33,5 @@ pub(crate) const CASES: &[Case] = &[
     ("a_foreground_guest_is_changed", run::changed),
     ("a_foreground_guest_without_room", run::refused),
 ];
+
+pub(crate) const LINUX_CASES: &[Case] = &[("a_shell_from_two_sides", linux::shell)];

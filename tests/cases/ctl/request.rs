@@ -2,11 +2,11 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tests::ctl::Host;
-use tests::driven::until;
 use tests::executable::echo_kernel;
 use tests::live::Live;
 use tests::monitor::Running;
@@ -74,28 +74,37 @@ pub(super) fn api() {
     assert_eq!(live.wait().status, 0);
 }
 
+/// Also when a test fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 pub(super) fn events() {
     let host = Host::new();
     let live = host.idle("guest", &[]);
     let mut plain = Live::start(host.command(&["events", "guest"]));
     let mut json = Live::start(host.command(&["events", "--json", "guest"]));
     let mut raw = Live::start(host.command(&["api", "--id", "guest", "GET", "/events"]));
-    // They are there when they have heard of something.
-    until("the listeners", || {
-        host.ask(&["pause", "guest"]);
-        host.ask(&["resume", "guest"]);
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        Some(())
+    // Events go on until all of them are there and have heard of some.
+    let are_there = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _end = SetOnDrop(&are_there);
+        scope.spawn(|| {
+            while !are_there.load(Ordering::Relaxed) {
+                host.ask(&["pause", "guest"]);
+                host.ask(&["resume", "guest"]);
+            }
+        });
+        let line = plain.expect("state=Paused");
+        assert!(line.starts_with("state "), "{line}");
+        let line = json.expect(r#""state":"Paused""#);
+        assert!(serde_json::from_str::<Value>(&line).is_ok());
+        raw.expect(r#""state":"Running""#);
     });
-    for _ in 0..20 {
-        host.ask(&["pause", "guest"]);
-        host.ask(&["resume", "guest"]);
-    }
-    let line = plain.expect("state=Paused");
-    assert!(line.starts_with("state "), "{line}");
-    let line = json.expect(r#""state":"Paused""#);
-    assert!(serde_json::from_str::<Value>(&line).is_ok());
-    raw.expect(r#""state":"Running""#);
     host.ask(&["kill", "guest"]);
     assert_eq!(live.wait().status, 0);
     for listener in [plain, json, raw] {
@@ -120,7 +129,13 @@ pub(super) fn logs() {
     follower.expect("two");
     live.send("q");
     assert_eq!(live.wait().status, 0);
-    assert!(follower.wait().expect_status(0).text().ends_with("two\nq"));
+    assert!(
+        follower
+            .wait()
+            .expect_status(0)
+            .text()
+            .ends_with("two\nq\n")
+    );
 
     // With a log of the monitor's own.
     let log = host.path().join("log");
@@ -165,7 +180,7 @@ pub(super) fn completion() {
         ("fish", "complete -c mote"),
     ] {
         let script = host.ask(&["completion", shell]);
-        for word in [word, "attach", "--no-stdin", "--api-sock"] {
+        for word in [word, "attach", "no-stdin", "api-sock"] {
             assert!(script.contains(word), "{shell}: no {word}");
         }
         let script = host.write(shell, script);

@@ -8,6 +8,7 @@
 mod arguments;
 mod block;
 mod features;
+mod mapped;
 mod measured;
 mod memory;
 mod net;
@@ -44,6 +45,8 @@ Usage: guest-probe COMMAND [ARGUMENT]... [--OPTION VALUE]...
       Datagrams that are echoed; each is sent again until its echo comes
   memory SIZE [--wait]
       Fill memory and print \"FILLED\"; with --wait keep it until a line comes in; free it, print \"FREED\"
+  mapped FILE DISK [--size N] [--seed N]
+      Map a new file, and have its memory written to a disk and read from there, past the kernel's cache
   random FILE [--bytes N]
       Read, and fail where it is plainly not random
   ring INTERFACE [--rx N] [--tx N]
@@ -78,6 +81,7 @@ fn run() -> Result<(), Failure> {
         "udp" => net::udp(arguments),
         "vsock" => vsock::run(arguments),
         "memory" => memory::run(arguments),
+        "mapped" => mapped::run(arguments),
         "random" => random::run(arguments),
         "ring" => ring::run(arguments),
         "load" => measured::run(arguments),

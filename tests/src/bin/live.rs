@@ -5,10 +5,11 @@
 //! devices                                  plug disk|net OPTIONS
 //! unplug disk|net ID [SECONDS]             resize ID
 //! replace ID PATH                          link ID up|down
-//! rate disk|net ID [LIMITS]                rate entropy|console [LIMITS]
+//! rate disk|net|pmem ID [LIMITS]           rate entropy|console [LIMITS]
 //! balloon SIZE                             balloon-stats
-//! stats-interval SECONDS                   counters disk|net ID
+//! stats-interval SECONDS                   counters disk|net|pmem ID
 //! ctrl-alt-del                             counters keyboard|serial|exits
+//! memory SIZE                              memory-status
 //! ```
 
 use std::error::Error;
@@ -68,6 +69,8 @@ fn id(kind: &str, id: &str) -> Result<DeviceId, String> {
         "disk" => Ok(DeviceId::Disk(id.into())),
         "net" => Ok(DeviceId::Card(id.into())),
         "balloon" => Ok(DeviceId::Balloon),
+        "pmem" => Ok(DeviceId::Pmem(id.into())),
+        "memory" => Ok(DeviceId::MemoryHotplug),
         _ => Err(format!("'{kind}' is no kind of device")),
     }
 }
@@ -131,6 +134,18 @@ impl Driver {
                 true => Ok(String::new()),
                 false => Err("there is no balloon".into()),
             },
+            "memory" => {
+                let memory = self.memory()?;
+                memory.set_requested(cli::quantity::parse_size(rest)?)?;
+                Ok(String::new())
+            }
+            "memory-status" => {
+                let status = self.memory()?.status();
+                Ok(format!(
+                    "block={} total={} slot={} plugged={} requested={}",
+                    status.block, status.total, status.slot, status.plugged, status.requested
+                ))
+            }
             "balloon-stats" => self.balloon_stats(),
             "stats-interval" => {
                 let seconds = Duration::from_secs(rest.parse()?);
@@ -159,6 +174,16 @@ impl Driver {
 
     fn keyboard(&self) -> Result<&Keyboard, &'static str> {
         self.keyboard.as_ref().ok_or("there is no keyboard")
+    }
+
+    fn pmem(&self, id: &str) -> Result<devices::virtio::pmem::PmemControl, String> {
+        let found = self.controls.pmem(id);
+        found.ok_or_else(|| format!("there is no persistent memory '{id}'"))
+    }
+
+    fn memory(&self) -> Result<devices::virtio::mem::MemControl, &'static str> {
+        let found = self.controls.memory_hotplug();
+        found.ok_or("there is no device that memory is plugged by")
     }
 
     fn plug(&self, text: &str) -> Answer {
@@ -201,6 +226,7 @@ impl Driver {
                 match kind {
                     "disk" => self.disk(id)?.set_rate_limit(limit),
                     "net" => self.card(id)?.set_rate(limit, limit)?,
+                    "pmem" => self.pmem(id)?.set_rate_limit(limit)?,
                     _ => return Err(format!("'{kind}' is no kind of device").into()),
                 }
             }
@@ -276,6 +302,17 @@ impl Driver {
                 Ok(format!(
                     "rx={} tx={} throttled={throttled}",
                     counters.rx.frames, counters.tx.frames
+                ))
+            }
+            "pmem" => {
+                let counters = self.pmem(id)?.counters();
+                Ok(format!(
+                    "flushes={} syncs={} throttled={} errors={} bad={}",
+                    counters.flushes,
+                    counters.syncs,
+                    counters.throttled,
+                    counters.host_errors,
+                    counters.bad_requests
                 ))
             }
             _ => Err(format!("'{kind}' is no kind of device").into()),

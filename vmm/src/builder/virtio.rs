@@ -15,8 +15,10 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{self, Block};
 use devices::virtio::console;
+use devices::virtio::mem::Mem;
 use devices::virtio::net::backend::{KernelRings, Pair};
 use devices::virtio::net::{self, DEFAULT_MTU, Mac, Net, NetConfig};
+use devices::virtio::pmem::{self, Pmem};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{MmioDevice, QUEUE_NOTIFY};
 use devices::virtio::vsock::{self, Vsock};
@@ -71,6 +73,9 @@ pub enum Error {
     /// Sockets between guest and host.
     #[error("Cannot make the vsock device")]
     Vsock(#[from] vsock::Error),
+    /// Persistent memory.
+    #[error(transparent)]
+    Pmem(#[from] pmem::Error),
     /// The host refused something.
     #[error("Cannot make {what}")]
     Host {
@@ -97,7 +102,8 @@ pub(crate) fn make(
         Some(registration) => registration,
         None => return Err(Error::NameTaken { id }),
     };
-    let event_loop = if device.iothread {
+    // Memory that comes and goes keeps its thread waiting, for milliseconds at a time.
+    let event_loop = if device.iothread || matches!(device.kind, DeviceKind::Mem(_)) {
         IoThread::start(thread_name(&id)).map_err(refused("an I/O thread"))?
     } else {
         Arc::clone(event_loop)
@@ -110,11 +116,12 @@ pub(crate) fn make(
 /// The name of a device's own thread. The kernel shows its first 15 bytes.
 fn thread_name(id: &DeviceId) -> String {
     let name = match id {
-        DeviceId::Disk(id) | DeviceId::Card(id) => id,
+        DeviceId::Disk(id) | DeviceId::Card(id) | DeviceId::Pmem(id) => id,
         DeviceId::Balloon => "balloon",
         DeviceId::Entropy => "entropy",
         DeviceId::Vsock => "vsock",
         DeviceId::Console => "console",
+        DeviceId::MemoryHotplug => "memory",
     };
     // No thread's name has a zero byte.
     format!("io-{name}").replace('\0', "")
@@ -150,6 +157,15 @@ fn make_one(
             let vsock = Vsock::new(config.clone(), event_loop)?;
             let control = vsock.control();
             (Box::new(vsock), Control::Vsock(control))
+        }
+        DeviceKind::Pmem(config) => {
+            let (pmem, control) = Pmem::new(config.clone(), event_loop)?;
+            (Box::new(pmem), Control::Pmem(control))
+        }
+        DeviceKind::Mem(config) => {
+            let mem = Mem::new(*config, event_loop);
+            let control = mem.control();
+            (Box::new(mem), Control::Mem(control))
         }
     })
 }

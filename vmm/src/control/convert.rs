@@ -7,7 +7,7 @@ use std::time::Duration;
 use api::command::Fault;
 use api::types::{
     Backend, Balloon, CacheType, CpuConfig, CpuidRegister, Drive, DriveFormat, IoEngine,
-    KvmCapability, NetworkInterface, Overlay, RateLimiter, TokenBucket, Vsock,
+    KvmCapability, MemoryHotplug, NetworkInterface, Overlay, Pmem, RateLimiter, TokenBucket, Vsock,
 };
 use arch::cpu_config::{self, CapabilityModifier, CpuidModifier, MsrModifier};
 use devices::backend::disk;
@@ -18,7 +18,9 @@ use devices::mmds::Mmds;
 use devices::rate_limiter::{Bucket, RateLimit};
 use devices::virtio::balloon;
 use devices::virtio::block::{BlockConfig, MAX_QUEUES};
+use devices::virtio::mem::MemConfig;
 use devices::virtio::net::{MAX_MTU, MIN_MTU, Mac, NetConfig};
+use devices::virtio::pmem::PmemConfig;
 use devices::virtio::vsock::VsockConfig;
 
 use crate::config::{Device, DeviceKind, NetDevice, Network};
@@ -223,6 +225,37 @@ pub(super) fn balloon(balloon: &Balloon) -> Device {
         }),
         iothread: false,
     }
+}
+
+pub(super) fn pmem(pmem: &Pmem) -> Device {
+    Device {
+        kind: DeviceKind::Pmem(PmemConfig {
+            id: pmem.id.clone(),
+            path: (&pmem.path_on_host).into(),
+            read_only: pmem.read_only,
+            rate: limits(pmem.rate_limiter.as_ref()),
+        }),
+        iothread: false,
+    }
+}
+
+pub(super) fn memory_hotplug(memory: &MemoryHotplug) -> Result<Device, Fault> {
+    let bytes = |mib: u64| mib.saturating_mul(MIB);
+    let config = MemConfig::new(
+        bytes(memory.total_size_mib),
+        bytes(memory.block_size_mib),
+        bytes(memory.slot_size_mib),
+    );
+    let config = config.map_err(|error| {
+        Fault::bad(format!(
+            "Cannot have {} MiB plugged (total_size_mib): {error}",
+            memory.total_size_mib
+        ))
+    })?;
+    Ok(Device {
+        kind: DeviceKind::Mem(config),
+        iothread: false,
+    })
 }
 
 pub(super) fn entropy(limiter: Option<&RateLimiter>) -> Device {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use api::types::{
     Backend, Balloon, BootSource, CacheType, Drive, DriveFormat, Entropy, HugePages, IoEngine,
-    MacAddress, MachineConfig, MmdsConfig, MmdsVersion, NetworkInterface, Overlay, RateLimiter,
-    TokenBucket, VmConfig, Vsock,
+    MacAddress, MachineConfig, MemoryHotplug, MmdsConfig, MmdsVersion, NetworkInterface, Overlay,
+    Pmem, RateLimiter, TokenBucket, VmConfig, Vsock,
 };
 use devices::backend::disk;
 use devices::backend::tap::TapSource;
@@ -54,6 +54,20 @@ pub fn document(config: &Config, boot_source: BootSource, root: Option<&str>) ->
                 });
             }
             DeviceKind::Balloon(config) => document.balloon = Some(balloon(config)),
+            DeviceKind::Pmem(pmem) => document.pmem.push(Pmem {
+                id: pmem.id.clone(),
+                path_on_host: text(&pmem.path),
+                root_device: false,
+                read_only: pmem.read_only,
+                rate_limiter: limits(pmem.rate),
+            }),
+            DeviceKind::Mem(memory) => {
+                document.memory_hotplug = Some(MemoryHotplug {
+                    total_size_mib: memory.total() / MIB,
+                    block_size_mib: memory.block() / MIB,
+                    slot_size_mib: memory.slot() / MIB,
+                });
+            }
             DeviceKind::Entropy(limit) => {
                 document.entropy = Some(Entropy {
                     rate_limiter: limits(*limit),

@@ -10,6 +10,7 @@
 
 mod convert;
 mod document;
+mod memory;
 mod metadata;
 mod resources;
 mod running;
@@ -187,16 +188,16 @@ impl Control {
             Command::Act(Action { action_type }) => self.act(action_type),
             Command::CreateSnapshot(snapshot) => create_snapshot(&snapshot),
             Command::LoadSnapshot(snapshot) => self.load_snapshot(&snapshot),
-            Command::PutPmem(_)
-            | Command::PatchPmem(_)
-            | Command::DeletePmem(_)
-            | Command::StartHinting(_)
-            | Command::GetHinting
-            | Command::StopHinting
-            | Command::PutMemoryHotplug(_)
-            | Command::GetMemoryHotplug
-            | Command::PatchMemoryHotplug(_) => {
-                Err(Fault::bad("This version of mote has no such device"))
+            Command::PutPmem(pmem) => self.put_pmem(pmem),
+            Command::PatchPmem(patch) => self.patch_pmem(&patch),
+            Command::DeletePmem(id) => self.delete_pmem(&id),
+            Command::PutMemoryHotplug(memory) => self.put_memory_hotplug(memory),
+            Command::GetMemoryHotplug => {
+                return self.memory_hotplug_status().map(Response::MemoryHotplug);
+            }
+            Command::PatchMemoryHotplug(patch) => self.patch_memory_hotplug(&patch),
+            Command::StartHinting(_) | Command::GetHinting | Command::StopHinting => {
+                Err(Fault::bad("The balloon has no hinting"))
             }
         };
         done.map(|()| Response::Empty)

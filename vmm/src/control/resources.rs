@@ -10,7 +10,7 @@ use std::sync::Arc;
 use api::command::Fault;
 use api::types::{
     Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, Entropy, Logger, MachineConfig,
-    Metrics, MmdsConfig, NetworkInterface, Serial, VmConfig, Vsock,
+    MemoryHotplug, Metrics, MmdsConfig, NetworkInterface, Pmem, Serial, VmConfig, Vsock,
 };
 use devices::mmds::Mmds;
 
@@ -66,6 +66,8 @@ pub(super) struct Resources {
     pub(super) interfaces: Vec<Entry<Interface>>,
     pub(super) vsock: Option<Entry<Vsock>>,
     pub(super) balloon: Option<Balloon>,
+    pub(super) pmem: Vec<Pmem>,
+    pub(super) memory_hotplug: Option<MemoryHotplug>,
     pub(super) entropy: Option<Entropy>,
     pub(super) serial: Option<Serial>,
     pub(super) logger: Option<Logger>,
@@ -190,8 +192,8 @@ impl Resources {
             network_interfaces,
             vsock,
             entropy,
-            pmem: _,
-            memory_hotplug: _,
+            pmem,
+            memory_hotplug,
             serial,
         } = document;
         Self {
@@ -207,6 +209,8 @@ impl Resources {
                 .collect(),
             vsock: vsock.map(Entry::in_machine),
             balloon,
+            pmem,
+            memory_hotplug,
             entropy,
             serial,
             logger,
@@ -232,8 +236,8 @@ impl Resources {
                 .collect(),
             vsock: self.vsock.as_ref().map(|entry| entry.wire.clone()),
             entropy: self.entropy.clone(),
-            pmem: Vec::new(),
-            memory_hotplug: None,
+            pmem: self.pmem.clone(),
+            memory_hotplug: self.memory_hotplug.clone(),
             serial: self.serial.clone(),
         }
     }
@@ -257,6 +261,30 @@ impl Resources {
         check_balloon(&balloon, &self.machine)?;
         self.balloon = Some(balloon);
         Ok(())
+    }
+
+    pub(super) fn put_pmem(&mut self, pmem: Pmem) -> Result<(), Fault> {
+        self.configured = true;
+        if pmem.root_device {
+            if self.drives.iter().any(|entry| entry.wire.is_root_device) {
+                return Err(Fault::bad(
+                    "Attempt to add pmem as a root device while the root device defined as a block device",
+                ));
+            }
+            if (self.pmem.iter()).any(|other| other.root_device && other.id != pmem.id) {
+                return Err(Fault::bad("A root pmem device already exist"));
+            }
+        }
+        match self.pmem.iter_mut().find(|other| other.id == pmem.id) {
+            Some(other) => *other = pmem,
+            None => self.pmem.push(pmem),
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_memory_hotplug(&mut self, memory: MemoryHotplug) {
+        self.configured = true;
+        self.memory_hotplug = Some(memory);
     }
 
     pub(super) fn put_entropy(&mut self, entropy: Entropy) {
@@ -292,7 +320,10 @@ impl Resources {
         let is_other_root = |entry: &Entry<Drive>| {
             entry.wire.is_root_device && entry.wire.drive_id != drive.drive_id
         };
-        if drive.is_root_device && self.drives.iter().any(is_other_root) {
+        let is_root = |pmem: &Pmem| pmem.root_device;
+        if drive.is_root_device
+            && (self.drives.iter().any(is_other_root) || self.pmem.iter().any(is_root))
+        {
             return Err(Fault::bad(SECOND_ROOT));
         }
         let is_root = drive.is_root_device;

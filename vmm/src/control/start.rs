@@ -97,6 +97,11 @@ impl Control {
             }
             add(if root.is_read_only { "ro" } else { "rw" });
         }
+        let pmem = self.resources.pmem.iter().enumerate();
+        if let Some((index, root)) = pmem.into_iter().find(|(_, pmem)| pmem.root_device) {
+            add(&format!("root=/dev/pmem{index}"));
+            add(if root.read_only { "ro" } else { "rw" });
+        }
         line
     }
 
@@ -177,13 +182,15 @@ fn collect(
         add(device, made)?;
     }
     let entropy = resources.entropy.as_ref();
-    for device in [
+    let memory = resources.memory_hotplug.as_ref();
+    let memory = memory.map(convert::memory_hotplug).transpose();
+    let fixed = [
         resources.balloon.as_ref().map(convert::balloon),
         entropy.map(|entropy| convert::entropy(entropy.rate_limiter.as_ref())),
-    ]
-    .into_iter()
-    .flatten()
-    {
+        memory.map_err(|fault| fault.message)?,
+    ];
+    let pmem = resources.pmem.iter().map(convert::pmem);
+    for device in pmem.chain(fixed.into_iter().flatten()) {
         let made = maker.make(&device).map_err(|error| chain(&error))?;
         add(device, made)?;
     }

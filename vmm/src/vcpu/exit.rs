@@ -3,6 +3,7 @@
 
 use std::sync::PoisonError;
 
+use devices::backend::lost_pages;
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
@@ -88,6 +89,9 @@ impl Vcpu {
                     _ => {}
                 }
             }
+            VcpuExit::MemoryFault { .. } => {
+                return self.on_run_error(kvm_ioctls::Error::new(libc::EFAULT));
+            }
             VcpuExit::FailEntry(hardware_reason, _) => {
                 return self.crash(CrashCause::FailedEntry { hardware_reason }, Vec::new());
             }
@@ -110,6 +114,8 @@ impl Vcpu {
 
     fn on_run_error(&mut self, error: kvm_ioctls::Error) -> Next {
         match error.errno() {
+            // A file of persistent memory was cut.
+            libc::EFAULT if lost_pages::replace() => Next::Continue,
             // EAGAIN: an application processor that was woken without a start-up IPI.
             libc::EINTR | libc::EAGAIN => {
                 self.exits.interrupted.count();

@@ -2,7 +2,8 @@
 //! (io_uring, or ordinary system calls) that moves bytes between there and guest memory.
 //!
 //! Reading order: this file, `image` (the contract of formats), `raw`, `overlay`, `qcow2`; `engine` (the
-//! contract of engines), `engine::sync`, `engine::uring`; `buffer` and `file` hold what is unsafe.
+//! contract of engines), `engine::sync`, `engine::uring`; `buffer` and `file` hold what is unsafe. `mapped` has
+//! nothing to do with images: it is a file that the guest has as memory.
 //!
 //! An image maps in the thread that asks, and may read or write a table for that; data is moved by the
 //! engine. Discards, zeroes, and the commit of a changed map are done at once, the latter after what is
@@ -12,6 +13,7 @@ mod buffer;
 mod engine;
 mod file;
 mod image;
+pub mod mapped;
 mod open;
 mod overlay;
 mod qcow2;

@@ -263,7 +263,7 @@ impl Disk {
     }
 }
 
-fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
+pub(super) fn open_and_lock(path: &Path, writable: bool) -> Result<HostFile, Error> {
     let file = open_file(path, writable)?;
     lock(&file, path, writable)?;
     Ok(file)
@@ -384,7 +384,7 @@ fn temporary_file(directory: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn engine(kind: EngineKind, files: Vec<Arc<HostFile>>) -> Box<dyn Engine> {
+pub(super) fn engine(kind: EngineKind, files: Vec<Arc<HostFile>>) -> Box<dyn Engine> {
     static ONCE: Once = Once::new();
     if kind == EngineKind::IoUring {
         match Uring::new(files.clone()) {

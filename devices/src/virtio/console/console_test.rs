@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::worker::{EMERGENCY_MAX, OUTPUT_MAX};
 use super::*;
+use crate::console_beside::{Keyboard, Listener};
 use crate::legacy::test_support::noise;
 use crate::rate_limiter::Bucket;
 use crate::virtio::test_support::{Driver, ScratchBuffer, TestLoop, lifecycle_suite};
@@ -475,4 +476,39 @@ fn what_was_typed_before_its_driver_came_is_there_when_the_guest_prints() {
     let prompt = driver.buffer_with(b"> ");
     driver.submit(TRANSMIT, &[prompt.readable()]);
     expect_early(&mut driver, buffer);
+}
+
+#[derive(Clone, Debug, Default)]
+struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Listener for Heard {
+    fn printed(&mut self, bytes: &[u8]) {
+        lock(&self.0).extend(bytes);
+    }
+}
+
+#[test]
+fn someone_beside_it_hears_all_and_types_as_the_driver_comes_and_goes() {
+    let heard = Heard::default();
+    let keyboard = Keyboard::new().unwrap();
+    let input = Input::keyboard(keyboard.clone());
+    let output = Output::discard().with_listener(Box::new(heard.clone()));
+    let mut driver = Driver::new(console(config(Some(input), output)));
+    let mut all = Vec::new();
+    for round in [b"one", b"two"] {
+        // What is typed too early is there later. Ctrl-A is not the filter's.
+        assert_eq!(keyboard.type_in(b"a\x01"), 2);
+        driver.start(u64::MAX);
+        read_config(&driver, 0, 4);
+        let buffer = driver.buffer(10);
+        assert_eq!(driver.request(RECEIVE, &[buffer.writable()]), 2);
+        assert_eq!(driver.read(buffer.gpa, 2), b"a\x01");
+        driver.submit(RECEIVE, &[buffer.writable()]);
+        assert_eq!(keyboard.type_in(b"key"), 3);
+        assert_eq!(driver.wait_used(RECEIVE, 1)[0].1, 3);
+        send(&mut driver, round, 16);
+        all.extend(round);
+        driver.wait_until("the listener", |_| *lock(&heard.0) == all);
+        driver.reset();
+    }
 }

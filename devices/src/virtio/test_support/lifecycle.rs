@@ -5,9 +5,12 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::transport::core::{Half, Ring, feature, status};
 
 /// Makes a module of tests for the device that `$make` makes: an expression that gives a new one each
-/// time.
+/// time. `$features`: those without which it does not work.
 macro_rules! lifecycle_suite {
     ($make:expr) => {
+        $crate::virtio::test_support::lifecycle_suite!($make, 0);
+    };
+    ($make:expr, $features:expr) => {
         mod lifecycle {
             #[allow(unused_imports, reason = "the expression may need them")]
             use super::*;
@@ -15,7 +18,7 @@ macro_rules! lifecycle_suite {
 
             #[test]
             fn comes_and_goes() {
-                suite::comes_and_goes($make);
+                suite::comes_and_goes($make, $features);
             }
             #[test]
             fn is_reset_with_requests_in_flight() {
@@ -62,13 +65,13 @@ pub(crate) use lifecycle_suite;
 pub(crate) mod suite {
     use super::*;
 
-    pub(crate) fn comes_and_goes(device: impl VirtioDevice + 'static) {
+    pub(crate) fn comes_and_goes(device: impl VirtioDevice + 'static, needed: u64) {
         let mut driver = Driver::new(device);
         for _ in 0..3 {
             driver.start(u64::MAX);
             assert!(!driver.is_broken());
             driver.reset();
-            driver.start(1 << feature::VERSION_1);
+            driver.start(1 << feature::VERSION_1 | needed);
             assert!(!driver.is_broken());
             // A device may be taken down by FAILED as well.
             driver

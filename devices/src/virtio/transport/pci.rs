@@ -487,8 +487,8 @@ fn identity(kind: Kind) -> Identity {
         Kind::Block => 0x01_80_00,
         Kind::Net => 0x02_00_00,
         Kind::Console | Kind::Vsock => 0x07_80_00,
-        // What PCI has no class for.
-        Kind::Entropy | Kind::Balloon => 0xff_00_00,
+        // What PCI has no class for, or one that a driver of real hardware would look at.
+        Kind::Entropy | Kind::Balloon | Kind::Mem | Kind::Pmem => 0xff_00_00,
     };
     let device = DEVICE_BASE + kind as u16;
     Identity {
