@@ -170,8 +170,11 @@ fn the_client_of_the_crate_attaches() {
     fixture.monitor.console.publish(b"before");
     let upgraded = client::upgrade(&fixture.path, "/console", "mote-console", LONG);
     let client::Upgraded {
-        mut stream, early, ..
+        mut stream,
+        early,
+        backlog,
     } = upgraded.expect("a console");
+    assert_eq!(backlog, 6);
     let mut bytes = early;
     while bytes.len() < 6 {
         let mut byte = [0];

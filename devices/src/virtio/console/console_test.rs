@@ -494,7 +494,7 @@ fn someone_beside_it_hears_all_and_types_as_the_driver_comes_and_goes() {
     let input = Input::keyboard(keyboard.clone());
     let output = Output::discard().with_listener(Box::new(heard.clone()));
     let mut driver = Driver::new(console(config(Some(input), output)));
-    let mut all = Vec::new();
+    let mut all: Vec<u8> = Vec::new();
     for round in [b"one", b"two"] {
         // What is typed too early is there later. Ctrl-A is not the filter's.
         assert_eq!(keyboard.type_in(b"a\x01"), 2);
