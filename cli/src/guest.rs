@@ -5,11 +5,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use api::types::{BootSource, VmConfig};
 use image::cache::Cache;
 use thiserror::Error;
 
 use crate::args::RunArgs;
-use crate::config_file::ConfigFile;
 use crate::console::{ConsoleKind, ConsoleOption};
 use crate::devices::{is_root_read_only, pmem};
 
@@ -60,15 +60,15 @@ pub(crate) struct Guest {
 /// Chooses and opens all of it.
 pub(crate) fn choose(
     args: &RunArgs,
-    file: &ConfigFile,
+    file: &VmConfig,
     console: &ConsoleOption,
 ) -> Result<Guest, Error> {
     let cache = Cache::from_env();
-    let source = file.boot_source.as_ref();
+    let source = Some(&file.boot_source).filter(|source| **source != BootSource::default());
     let named = args
         .kernel
         .as_deref()
-        .or(source.map(|source| source.kernel_image_path.as_path()));
+        .or(source.map(|source| Path::new(&source.kernel_image_path)));
     let (kernel_path, modules) = match named {
         Some(path) => (path.to_path_buf(), None),
         None => default_kernel(&cache).ok_or(Error::NoKernel)?,
@@ -89,13 +89,13 @@ pub(crate) fn choose(
     let initrd_path = args
         .initrd
         .clone()
-        .or(source.and_then(|source| source.initrd_path.clone()));
+        .or(source.and_then(|source| source.initrd_path.as_ref().map(PathBuf::from)));
     let initrd = match initrd_path {
         Some(path) => Some((open_initrd(&path)?, path)),
         // A configuration file that names a kernel and no initrd means what it says.
         None if source.is_some() => None,
         // The kernel mounts its root by itself; a command is what the initial RAM disk is needed for.
-        None if has_root(args) && modules.is_none() && args.command.is_empty() => None,
+        None if has_root(args, file) && modules.is_none() && args.command.is_empty() => None,
         None => {
             let initramfs = image::initramfs::default_initramfs(
                 &cache,
@@ -148,8 +148,8 @@ fn open_initrd(path: &Path) -> Result<File, Error> {
 }
 
 /// Whether a device has the root file system.
-fn has_root(args: &RunArgs) -> bool {
-    args.rootfs.is_some() || pmem::root(args).is_some()
+fn has_root(args: &RunArgs, file: &VmConfig) -> bool {
+    args.rootfs.is_some() || pmem::root(args).is_some() || vmm::control::root_words(file).is_some()
 }
 
 /// The last console that a command line names: the one that /dev/console is.
@@ -161,19 +161,22 @@ fn console_word<'a>(lines: impl Iterator<Item = &'a str>) -> Option<&'a str> {
 }
 
 /// `--cmdline` or the file's `boot_args`.
-fn whole_cmdline<'a>(args: &'a RunArgs, file: &'a ConfigFile) -> Option<&'a str> {
-    args.cmdline.as_deref().or(file
-        .boot_source
-        .as_ref()
-        .and_then(|source| source.boot_args.as_deref()))
+fn whole_cmdline<'a>(args: &'a RunArgs, file: &'a VmConfig) -> Option<&'a str> {
+    let words = file.boot_source.boot_args.as_deref();
+    args.cmdline.as_deref().or(words)
 }
 
 /// The whole command line as it is; otherwise mote's own words.
-fn cmdline(args: &RunArgs, file: &ConfigFile, console: ConsoleKind) -> String {
+fn cmdline(args: &RunArgs, file: &VmConfig, console: ConsoleKind) -> String {
     let mut cmdline = match whole_cmdline(args, file) {
         Some(whole) => whole.to_owned(),
         None => default_cmdline(args, console),
     };
+    // A device of the file's that has the root file system; flags say it by themselves.
+    if let Some(root) = vmm::control::root_words(file) {
+        cmdline.push(' ');
+        cmdline.push_str(&root);
+    }
     if let Some(more) = &args.append {
         cmdline.push(' ');
         cmdline.push_str(more);

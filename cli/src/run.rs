@@ -4,17 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use api::types::{BootSource, VmConfig};
+use api::types::{BootSource, HugePages, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
-use vmm::config::{self, Config, DeviceKind, HugePages, Payload};
+use vmm::config::{self, Config, DeviceKind, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::args::{Boot, RunArgs};
-use crate::config_file::{self, ConfigFile};
+use crate::config_file;
 use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
 use crate::footprint::Trim;
@@ -28,8 +28,6 @@ use crate::service::beside::Beside;
 use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
 
-const DEFAULT_CPUS: u32 = 1;
-const DEFAULT_MEMORY: u64 = 128 << 20;
 /// What every Linux prints when it gives up.
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 
@@ -98,12 +96,13 @@ pub(crate) fn run(
     meet: impl FnOnce(&mut Vm),
 ) -> Result<(Status, Remains), Error> {
     let file = match &args.config_file {
-        Some(path) => config_file::read(path)?,
-        None => ConfigFile::default(),
+        Some(path) => config_file::read_for_run(path)?,
+        None => VmConfig::default(),
     };
     logger::start(args.verbose);
     process::set_up();
     let config = configure(args, &file)?;
+    check_root(args, &file)?;
     let option = match &args.console {
         Some(text) => ConsoleOption::parse(text).map_err(Error::Device)?,
         None => ConsoleOption::default(),
@@ -234,30 +233,27 @@ fn name_file(source: BuildError, kernel: PathBuf, initrd: Option<PathBuf>) -> Er
     }
 }
 
-fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
+/// A guest has one root file system.
+fn check_root(args: &RunArgs, file: &VmConfig) -> Result<(), Error> {
+    let flag = args.rootfs.is_some() || devices::pmem::root(args).is_some();
+    if flag && vmm::control::root_words(file).is_some() {
+        return Err(Error::Device(
+            "There are two root file systems, one of the configuration file and one of a flag: choose one"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
+fn configure(args: &RunArgs, file: &VmConfig) -> Result<Config, Error> {
     let machine = &file.machine_config;
-    let cpus = args.cpus.or(machine.vcpu_count).unwrap_or(DEFAULT_CPUS);
+    let cpus = args.cpus.unwrap_or(machine.vcpu_count.into());
+    // More than a host can have is more than a host can have, in whole MiB.
     let memory = args
         .memory
-        // More than a host can have is more than a host can have, in whole MiB.
-        .or(machine
-            .mem_size_mib
-            .map(|mib| mib.min(u64::MAX >> 20) << 20))
-        .unwrap_or(DEFAULT_MEMORY);
-    let huge_pages = if args.huge_pages || machine.huge_pages() {
-        HugePages::TwoMiB
-    } else {
-        HugePages::None
-    };
-    Config::new(cpus, memory)
+        .unwrap_or(machine.mem_size_mib.min(u64::MAX >> 20) << 20);
+    let config = Config::new(cpus, memory)
         .and_then(|config| config.with_smt(args.smt || machine.smt))
-        .and_then(|config| config.with_huge_pages(huge_pages))
-        .map(|config| {
-            config
-                .with_boot_timer(args.boot_timer)
-                .with_keyboard(args.keyboard)
-                .with_dirty_page_tracking(machine.track_dirty_pages)
-        })
         .map_err(|source| {
             let setting = match (&source, args.cpus, args.memory) {
                 (config::Error::Cpus { cpus } | config::Error::OddCpus { cpus }, given, _) => {
@@ -268,7 +264,17 @@ fn configure(args: &RunArgs, file: &ConfigFile) -> Result<Config, Error> {
                 (_, _, Some(_)) => format!("--memory {memory}"),
             };
             Error::Config { setting, source }
-        })
+        })?;
+    let mut document = file.clone();
+    document.machine_config.smt |= args.smt;
+    if args.huge_pages {
+        document.machine_config.huge_pages = HugePages::M2;
+    }
+    let config =
+        vmm::control::configure(config, &document).map_err(|fault| Error::Device(fault.message))?;
+    Ok(config
+        .with_boot_timer(args.boot_timer)
+        .with_keyboard(args.keyboard))
 }
 
 fn describe(config: &Config, guest: &Guest) {

@@ -269,12 +269,11 @@ fn config_file() {
         ("{", "EOF while parsing an object at line 1 column 1"),
         ("nope", "line 1 column 2"),
         ("\u{feff}{}", "expected value"),
-        (r#"{"drives": []}"#, "unknown field `drives`"),
         (r#"{"machine-config": {"cpus": 1}}"#, "unknown field `cpus`"),
         (r#"{"machine-config": 1}"#, "invalid type: integer `1`"),
         (
             r#"{"machine-config": {"vcpu_count": "two"}}"#,
-            "invalid type: string \"two\", expected u32",
+            "invalid type: string \"two\", expected u8",
         ),
         (r#"{"machine-config": {"vcpu_count": -1}}"#, "integer `-1`"),
         (r#"{"machine-config": {"mem_size_mib": 1e30}}"#, "1e+30"),
@@ -292,6 +291,14 @@ fn config_file() {
         ),
     ] {
         config_fails(text, &[WRONG, what, "at line 1"]);
+    }
+    config_fails(
+        r#"{"drivez": []}"#,
+        &["vm.json", "sections that do not exist: drivez"],
+    );
+    for section in ["logger", "serial"] {
+        let text = format!(r#"{{"{section}": {{}}}}"#);
+        config_fails(text, &["vm.json", section, "mote vmm"]);
     }
     config_fails(b"\xff\xfe", &[WRONG]);
     config_fails("[".repeat(1 << 20), &[WRONG]);
@@ -313,27 +320,27 @@ fn config_file() {
 /// What the file asks for is checked as flags are.
 fn config_file_settings() {
     for (settings, parts) in [
-        (r#""vcpu_count": 0"#, ["vcpu_count 0", "1 to 64 CPUs"]),
-        (r#""vcpu_count": 65"#, ["vcpu_count 65", "1 to 64 CPUs"]),
-        (
-            r#""mem_size_mib": 15"#,
-            ["mem_size_mib 15", "at least 16 MiB"],
-        ),
-        (
-            r#""mem_size_mib": 0"#,
-            ["mem_size_mib 0", "at least 16 MiB"],
-        ),
+        (r#""vcpu_count": 0"#, ["`vcpu_count`", "from 1 to 64"]),
+        (r#""vcpu_count": 65"#, ["`vcpu_count`", "from 1 to 64"]),
+        (r#""mem_size_mib": 15"#, ["`mem_size_mib`", "at least 16"]),
+        (r#""mem_size_mib": 0"#, ["`mem_size_mib`", "either 0"]),
         (
             r#""vcpu_count": 3, "smt": true"#,
-            ["vcpu_count 3", "an even number"],
+            ["`vcpu_count`", "an even number"],
         ),
         (
             r#""mem_size_mib": 17, "huge_pages": "2M""#,
-            ["mem_size_mib 17", "multiple of 2 MiB"],
+            ["`mem_size_mib`", "multiple of the configured page size"],
         ),
         (r#""huge_pages": "1G""#, ["vm.json", "1G"]),
-        (r#""cpu_template": "T2""#, ["vm.json", "cpu_template"]),
+        (r#""cpu_template": "T2""#, ["T2", "cpu_template"]),
     ] {
+        let mut settings = settings.to_owned();
+        for (field, value) in [("vcpu_count", 1), ("mem_size_mib", 64)] {
+            if !settings.contains(field) {
+                settings = format!("{settings}, \"{field}\": {value}");
+            }
+        }
         config_fails(format!("{{\"machine-config\": {{{settings}}}}}"), &parts);
     }
     let sandbox = Sandbox::new();
@@ -356,7 +363,7 @@ fn config_file_settings() {
     );
     let file = sandbox.file(
         "vm.json",
-        r#"{"machine-config": {"mem_size_mib": 18446744073709551615}}"#,
+        r#"{"machine-config": {"vcpu_count": 1, "mem_size_mib": 18446744073709551615}}"#,
     );
     fails(&sandbox, &["--config-file", &file], &["the host has"]);
 }

@@ -188,6 +188,7 @@ fn assemble(
         }
         (console, _) => serial = console,
     }
+    memory::check_size(config.memory())?;
     let mut above_ram = AboveRam::map(config, &stage.maker.controls)?;
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;

@@ -102,6 +102,15 @@ pub enum Error {
     },
 }
 
+/// Whether the host has `size` bytes at all.
+pub(crate) fn check_size(size: u64) -> Result<(), Error> {
+    let total = host_memory();
+    if size > total {
+        return Err(Error::MoreThanHost { asked: size, total });
+    }
+    Ok(())
+}
+
 /// Reserves `size` bytes of guest RAM, around the device hole, with `more` above it. Nothing of it is
 /// touched.
 pub(crate) fn allocate(
@@ -109,10 +118,7 @@ pub(crate) fn allocate(
     huge_pages: HugePages,
     more: Vec<GuestRegionMmap>,
 ) -> Result<GuestMemoryMmap, Error> {
-    let total = host_memory();
-    if size > total {
-        return Err(Error::MoreThanHost { asked: size, total });
-    }
+    check_size(size)?;
     let flags = match huge_pages {
         HugePages::None => libc::MAP_NORESERVE,
         // Reserved now: a page that is missing later would be a SIGBUS.

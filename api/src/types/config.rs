@@ -193,7 +193,7 @@ impl<'de> Visitor<'de> for Document<'_> {
         Ok(VmConfig {
             balloon: balloon.flatten(),
             drives: drives.unwrap_or_default(),
-            boot_source: boot_source.ok_or_else(|| A::Error::missing_field("boot-source"))?,
+            boot_source: boot_source.unwrap_or_default(),
             cpu_config: cpu_config.flatten(),
             logger: logger.flatten(),
             machine_config: machine_config.flatten().unwrap_or_default(),

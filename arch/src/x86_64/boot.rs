@@ -96,7 +96,7 @@ pub fn ram_ranges(size: u64) -> impl Iterator<Item = (u64, u64)> {
 /// First GPA after all RAM, for a guest with `size` bytes.
 pub fn ram_end(size: u64) -> u64 {
     ram_ranges(size)
-        .map(|(start, bytes)| start + bytes)
+        .map(|(start, bytes)| start.saturating_add(bytes))
         .fold(0, u64::max)
 }
 

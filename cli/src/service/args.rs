@@ -6,6 +6,7 @@ use api::socket::Existing;
 use api::types::LogLevel;
 use clap::Parser;
 
+use crate::config_file::Unknown;
 use crate::logger::LogSettings;
 use crate::status::Status;
 
@@ -31,6 +32,15 @@ impl Name {
         match self {
             Self::Mote => Existing::ReplaceIfStale,
             Self::Firecracker => Existing::Refuse,
+        }
+    }
+
+    /// What sections of a configuration file mean that do not exist.
+    pub(crate) fn unknown_sections(self) -> Unknown {
+        match self {
+            Self::Mote => Unknown::Refuse,
+            // As it has always been there.
+            Self::Firecracker => Unknown::Warn,
         }
     }
 

@@ -11,7 +11,9 @@ use api::command::{Command, Fault, Response, State};
 use api::events::{Broadcast, Reader, Start};
 use api::handler::{ConsoleStream, Handler, Reply, Seen};
 use api::states::Request;
-use api::types::{Action, ActionType, CpuConfigSource, InstanceInfo, Version, VmConfig};
+use api::types::{
+    Action, ActionType, BootSource, CpuConfigSource, InstanceInfo, Version, VmConfig,
+};
 use devices::mmds::Mmds;
 use vmm::StopRequest;
 use vmm::control::Control;
@@ -229,7 +231,10 @@ pub(super) fn commands_of(file: VmConfig) -> Vec<Command> {
     commands.extend(metrics.map(Command::PutMetrics));
     commands.push(Command::PutMachineConfig(machine_config));
     commands.extend(cpu_config.map(Command::PutCpuConfig));
-    commands.push(Command::PutBootSource(boot_source));
+    // Without one, the start says so.
+    if boot_source != BootSource::default() {
+        commands.push(Command::PutBootSource(boot_source));
+    }
     commands.extend(drives.into_iter().map(Command::PutDrive));
     commands.extend(network_interfaces.into_iter().map(Command::PutInterface));
     commands.extend(vsock.map(Command::PutVsock));

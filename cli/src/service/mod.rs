@@ -18,8 +18,7 @@ mod face;
 mod handler;
 mod telemetry;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -27,13 +26,13 @@ use std::time::{Duration, Instant};
 use api::State;
 use api::server::{self, Server};
 use api::socket;
-use api::types::{ConfigError, CpuConfigSource, VmConfig};
 use api::{Command, Fault};
 use devices::mmds::Mmds;
 use thiserror::Error;
 use vmm::control::{Control, Settings};
 use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 
+use crate::config_file;
 use crate::footprint::Trim;
 use crate::logger;
 use crate::message::{chain, say};
@@ -45,8 +44,6 @@ use args::{ANONYMOUS, Name, VmmArgs};
 use console::Attachments;
 use handler::Submitter;
 
-/// Longer files are no configuration of a microVM, in bytes.
-const MAX_CONFIG: u64 = 1 << 20;
 /// How long answers may take to be read after the guest has ended.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -57,41 +54,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Log(#[from] logger::Error),
     /// A file that was named.
-    #[error("Cannot read the {what} {path:?}")]
-    Read {
-        /// What it is.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// It is too long.
-    #[error("The {what} {path:?} is longer than 1 MiB")]
-    TooLong {
-        /// What it is.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is not what it should be.
-    #[error("The configuration file {path:?} cannot be used")]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: ConfigError,
-    },
-    /// The file has sections that nobody knows.
-    #[error("The configuration file {path:?} has sections that do not exist: {}", .names.join(", "))]
-    UnknownSections {
-        /// The file.
-        path: PathBuf,
-        /// Their names.
-        names: Vec<String>,
-    },
+    #[error(transparent)]
+    File(#[from] config_file::Error),
     /// The metadata is no JSON.
     #[error("The metadata {path:?} cannot be used")]
     Metadata {
@@ -160,7 +124,7 @@ pub(crate) fn vmm(
         warn_unlisted(&error);
     }
     let file = match &args.config_file {
-        Some(path) => Some(read_config(path, name)?),
+        Some(path) => Some(config_file::read(path, name.unknown_sections())?),
         None => None,
     };
     let metadata = match &args.metadata {
@@ -315,67 +279,12 @@ fn serve(
     Ok((handle, file))
 }
 
-fn read_config(path: &Path, name: Name) -> Result<VmConfig, Error> {
-    let text = read_small("configuration file", path)?;
-    let (mut config, unknown) = VmConfig::read(&text).map_err(|source| Error::Config {
-        path: path.to_owned(),
-        source,
-    })?;
-    if !unknown.is_empty() {
-        match name {
-            Name::Mote => {
-                return Err(Error::UnknownSections {
-                    path: path.to_owned(),
-                    names: unknown,
-                });
-            }
-            // As it has always been there.
-            Name::Firecracker => log::warn!(
-                "The configuration file {path:?} has sections that do not exist: {}",
-                unknown.join(", ")
-            ),
-        }
-    }
-    if let Some(CpuConfigSource::File(file)) = &config.cpu_config {
-        let file = PathBuf::from(file);
-        let text = read_small("CPU configuration", &file)?;
-        let inline = serde_json::from_slice(&text).map_err(|source| Error::Config {
-            path: file,
-            source: ConfigError::Shape {
-                path: ".".into(),
-                source,
-            },
-        })?;
-        config.cpu_config = Some(CpuConfigSource::Inline(inline));
-    }
-    Ok(config)
-}
-
 fn read_metadata(path: &Path) -> Result<serde_json::Value, Error> {
-    let text = read_small("metadata", path)?;
+    let text = config_file::read_small("metadata", path)?;
     serde_json::from_slice(&text).map_err(|source| Error::Metadata {
         path: path.to_owned(),
         source,
     })
-}
-
-/// A file of at most a MiB. The size of a pipe or a device is not known before.
-fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text))
-        .map_err(|source| Error::Read {
-            what,
-            path: path.to_owned(),
-            source,
-        })?;
-    if text.len() as u64 > MAX_CONFIG {
-        return Err(Error::TooLong {
-            what,
-            path: path.to_owned(),
-        });
-    }
-    Ok(text)
 }
 
 /// Logs how it ended, and chooses the status.

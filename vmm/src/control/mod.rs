@@ -3,7 +3,7 @@
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
 //! then), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
-//! machine that was not configured here).
+//! machine that was not configured here), `whole` (a document at once, without an API).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It
 //! answers one command after the other; a command that fails changes nothing.
@@ -15,6 +15,7 @@ mod metadata;
 mod resources;
 mod running;
 mod start;
+mod whole;
 
 use std::error::Error;
 use std::fs::File;
@@ -36,6 +37,7 @@ use crate::vm::{MachineHandle, Vm};
 pub use convert::bucket;
 pub use document::document;
 use resources::Resources;
+pub use whole::{configure, root_words};
 
 /// What a control needs of the program around it. An error is a sentence for whoever asked.
 pub trait Face: Send {

@@ -5,12 +5,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use api::command::{Fault, State};
-use api::types::{self as wire, CpuTemplate};
 use arch::kernel::Protocol;
 
-use super::resources::{Entry, Resources};
-use super::{Control, chain, convert};
-use crate::config::{Config, ConsoleKind, Device, HugePages, Payload};
+use super::resources::Resources;
+use super::{Control, chain, convert, whole};
+use crate::config::{Config, ConsoleKind, Device, Payload};
 use crate::stage::{Made, Maker, Order, OrderError};
 
 /// What a guest is told if nobody says otherwise: the words that clients of this API count on.
@@ -87,58 +86,27 @@ impl Control {
         if !self.settings.pci {
             add("pci=off");
         }
-        let drives = &self.resources.drives;
-        if let Some(Entry { wire: root, .. }) =
-            drives.iter().find(|entry| entry.wire.is_root_device)
-        {
-            match &root.partuuid {
-                Some(uuid) => add(&format!("root=PARTUUID={uuid}")),
-                None => add("root=/dev/vda"),
-            }
-            add(if root.is_read_only { "ro" } else { "rw" });
-        }
-        let pmem = self.resources.pmem.iter().enumerate();
-        if let Some((index, root)) = pmem.into_iter().find(|(_, pmem)| pmem.root_device) {
-            add(&format!("root=/dev/pmem{index}"));
-            add(if root.read_only { "ro" } else { "rw" });
+        if let Some(root) = whole::root_words(&self.resources.document()) {
+            add(&root);
         }
         line
     }
 
     fn config(&self) -> Result<Config, String> {
-        let machine = &self.resources.machine;
-        if let Some(template) = machine.cpu_template
-            && template != CpuTemplate::None
-        {
-            return Err(format!(
-                "mote has no static CPU template {template:?} (cpu_template): PUT /cpu-config with what it \
-                 is to change, or set it to None"
-            ));
-        }
+        let document = self.resources.document();
+        let machine = &document.machine_config;
         let memory = machine.mem_size_mib.saturating_mul(convert::MIB);
-        Config::new(machine.vcpu_count.into(), memory)
+        let config = Config::new(machine.vcpu_count.into(), memory)
             .and_then(|config| {
                 config
                     .with_kvm_device(&self.settings.kvm_device)
                     .with_boot_timer(self.settings.boot_timer)
+                    .with_keyboard(true)
                     .with_pci(self.settings.pci)
             })
             .and_then(|config| config.with_console(ConsoleKind::Serial))
-            .and_then(|config| config.with_smt(machine.smt))
-            .and_then(|config| {
-                config.with_huge_pages(match machine.huge_pages {
-                    wire::HugePages::None => HugePages::None,
-                    wire::HugePages::M2 => HugePages::TwoMiB,
-                })
-            })
-            .map(|config| {
-                let cpus = self.resources.cpu_config.as_ref();
-                config
-                    .with_keyboard(true)
-                    .with_dirty_page_tracking(machine.track_dirty_pages)
-                    .with_cpu_config(cpus.map(convert::cpu_config).unwrap_or_default())
-            })
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.to_string())?;
+        whole::machine(config, &document).map_err(|fault| fault.message)
     }
 
     /// Makes what went with a machine that could not be started. What cannot be made now is made at the
