@@ -1,6 +1,7 @@
 use super::*;
 
 #[path = "../../tests/src/openmetrics.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that it is of")]
 pub(crate) mod openmetrics;
 
 use openmetrics::parse;

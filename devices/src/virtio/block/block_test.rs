@@ -176,6 +176,10 @@ fn does_what_a_driver_asks() {
         assert_eq!((counters.flushes, counters.discards), (1, 1));
         assert_eq!(counters.write_zeroes, 2);
         assert_eq!((counters.bad_requests, counters.host_errors), (5, 0));
+        let latencies = control.latencies();
+        assert_eq!((latencies.reads.count(), latencies.writes.count()), (3, 1));
+        assert_eq!(latencies.flushes.count(), 1);
+        assert!(latencies.reads.min_ns <= latencies.reads.max_ns);
         drop(driver);
         assert!(fs::read(&path).unwrap() == model);
     }

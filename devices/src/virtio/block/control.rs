@@ -262,3 +262,33 @@ impl BlockControl {
         lock(&self.shared.info).size()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::disk::test_support::TempDir;
+    use crate::virtio::block::Block;
+    use crate::virtio::test_support::TestLoop;
+
+    #[test]
+    fn who_listens_hears_of_each_kind_of_error_once() {
+        let dir = TempDir::new();
+        let config = BlockConfig::new("disk", dir.file("disk", 4096));
+        let (_block, control) = Block::new(config, TestLoop::start()).unwrap();
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let told = Arc::clone(&heard);
+        control.on_error(Box::new(move |what, error| {
+            lock(&told).push(format!("{what}: {:?}", error.kind()));
+        }));
+        control.on_error(Box::new(|_, _| panic!("there is one, the first")));
+        for (what, kind) in [
+            ("write", io::ErrorKind::StorageFull),
+            ("write", io::ErrorKind::StorageFull),
+            ("flush", io::ErrorKind::StorageFull),
+            ("read", io::ErrorKind::UnexpectedEof),
+        ] {
+            control.shared.log_once(what, &kind.into());
+        }
+        assert_eq!(*lock(&heard), ["write: StorageFull", "read: UnexpectedEof"]);
+    }
+}
