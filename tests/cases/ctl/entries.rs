@@ -111,6 +111,29 @@ pub(super) fn same_name() {
     assert_eq!(live.wait().status, 0);
 }
 
+/// All at once.
+pub(super) fn race() {
+    const MANY: usize = 12;
+    let host = Host::new();
+    let start = |_| Live::start(host.command(&["vmm", "--id", "same"]));
+    let lives: Vec<Live> = (0..MANY).map(start).collect();
+    until("one of them", || {
+        (host.ask(&["ps", "-q"]) == "same\n").then_some(())
+    });
+    let winner = host.ask_json(&["inspect", "same"])["pid"].clone();
+    let (winners, losers): (Vec<Live>, Vec<Live>) =
+        (lives.into_iter()).partition(|live| winner == live.pid().as_raw_nonzero().get());
+    assert_eq!(winners.len(), 1);
+    for loser in losers {
+        loser.wait().expect_error(125, &["a guest 'same' already"]);
+    }
+    host.ask(&["kill", "same"]);
+    for winner in winners {
+        assert_eq!(winner.wait().status, 0);
+    }
+    assert_eq!(files(host.run_dir()), [""; 0]);
+}
+
 pub(super) fn unnamed() {
     let host = Host::new();
     let start = || Live::start(host.command(&["vmm"]));

@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     ("names_may_be_cut_short", entries::prefixes),
     ("dead_guests_leave_nothing", entries::dead),
     ("two_of_one_name", entries::same_name),
+    ("many_of_one_name_at_once", entries::race),
     ("names_that_nobody_gave", entries::unnamed),
     ("no_run_time_directory", entries::no_directory),
     ("a_directory_of_someone_else", entries::foreign_directory),
