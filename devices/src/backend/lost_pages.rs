@@ -153,6 +153,11 @@ impl Guard {
         Ok(Self(entry))
     }
 
+    /// Replaces what was lost because the file was cut, if it was.
+    pub(crate) fn look_again(&self) {
+        self.0.replace_cut();
+    }
+
     /// Whether no page was lost.
     pub(crate) fn is_whole(&self) -> bool {
         self.0.pieces.load(Ordering::Acquire) == 0

@@ -6,10 +6,11 @@
 #![expect(unsafe_code, reason = "maps a file over guest memory")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::inotify;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -124,6 +125,26 @@ impl MappedFile {
         }
         GuestRegionMmap::new(region, GuestAddress(gpa))
             .ok_or_else(|| io::Error::other("there is no room at this address"))
+    }
+
+    /// Becomes readable when the file is changed by other means than its mappings, as when someone cuts it:
+    /// [`MappedFile::look_again`] is to be called. A guest's CPU would not always tell: some kernels of the host have it
+    /// wait for a page that never comes.
+    pub fn watch(&self) -> io::Result<OwnedFd> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        // By its descriptor: there may be another file at the path by now.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
+        Ok(watch)
+    }
+
+    /// Replaces by zeroes what is behind the end of the file, if it was cut. `watch` becomes unreadable.
+    pub fn look_again(&self, watch: &OwnedFd) {
+        // What has happened does not matter, and there is no more to read in the end.
+        while rustix::io::read(watch, &mut [0; 4096]).is_ok_and(|count| count > 0) {}
+        if let Some(guard) = self.guard.get() {
+            guard.look_again();
+        }
     }
 
     /// What makes it durable. `memory` is any guest's.

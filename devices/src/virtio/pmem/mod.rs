@@ -13,8 +13,8 @@
 //! # Files that change
 //! A file that another process of the host cuts while the guest uses it, or that has holes on a file system
 //! that is full, has pages that cannot be had. See [`crate::backend::lost_pages`] for what becomes of
-//! them: zeroes. All flushes fail from then on, as the guest's data is not what it wrote. A guest's own access
-//! to a page for which there is no room ends the guest.
+//! them: zeroes. All flushes fail from then on, as the guest's data is not what it wrote. A guest that itself
+//! touches a page for which there is no room waits for that, or ends, as the host's KVM has it.
 //!
 //! Reading order: this file (the idle half), `worker` (the running half), `control` (what the monitor does
 //! and asks).

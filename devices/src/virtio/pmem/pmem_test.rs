@@ -185,6 +185,26 @@ fn flushes_of_a_file_that_was_cut_fail() {
 }
 
 #[test]
+fn a_cut_is_noticed_before_anyone_touches_what_is_lost() {
+    let directory = TempDir::new();
+    let config = config(&directory, "a");
+    let path = config.path.clone();
+    let mut guest = start(config);
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    guest.driver.wait_until("error", |guest_driver| {
+        let request = guest_driver.buffer_with(&FLUSH.to_le_bytes());
+        let answer = guest_driver.buffer(4);
+        guest_driver.request(0, &[request.readable(), answer.writable()]);
+        guest_driver.contents(answer) == [0xff; 4]
+    });
+    // A driver that comes later finds the same.
+    guest.driver.reset();
+    guest.driver.start(u64::MAX);
+    assert_eq!(guest.request(FLUSH), u32::MAX);
+}
+
+#[test]
 fn devices_write_only_where_they_may() {
     let directory = TempDir::new();
     for read_only in [false, true] {

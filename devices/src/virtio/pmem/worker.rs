@@ -3,6 +3,7 @@
 //! Requests that come while the file is being made durable stay in the ring: what was written before them
 //! may not be part of that.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -26,6 +27,7 @@ const FAILED: u32 = u32::MAX;
 const KICK: u32 = 0;
 const LIMIT: u32 = 1;
 const SYNCED: u32 = 2;
+const CHANGED: u32 = 3;
 
 /// The worker.
 pub(super) struct Worker {
@@ -35,6 +37,9 @@ pub(super) struct Worker {
     // Volatile state.
     queue: Queue,
     syncer: Syncer,
+    /// Readable when the file may have been cut. None where the host has no such thing: then whoever
+    /// touches what is lost notices.
+    watch: Option<OwnedFd>,
     /// Flushes that wait for the sync that runs.
     flushes: Vec<Chain>,
     /// The driver broke the rules.
@@ -45,6 +50,7 @@ impl Worker {
     pub(super) fn new(shared: Arc<Shared>, memory: Arc<GuestMemoryMmap>, queue: Queue) -> Self {
         Self {
             syncer: shared.file.syncer(&memory),
+            watch: shared.file.watch().ok(),
             shared,
             memory,
             queue,
@@ -171,6 +177,11 @@ impl MutEventSubscriber for Worker {
                 lock(&self.shared.counters).limit_events += 1;
             }
             SYNCED => self.syncer.clear_event(),
+            CHANGED => {
+                if let Some(watch) = &self.watch {
+                    self.shared.file.look_again(watch);
+                }
+            }
             _ => {
                 // Empties it; fails if it is empty.
                 let _ = self.queue.kick().read();
@@ -191,6 +202,11 @@ impl MutEventSubscriber for Worker {
         let _ = ops.add(Events::with_data(&**self.queue.kick(), KICK, EventSet::IN));
         if let Some(event) = self.syncer.event() {
             let _ = ops.add(Events::with_data_raw(event, SYNCED, EventSet::IN));
+        }
+        if let Some(watch) = &self.watch {
+            let _ = ops.add(Events::with_data(watch, CHANGED, EventSet::IN));
+            // Before anyone has watched.
+            self.shared.file.look_again(watch);
         }
         lock(&self.shared.limiter).watch(LIMIT, ops);
         // A driver that was there before does not kick for what it has asked already.
