@@ -134,7 +134,7 @@ pub(crate) struct RunArgs {
     pub vsock: Option<String>,
 
     /// Memory that the guest is to give back, of its own; with options stats=SECONDS, reporting=on,
-    /// deflate-on-oom=on
+    /// hinting=on, deflate-on-oom=on
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<String>,
 

@@ -108,7 +108,7 @@ fn vsock(text: &str) -> Result<Device, String> {
     })
 }
 
-/// `--balloon SIZE[,stats=SECONDS][,reporting=on][,deflate-on-oom=on]`.
+/// `--balloon SIZE[,stats=SECONDS][,reporting=on][,hinting=on][,deflate-on-oom=on]`.
 fn balloon(text: &str) -> Result<Device, String> {
     let mut options = OptionList::new("--balloon", text);
     let Some(size) = options.take_first() else {
@@ -119,6 +119,7 @@ fn balloon(text: &str) -> Result<Device, String> {
         target,
         deflate_on_oom: options.take_switch("deflate-on-oom")?.unwrap_or(false),
         free_page_reporting: options.take_switch("reporting")?.unwrap_or(false),
+        free_page_hinting: options.take_switch("hinting")?.unwrap_or(false),
         stats_interval: options
             .parse_with("stats", parse_duration)?
             .unwrap_or_default(),

@@ -53,6 +53,7 @@ pub fn balloon(input: &[u8]) {
             target: 1 << 20,
             deflate_on_oom: true,
             free_page_reporting: true,
+            free_page_hinting: true,
             stats_interval: Duration::from_millis(1),
         };
         let balloon = Balloon::new(event_loop, config).unwrap();

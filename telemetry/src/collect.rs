@@ -247,6 +247,8 @@ fn balloon(balloon: &BalloonControl) -> Balloon {
         event_fails: Count(counters.failed),
         free_page_report_count: Count(counters.reports),
         free_page_report_freed: Count(counters.reported),
+        free_page_hint_count: Count(counters.hints),
+        free_page_hint_freed: Count(counters.hinted),
         ..Balloon::default()
     }
 }

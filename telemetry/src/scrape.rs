@@ -166,6 +166,7 @@ fn memory(text: &mut Text, sources: &Sources<'_>) {
     moved.sample(&[("what", "inflated")], counters.inflated);
     moved.sample(&[("what", "deflated")], counters.deflated);
     moved.sample(&[("what", "reported")], counters.reported);
+    moved.sample(&[("what", "hinted")], counters.hinted);
     moved.sample(&[("what", "discarded")], counters.discarded);
     text.family(
         "mote_balloon_errors",

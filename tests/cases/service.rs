@@ -140,7 +140,7 @@ fn devices_change() {
     );
     service.put(
         "/balloon",
-        json!({"amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1}),
+        json!({"amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_hinting": true}),
     );
     service.put(
         "/entropy",
@@ -230,6 +230,27 @@ fn devices_change() {
     until("its end", || {
         (service.get("/balloon/statistics")["actual_mib"] == 0).then_some(())
     });
+    // The guest tells of free memory when it is asked, and has it again as soon as it has told all.
+    for (acknowledge, host) in [(true, 1), (false, 3)] {
+        service.patch(
+            "/balloon/hinting/start",
+            json!({ "acknowledge_on_stop": acknowledge }),
+        );
+        until("the hints", || {
+            let status = service.get("/balloon/hinting/status");
+            (status == json!({"host_cmd": host, "guest_cmd": 0})).then_some(())
+        });
+    }
+    let answer = service.request("PATCH", "/balloon/hinting/stop", None);
+    assert_eq!(answer.status, 204);
+    assert_eq!(service.get("/balloon/hinting/status")["host_cmd"], 1);
+    let hinted = service.get("/metrics");
+    let hinted =
+        hinted.as_str().unwrap().lines().find(|line| {
+            line.starts_with("mote_balloon_moved_bytes_total") && line.contains("hinted")
+        });
+    let bytes: f64 = hinted.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(bytes > 1e6, "{hinted:?}");
     in_guest(
         &mut service,
         "must guest-probe random /dev/hwrng --bytes 16k",

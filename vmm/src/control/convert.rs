@@ -221,6 +221,7 @@ pub(super) fn balloon(balloon: &Balloon) -> Device {
             target: u64::from(balloon.amount_mib) * MIB,
             deflate_on_oom: balloon.deflate_on_oom,
             free_page_reporting: balloon.free_page_reporting,
+            free_page_hinting: balloon.free_page_hinting,
             stats_interval: Duration::from_secs(balloon.stats_polling_interval_s.into()),
         }),
         iothread: false,

@@ -209,6 +209,7 @@ fn balloon(config: &balloon::Config) -> Balloon {
         target,
         deflate_on_oom,
         free_page_reporting,
+        free_page_hinting,
         stats_interval,
     } = config;
     // Less than a second is not none.
@@ -217,7 +218,7 @@ fn balloon(config: &balloon::Config) -> Balloon {
         amount_mib: u32::try_from(target / MIB).unwrap_or(u32::MAX),
         deflate_on_oom: *deflate_on_oom,
         stats_polling_interval_s: u16::try_from(seconds).unwrap_or(u16::MAX),
-        free_page_hinting: false,
+        free_page_hinting: *free_page_hinting,
         free_page_reporting: *free_page_reporting,
     }
 }

@@ -122,6 +122,7 @@ fn the_others() {
             target: 5 << 20,
             deflate_on_oom: true,
             free_page_reporting: true,
+            free_page_hinting: true,
             stats_interval: Duration::from_millis(200),
         }),
         false,
@@ -131,5 +132,5 @@ fn the_others() {
         (balloon.amount_mib, balloon.stats_polling_interval_s),
         (5, 1)
     );
-    assert!(balloon.deflate_on_oom && balloon.free_page_reporting);
+    assert!(balloon.deflate_on_oom && balloon.free_page_reporting && balloon.free_page_hinting);
 }

@@ -24,8 +24,8 @@ use std::sync::Arc;
 
 use api::command::{Command, Fault, Response, State};
 use api::types::{
-    Action, ActionType, InstanceInfo, Logger, MachineConfig, Metrics, Serial, SnapshotCreate,
-    SnapshotLoad, Version, VmConfig, VmPatch, VmState,
+    Action, ActionType, HintingStart, InstanceInfo, Logger, MachineConfig, Metrics, Serial,
+    SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, VmState,
 };
 use devices::mmds::Mmds;
 
@@ -198,9 +198,11 @@ impl Control {
                 return self.memory_hotplug_status().map(Response::MemoryHotplug);
             }
             Command::PatchMemoryHotplug(patch) => self.patch_memory_hotplug(&patch),
-            Command::StartHinting(_) | Command::GetHinting | Command::StopHinting => {
-                Err(Fault::bad("The balloon has no hinting"))
-            }
+            Command::StartHinting(HintingStart {
+                acknowledge_on_stop,
+            }) => self.start_hinting(acknowledge_on_stop),
+            Command::GetHinting => return self.hinting().map(Response::Hinting),
+            Command::StopHinting => self.stop_hinting(),
         };
         done.map(|()| Response::Empty)
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use api::command::Fault;
 use api::types::{
     Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, Drive, DrivePatch,
-    NetworkInterface, NetworkInterfacePatch, RateLimiter,
+    HintingStatus, NetworkInterface, NetworkInterfacePatch, RateLimiter,
 };
-use devices::virtio::balloon::{BalloonControl, BalloonStats};
+use devices::virtio::balloon::{BalloonControl, BalloonStats, HintingError};
 use devices::virtio::block::ReplaceError;
 
 use super::resources::Entry;
@@ -39,6 +39,13 @@ fn no_interface(id: &str) -> Fault {
     Fault::bad(format!(
         "Device not found: there is no network interface '{id}'"
     ))
+}
+
+fn no_hinting(error: HintingError) -> Fault {
+    Fault::bad(match error {
+        HintingError::Off => format!("{error} (free_page_hinting)"),
+        error => error.to_string(),
+    })
 }
 
 fn no_balloon() -> Fault {
@@ -185,6 +192,23 @@ impl Control {
             balloon.amount_mib = change.amount_mib;
         }
         Ok(())
+    }
+
+    pub(super) fn start_hinting(&self, acknowledge: bool) -> Result<(), Fault> {
+        let started = self.balloon_control()?.start_hinting(acknowledge);
+        started.map_err(no_hinting)
+    }
+
+    pub(super) fn stop_hinting(&self) -> Result<(), Fault> {
+        self.balloon_control()?.stop_hinting().map_err(no_hinting)
+    }
+
+    pub(super) fn hinting(&self) -> Result<HintingStatus, Fault> {
+        let status = self.balloon_control()?.hinting().map_err(no_hinting)?;
+        Ok(HintingStatus {
+            host_cmd: status.host_command,
+            guest_cmd: status.guest_command,
+        })
     }
 
     pub(super) fn balloon_statistics(&self) -> Result<BalloonStatistics, Fault> {

@@ -22,6 +22,7 @@ fn all() -> Config {
         target: 4 << 20,
         deflate_on_oom: true,
         free_page_reporting: true,
+        free_page_hinting: false,
         stats_interval: Duration::ZERO,
     }
 }
@@ -37,6 +38,91 @@ fn start(config: Config) -> (Driver, BalloonControl) {
 }
 
 lifecycle_suite!(balloon(all()));
+
+mod with_hints {
+    use super::*;
+
+    lifecycle_suite!(balloon(Config {
+        free_page_hinting: true,
+        ..all()
+    }));
+}
+
+/// Where Linux has the queue when it has statistics too.
+const LINUX_HINTING: usize = 3;
+
+fn command(driver: &Driver) -> u32 {
+    let mut bytes = [0; 4];
+    driver.core.read_config(8, &mut bytes);
+    u32::from_le_bytes(bytes)
+}
+
+#[test]
+fn memory_that_is_hinted_at_in_the_hosts_round_is_the_hosts() {
+    let (mut driver, control) = start(Config {
+        free_page_hinting: true,
+        ..Config::default()
+    });
+    touch(&driver, FREE, 8);
+    assert_eq!(command(&driver), 0);
+    assert_eq!(control.hinting(), Ok(HintingStatus::default()));
+    let say = |driver: &mut Driver, command: u32| {
+        let buffer = driver.buffer_with(&command.to_le_bytes());
+        driver.request(LINUX_HINTING, &[buffer.readable()]);
+    };
+    let tell = |driver: &mut Driver, page: u64| {
+        let free = Desc::writable(FREE + page * PAGE_SIZE, PAGE_SIZE as u32);
+        assert_eq!(driver.request(LINUX_HINTING, &[free]), 0);
+    };
+    // Nobody has asked.
+    tell(&mut driver, 0);
+    say(&mut driver, 2);
+    tell(&mut driver, 0);
+    assert_eq!(resident(&driver.memory, FREE, 8).len(), 8);
+
+    control.start_hinting(true).unwrap();
+    assert_eq!(command(&driver), 2);
+    say(&mut driver, 2);
+    tell(&mut driver, 1);
+    tell(&mut driver, 3);
+    assert_eq!(resident(&driver.memory, FREE, 8), [0, 2, 4, 5, 6, 7]);
+    say(&mut driver, 0);
+    // It has its pages back, and what comes late does not count.
+    assert_eq!(command(&driver), 1);
+    tell(&mut driver, 2);
+    control.start_hinting(false).unwrap();
+    assert_eq!(command(&driver), 3);
+    // Still of the round before.
+    say(&mut driver, 2);
+    tell(&mut driver, 2);
+    assert_eq!(resident(&driver.memory, FREE, 8), [0, 2, 4, 5, 6, 7]);
+    say(&mut driver, 3);
+    tell(&mut driver, 2);
+    say(&mut driver, 0);
+    assert_eq!(command(&driver), 3);
+    control.stop_hinting().unwrap();
+    assert_eq!(command(&driver), 1);
+    assert_eq!(resident(&driver.memory, FREE, 8), [0, 4, 5, 6, 7]);
+    let counters = control.counters();
+    assert_eq!((counters.hints, counters.hinted), (3, 3 * PAGE_SIZE));
+    assert_eq!(counters.discarded, 3 * PAGE_SIZE);
+    let status = control.hinting().unwrap();
+    assert_eq!((status.host_command, status.guest_command), (1, Some(0)));
+}
+
+#[test]
+fn hints_are_only_for_who_asked_for_them() {
+    let (_driver, control) = start(all());
+    assert_eq!(control.start_hinting(true), Err(HintingError::Off));
+    assert_eq!(control.stop_hinting(), Err(HintingError::Off));
+    assert_eq!(control.hinting(), Err(HintingError::Off));
+    let balloon = balloon(Config {
+        free_page_hinting: true,
+        ..all()
+    });
+    let control = balloon.control();
+    assert_eq!(control.start_hinting(true), Err(HintingError::NotActive));
+}
 
 mod with_as_little_as_possible {
     use super::*;

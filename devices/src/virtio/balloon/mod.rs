@@ -5,10 +5,11 @@
 //! anything. And with free page reporting the guest tells of memory that it freed, without
 //! being asked, and waits with using it again until it was discarded.
 //!
-//! Free page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) are not offered: a guest may use a page again
-//! before its hint is read, so that they tell what need not be copied, but not what can be discarded.
-//! PAGE_POISON is not either: without it, a guest that fills its free pages does not report them.
+//! Free page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) are there for who asks for them: see [`hinting`] for what
+//! they can cost a guest. PAGE_POISON is not offered: without it, a guest that fills its free pages does not
+//! report them.
 
+mod hinting;
 mod stats;
 mod worker;
 
@@ -29,12 +30,15 @@ use super::worker::{Attached, EventLoop};
 use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
 use crate::backend::guest_ram::PAGE_SIZE;
 use crate::lock;
+use hinting::Hinting;
+pub use hinting::{HintingError, HintingStatus};
 pub use stats::BalloonStats;
 use worker::{Queues, Worker};
 
 // Features (section 5.5.3), by their bit.
 const F_STATS_VQ: u32 = 1;
 const F_DEFLATE_ON_OOM: u32 = 2;
+const F_FREE_PAGE_HINT: u32 = 3;
 const F_PAGE_REPORTING: u32 = 5;
 
 /// Inflate, deflate, statistics, free page hints and reporting; a driver has less than that when it
@@ -44,11 +48,12 @@ const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 /// The first queue that is there only with its feature.
 const OPTIONAL: usize = 2;
-/// Where section 5.5.2 has the reporting queue, whatever else there is.
+// Where section 5.5.2 has these queues, whatever else there is.
+const HINTING: usize = 3;
 const REPORTING: usize = 4;
 
 // The configuration (section 5.5.4).
-const CONFIG_LEN: usize = 8;
+const CONFIG_LEN: usize = 12;
 const ACTUAL: u64 = 4;
 
 /// Statistics are not asked for more often.
@@ -63,6 +68,8 @@ pub struct Config {
     pub deflate_on_oom: bool,
     /// The guest tells of free memory by itself.
     pub free_page_reporting: bool,
+    /// The guest can be asked which memory is free: see [`BalloonControl::start_hinting`].
+    pub free_page_hinting: bool,
     /// How often the guest is asked for statistics; zero: it is not.
     pub stats_interval: Duration,
 }
@@ -86,6 +93,10 @@ pub struct BalloonCounters {
     pub deflations: u64,
     /// Requests that tell of free memory.
     pub reports: u64,
+    /// Bytes of free memory that it has told of when it was asked, in the round that it was asked for.
+    pub hinted: u64,
+    /// Requests that tell of it.
+    pub hints: u64,
     /// Statistics that the guest has sent.
     pub statistics: u64,
 }
@@ -101,6 +112,8 @@ struct Counters {
     inflations: AtomicU64,
     deflations: AtomicU64,
     reports: AtomicU64,
+    hinted: AtomicU64,
+    hints: AtomicU64,
     statistics: AtomicU64,
 }
 
@@ -111,6 +124,7 @@ struct Shared {
     /// `actual`: what the driver says there is.
     actual: AtomicU32,
     stats: Mutex<BalloonStats>,
+    hinting: Mutex<Hinting>,
     counters: Counters,
     /// Expires when it is time for statistics.
     timer: OwnedFd,
@@ -119,6 +133,14 @@ struct Shared {
 }
 
 impl Shared {
+    /// Tells the driver that the configuration is another one.
+    fn announce(&self) {
+        let interrupt = lock(&self.interrupt).clone();
+        if let Some(interrupt) = interrupt {
+            interrupt.config_changed();
+        }
+    }
+
     fn set_stats_interval(&self, interval: Duration) -> io::Result<()> {
         let interval = if interval.is_zero() {
             interval
@@ -158,11 +180,15 @@ impl Balloon {
             target,
             deflate_on_oom,
             free_page_reporting,
+            free_page_hinting,
             stats_interval,
         } = config;
         let mut features = 1 << F_STATS_VQ;
         if deflate_on_oom {
             features |= 1 << F_DEFLATE_ON_OOM;
+        }
+        if free_page_hinting {
+            features |= 1 << F_FREE_PAGE_HINT;
         }
         if free_page_reporting {
             features |= 1 << F_PAGE_REPORTING;
@@ -175,6 +201,7 @@ impl Balloon {
             target: AtomicU32::new(to_pages(target)),
             actual: AtomicU32::new(0),
             stats: Mutex::default(),
+            hinting: Mutex::default(),
             counters: Counters::default(),
             timer,
             interrupt: Mutex::new(None),
@@ -190,7 +217,10 @@ impl Balloon {
 
     /// What controls it from outside, before and while it runs.
     pub fn control(&self) -> BalloonControl {
-        BalloonControl(Arc::clone(&self.shared))
+        BalloonControl {
+            shared: Arc::clone(&self.shared),
+            has_hinting: self.features & 1 << F_FREE_PAGE_HINT != 0,
+        }
     }
 }
 
@@ -209,11 +239,13 @@ fn take_queues(resources: &mut Resources) -> Queues {
             .or_else(|| resources.take_queue(fixed))
     };
     let stats = optional(F_STATS_VQ, OPTIONAL);
+    let hinting = optional(F_FREE_PAGE_HINT, HINTING);
     let reporting = optional(F_PAGE_REPORTING, REPORTING);
     Queues {
         inflate: resources.take_queue(INFLATE),
         deflate: resources.take_queue(DEFLATE),
         stats,
+        hinting,
         reporting,
         unused: resources.queues.drain(..).flatten().collect(),
     }
@@ -237,7 +269,9 @@ impl VirtioDevice for Balloon {
         let target = self.shared.target.load(Ordering::Acquire);
         let actual = self.shared.actual.load(Ordering::Acquire);
         config[..4].copy_from_slice(&target.to_le_bytes());
-        config[4..].copy_from_slice(&actual.to_le_bytes());
+        config[4..8].copy_from_slice(&actual.to_le_bytes());
+        let command = lock(&self.shared.hinting).status.host_command;
+        config[8..].copy_from_slice(&command.to_le_bytes());
         read_config_bytes(&config, offset, data);
     }
 
@@ -250,6 +284,7 @@ impl VirtioDevice for Balloon {
 
     fn activate(&mut self, mut resources: Resources) -> Result<(), ActivateError> {
         let interrupt = resources.interrupt.clone();
+        lock(&self.shared.hinting).forget_guest();
         let queues = take_queues(&mut resources);
         let worker = Worker::new(Arc::clone(&self.shared), resources.memory, queues);
         let worker = Attached::new(&self.event_loop, worker)
@@ -268,43 +303,79 @@ impl VirtioDevice for Balloon {
 
 /// What controls a [`Balloon`].
 #[derive(Clone)]
-pub struct BalloonControl(Arc<Shared>);
+pub struct BalloonControl {
+    shared: Arc<Shared>,
+    has_hinting: bool,
+}
 
 impl BalloonControl {
     /// Sets how many bytes the guest is to do without, rounded down to pages; it takes its time.
     pub fn set_target(&self, bytes: u64) {
         let pages = to_pages(bytes);
-        if self.0.target.swap(pages, Ordering::AcqRel) == pages {
+        if self.shared.target.swap(pages, Ordering::AcqRel) == pages {
             return;
         }
-        if let Some(interrupt) = &*lock(&self.0.interrupt) {
-            interrupt.config_changed();
-        }
+        self.shared.announce();
     }
 
     /// Bytes that the guest is to do without.
     pub fn target(&self) -> u64 {
-        u64::from(self.0.target.load(Ordering::Acquire)) * PAGE_SIZE
+        u64::from(self.shared.target.load(Ordering::Acquire)) * PAGE_SIZE
     }
 
     /// Bytes that it does without, as it says.
     pub fn actual(&self) -> u64 {
-        u64::from(self.0.actual.load(Ordering::Acquire)) * PAGE_SIZE
+        u64::from(self.shared.actual.load(Ordering::Acquire)) * PAGE_SIZE
     }
 
     /// What the guest last told of its memory.
     pub fn stats(&self) -> BalloonStats {
-        *lock(&self.0.stats)
+        *lock(&self.shared.stats)
     }
 
     /// Sets how often the guest is asked for statistics; zero: it is not.
     pub fn set_stats_interval(&self, interval: Duration) -> io::Result<()> {
-        self.0.set_stats_interval(interval)
+        self.shared.set_stats_interval(interval)
+    }
+
+    /// Asks the guest which memory it does not use. What it tells goes back to the host; it gets it again
+    /// as soon as it has told all (`acknowledge`), or with [`BalloonControl::stop_hinting`].
+    pub fn start_hinting(&self, acknowledge: bool) -> Result<(), HintingError> {
+        self.check_hinting()?;
+        lock(&self.shared.hinting).start(acknowledge);
+        self.shared.announce();
+        Ok(())
+    }
+
+    /// Ends that: the guest has its memory again.
+    pub fn stop_hinting(&self) -> Result<(), HintingError> {
+        self.check_hinting()?;
+        lock(&self.shared.hinting).stop();
+        self.shared.announce();
+        Ok(())
+    }
+
+    fn check_hinting(&self) -> Result<(), HintingError> {
+        if !self.has_hinting {
+            return Err(HintingError::Off);
+        }
+        if lock(&self.shared.interrupt).is_none() {
+            return Err(HintingError::NotActive);
+        }
+        Ok(())
+    }
+
+    /// How far that is.
+    pub fn hinting(&self) -> Result<HintingStatus, HintingError> {
+        if !self.has_hinting {
+            return Err(HintingError::Off);
+        }
+        Ok(lock(&self.shared.hinting).status)
     }
 
     /// What has happened so far.
     pub fn counters(&self) -> BalloonCounters {
-        let counters = &self.0.counters;
+        let counters = &self.shared.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         BalloonCounters {
             inflated: get(&counters.inflated),
@@ -315,6 +386,8 @@ impl BalloonControl {
             inflations: get(&counters.inflations),
             deflations: get(&counters.deflations),
             reports: get(&counters.reports),
+            hinted: get(&counters.hinted),
+            hints: get(&counters.hints),
             statistics: get(&counters.statistics),
         }
     }

@@ -31,13 +31,15 @@ const INFLATE: u32 = 0;
 const DEFLATE: u32 = 1;
 const STATS: u32 = 2;
 const REPORTING: u32 = 3;
-const TIMER: u32 = 4;
+const HINTING: u32 = 4;
+const TIMER: u32 = 5;
 
 /// The queues, as far as the driver has them.
 pub(super) struct Queues {
     pub(super) inflate: Option<Queue>,
     pub(super) deflate: Option<Queue>,
     pub(super) stats: Option<Queue>,
+    pub(super) hinting: Option<Queue>,
     pub(super) reporting: Option<Queue>,
     /// Without a feature that belongs to them.
     pub(super) unused: Vec<Queue>,
@@ -74,6 +76,7 @@ impl Worker {
             inflate,
             deflate,
             mut stats,
+            hinting,
             reporting,
             unused,
         } = self.queues;
@@ -81,7 +84,7 @@ impl Worker {
             // It was the last one. Whoever goes on with the queue finds it again.
             queue.undo_pop();
         }
-        let all = [inflate, deflate, stats, reporting];
+        let all = [inflate, deflate, stats, hinting, reporting];
         all.into_iter().flatten().chain(unused).collect()
     }
 
@@ -106,13 +109,13 @@ impl Worker {
                 1 + u64::from(chain.readable.len()) / PFN_LEN as u64
             }),
             REPORTING => serve_queue(&mut self.queues.reporting, BYTES_PER_TURN, |chain| {
-                let segments = chain.writable.segments().iter();
-                let ranges: Vec<_> = segments
-                    .map(|segment| segment.gpa.0..segment.gpa.0 + u64::from(segment.len))
-                    .collect();
                 add(&counters.reported, chain.writable.len().into());
                 add(&counters.reports, 1);
-                give_up(shared, memory, &ranges);
+                give_up(shared, memory, &ranges_of(&chain.writable));
+                u64::from(chain.writable.len()).max(PAGE_SIZE)
+            }),
+            HINTING => serve_queue(&mut self.queues.hinting, BYTES_PER_TURN, |chain| {
+                hear_hint(shared, memory, chain);
                 u64::from(chain.writable.len()).max(PAGE_SIZE)
             }),
             STATS => self.serve_stats(),
@@ -167,6 +170,7 @@ impl Worker {
             inflate,
             deflate,
             stats,
+            hinting,
             reporting,
             unused: _,
         } = &self.queues;
@@ -175,6 +179,7 @@ impl Worker {
             DEFLATE => deflate.as_ref(),
             STATS | TIMER => stats.as_ref(),
             REPORTING => reporting.as_ref(),
+            HINTING => hinting.as_ref(),
             _ => None,
         }
     }
@@ -235,6 +240,31 @@ pub(super) fn coalesce(mut pfns: Vec<u32>) -> Vec<Range<u64>> {
     ranges
 }
 
+/// A request on the queue of hints: a command, or free memory.
+fn hear_hint(shared: &Shared, memory: &GuestMemoryMmap, chain: &Chain) {
+    let mut command = [0; 4];
+    if chain.readable.read(memory, 0, &mut command).is_ok() {
+        let has_changed = lock(&shared.hinting).hear(u32::from_le_bytes(command));
+        if has_changed {
+            shared.announce();
+        }
+    }
+    if chain.writable.is_empty() || !lock(&shared.hinting).is_in_round() {
+        return;
+    }
+    add(&shared.counters.hinted, chain.writable.len().into());
+    add(&shared.counters.hints, 1);
+    give_up(shared, memory, &ranges_of(&chain.writable));
+}
+
+/// Where buffers are.
+fn ranges_of(buffers: &Buffers) -> Vec<Range<u64>> {
+    let segments = buffers.segments().iter();
+    segments
+        .map(|segment| segment.gpa.0..segment.gpa.0 + u64::from(segment.len))
+        .collect()
+}
+
 /// Gives memory back to the host.
 fn give_up(shared: &Shared, memory: &GuestMemoryMmap, ranges: &[Range<u64>]) {
     let mut all = true;
@@ -278,7 +308,7 @@ impl MutEventSubscriber for Worker {
             // Fails only for a descriptor that is already there.
             let _ = ops.add(events);
         };
-        for event in [INFLATE, DEFLATE, STATS, REPORTING] {
+        for event in [INFLATE, DEFLATE, STATS, REPORTING, HINTING] {
             if let Some(queue) = self.queue(event) {
                 watch(Events::with_data(&**queue.kick(), event, EventSet::IN));
                 // A driver that was there before does not kick for what it has asked already.
