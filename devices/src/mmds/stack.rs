@@ -143,6 +143,12 @@ impl Stack {
         self.connections.len()
     }
 
+    /// The service itself.
+    #[cfg(test)]
+    pub(super) fn mmds(&self) -> &Mmds {
+        &self.mmds
+    }
+
     /// Whether there are frames for the guest.
     pub(super) fn has_frames(&self) -> bool {
         !self.link.output.is_empty()
