@@ -103,9 +103,15 @@ pub(crate) struct RunArgs {
     /// Network card; may be given several times: tap=NAME[,vhost=on|off][,queues=N], a tap of the
     /// host; tap[,ip=ADDRESS/PREFIX], one that mote makes, as root; or
     /// user[,forward=[ADDR:]HOSTPORT:GUESTPORT[/udp]]…[,allow=CIDR[:PORTS]]…[,deny=CIDR[:PORTS]]…, a
-    /// network without root. All take mac=, mtu=, id=, rate=BYTES, iops=N, iothread=on
+    /// network without root. All take mac=, mtu=, id=, rate=BYTES, iops=N, iothread=on, mmds=on|off
     #[arg(long, value_name = "NETWORK")]
     pub net: Vec<String>,
+
+    /// JSON file that the guest reads over HTTP at 169.254.169.254 through its network cards: through
+    /// those with mmds=on, or through all if none has; with options version=v1|v2 (v2: only with a
+    /// token, the default), address=ADDRESS, imds-compat=on, limit=SIZE
+    #[arg(long, value_name = "FILE[,…]")]
+    pub metadata: Option<String>,
 
     /// Sockets between programs of the host and of the guest, through a Unix socket at PATH
     #[arg(long, value_name = "CID:PATH")]

@@ -1,6 +1,7 @@
 //! virtio devices: from flags to configuration, one file a kind of flag below.
 
 mod disk;
+mod metadata;
 pub(crate) mod net;
 
 use std::path::PathBuf;
@@ -25,9 +26,14 @@ pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> 
         let id = format!("disk{index}");
         devices.push(disk(&id, text, cpus)?);
     }
-    for (index, text) in args.net.iter().enumerate() {
-        devices.push(net(&format!("net{index}"), text)?);
-    }
+    let cards = args.net.iter().enumerate();
+    let cards = cards.map(|(index, text)| net::parse(&format!("net{index}"), text));
+    let mut cards = cards.collect::<Result<Vec<_>, _>>()?;
+    let id = args.id.as_deref().unwrap_or_default();
+    let metadata = args.metadata.as_deref();
+    let metadata = metadata.map(|text| metadata::read(text, id)).transpose()?;
+    metadata::serve(metadata, &mut cards)?;
+    devices.extend(cards.into_iter().map(net::Card::into_device));
     if let Some(text) = &args.vsock {
         devices.push(vsock(text)?);
     }
@@ -47,7 +53,9 @@ pub fn disk(default_id: &str, text: &str, cpus: u32) -> Result<Device, String> {
 
 /// The network card that `--net TEXT` means; with this id if it is given none.
 pub fn net(default_id: &str, text: &str) -> Result<Device, String> {
-    net::parse(default_id, text)
+    let mut card = net::parse(default_id, text)?;
+    metadata::serve(None, std::slice::from_mut(&mut card))?;
+    Ok(card.into_device())
 }
 
 /// The limits `rate=BYTES[+BURST],iops=N[+BURST]`, as they are behind devices; none is no limit.

@@ -92,6 +92,7 @@ fn virtio_devices() -> [DeviceKind; VIRTIO_DEVICES as usize] {
                 ..NetConfig::default()
             },
             network: Network::User(Box::default()),
+            mmds: None,
         })
     };
     [

@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arch::kernel::Protocol;
 use arch::regs::CpuMode;
 use devices::backend::tap::TapConfig;
 use devices::backend::user_net;
+use devices::mmds::Mmds;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
 use devices::virtio::block::BlockConfig;
@@ -161,6 +163,8 @@ pub struct NetDevice {
     pub card: NetConfig,
     /// The other end.
     pub network: Network,
+    /// The metadata that its guest reads through it.
+    pub mmds: Option<Arc<Mmds>>,
 }
 
 /// What a network card is connected to.

@@ -10,8 +10,30 @@ use vmm::config::{Device, DeviceKind, NetDevice, Network};
 use crate::options::OptionList;
 use crate::quantity::parse_size;
 
+/// A card, without metadata as yet.
+pub(crate) struct Card {
+    pub(super) net: NetDevice,
+    iothread: bool,
+    /// Whether its guest is to find metadata through it, if that was said.
+    pub(super) wants_metadata: Option<bool>,
+}
+
+impl Card {
+    pub(super) fn into_device(self) -> Device {
+        Device {
+            kind: DeviceKind::Net(self.net),
+            iothread: self.iothread,
+        }
+    }
+
+    /// Whether the host's kernel serves it.
+    pub(super) fn has_vhost(&self) -> bool {
+        matches!(self.net.network, Network::Tap { vhost: true, .. })
+    }
+}
+
 /// `tap=NAME`, `tap` or `user`, and what follows.
-pub(super) fn parse(default_id: &str, text: &str) -> Result<Device, String> {
+pub(super) fn parse(default_id: &str, text: &str) -> Result<Card, String> {
     let mut options = OptionList::new("--net", text);
     let kind = options.take_first();
     let tap = options.take("tap")?;
@@ -20,6 +42,7 @@ pub(super) fn parse(default_id: &str, text: &str) -> Result<Device, String> {
     let mtu = options.parse_with("mtu", mtu)?;
     let rate = rate(&mut options)?;
     let iothread = options.take_switch("iothread")?.unwrap_or(false);
+    let wants_metadata = options.take_switch("mmds")?;
     let network = match (kind.as_deref(), tap) {
         (None, Some(name)) => tap_network(&mut options, TapSource::Existing(name), mtu)?,
         (Some("tap"), None) => {
@@ -41,9 +64,15 @@ pub(super) fn parse(default_id: &str, text: &str) -> Result<Device, String> {
         rx_rate: rate,
         tx_rate: rate,
     };
-    Ok(Device {
-        kind: DeviceKind::Net(NetDevice { card, network }),
+    let net = NetDevice {
+        card,
+        network,
+        mmds: None,
+    };
+    Ok(Card {
+        net,
         iothread,
+        wants_metadata,
     })
 }
 

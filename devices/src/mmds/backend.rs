@@ -151,9 +151,10 @@ impl Responder {
 impl MmdsBackend {
     /// Whether the pair's own backend is waited for to be writable.
     fn set_blocked(&mut self, is_blocked: bool) {
-        if self.is_blocked == is_blocked {
+        if !self.is_blocked && !is_blocked {
             return;
         }
+        // Also if it was before: who is asked whether he is writable says when he is.
         self.is_blocked = is_blocked;
         let event = EpollEvent::new(watched(&*self.inner, is_blocked), INNER);
         // Fails only for a descriptor that is not there.

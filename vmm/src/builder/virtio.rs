@@ -10,12 +10,13 @@ use devices::backend::user_net::{self, UserNet};
 use devices::backend::vhost_net::{self, VhostNet};
 use devices::bus::Bus;
 use devices::ioapic::IoApic;
+use devices::mmds::{self, Mmds};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{self, Block};
 use devices::virtio::console;
 use devices::virtio::net::backend::{KernelRings, Pair};
-use devices::virtio::net::{self, Mac, Net};
+use devices::virtio::net::{self, DEFAULT_MTU, Mac, Net, NetConfig};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{MmioDevice, QUEUE_NOTIFY};
 use devices::virtio::vsock::{self, Vsock};
@@ -55,6 +56,14 @@ pub enum Error {
     /// vhost-net.
     #[error(transparent)]
     Vhost(#[from] vhost_net::Error),
+    /// The host's kernel would take the guest's requests for metadata.
+    #[error(
+        "Network card {id} cannot serve metadata: the host's kernel serves its rings (vhost=on)"
+    )]
+    MetadataWithVhost {
+        /// The card's name.
+        id: String,
+    },
     /// The virtio console.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -228,8 +237,30 @@ fn make_net(net: &NetDevice, event_loop: Arc<dyn EventLoop>) -> Result<(Net, Con
             }]
         }
     };
+    let pairs = match &net.mmds {
+        Some(mmds) => with_metadata(pairs, mmds, &card)?,
+        None => pairs,
+    };
     let (device, control) = Net::new(card, pairs, event_loop)?;
     Ok((device, Control::Card(control, network_control)))
+}
+
+/// Puts the metadata service on a card's link.
+fn with_metadata(pairs: Vec<Pair>, mmds: &Arc<Mmds>, card: &NetConfig) -> Result<Vec<Pair>, Error> {
+    if pairs.iter().any(|pair| pair.kernel.is_some()) {
+        let id = card.id.clone();
+        return Err(Error::MetadataWithVhost { id });
+    }
+    let backends = pairs.into_iter().map(|pair| pair.backend).collect();
+    let guest = card.mac.map(|mac| mac.bytes());
+    let mtu = card.mtu.unwrap_or(DEFAULT_MTU);
+    let backends =
+        mmds::wrap(backends, mmds, guest, mtu).map_err(refused("the metadata service"))?;
+    let pair = |backend| Pair {
+        backend,
+        kernel: None,
+    };
+    Ok(backends.into_iter().map(pair).collect())
 }
 
 fn tap_pairs(tap: Tap, vhost: bool) -> Result<Vec<Pair>, Error> {

@@ -71,6 +71,7 @@ pub trait NetBackend: Send {
 
     /// Whether it has work of its own, such as that of a network stack: then the descriptor is watched
     /// also while the guest cannot take frames, and is readable until [`NetBackend::work`] was called.
+    /// Frames that it has not taken are sent again then, whether the descriptor is writable or not.
     fn has_work(&self) -> bool;
 
     /// Does that work; frames may come of it.

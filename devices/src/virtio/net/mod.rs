@@ -81,7 +81,7 @@ pub const MIN_MTU: u16 = 68;
 /// The largest that a tap can have.
 pub const MAX_MTU: u16 = 65521;
 /// The MTU of a card that has none configured.
-const DEFAULT_MTU: u16 = 1500;
+pub const DEFAULT_MTU: u16 = 1500;
 /// Status of the configuration space: the link is up.
 const STATUS_LINK_UP: u16 = 1;
 

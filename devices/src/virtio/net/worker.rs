@@ -275,8 +275,16 @@ impl Worker {
         let Some(pair) = self.pairs.get_mut(number) else {
             return Ok(());
         };
-        if pair.backend.has_work() {
+        let had_work = pair.backend.has_work();
+        if had_work {
             pair.backend.work();
+        }
+        if let Rings::Worker { tx: Some(tx), .. } = &pair.rings
+            && had_work
+            && tx.wait() == tx::Wait::Host
+        {
+            // One with work of its own may have nothing to be writable by.
+            self.serve_tx(number, limiters)?;
         }
         self.serve_rx(number, limiters)
     }
