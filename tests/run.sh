@@ -54,7 +54,7 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: vsock:: balloon:: entropy:: pci:: live::)
+linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: pci:: live::)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1

@@ -6,6 +6,7 @@
 
 mod block;
 mod images;
+mod mmds;
 mod model;
 mod net;
 mod pci;

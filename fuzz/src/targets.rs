@@ -12,6 +12,7 @@ use devices::virtio::rng::Rng;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 pub use crate::block::run as block;
+pub use crate::mmds::run as mmds;
 pub use crate::net::run as net;
 pub use crate::pci::run as pci;
 pub use crate::qcow2::run as qcow2;
@@ -21,12 +22,13 @@ pub use crate::vsock::run as vsock;
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names.
-pub const ALL: [(&str, Target); 8] = [
+pub const ALL: [(&str, Target); 9] = [
     ("transport", transport),
     ("pci", pci),
     ("block", block),
     ("qcow2", qcow2),
     ("net", net),
+    ("mmds", mmds),
     ("vsock", vsock),
     ("balloon", balloon),
     ("console", console),

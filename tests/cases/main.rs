@@ -14,6 +14,7 @@ mod console_virtio;
 mod end;
 mod entropy;
 mod live;
+mod mmds;
 mod net;
 mod pci;
 mod tiny;
@@ -67,6 +68,7 @@ fn main() {
         ("block", block::HOST_CASES, &no_mounts),
         ("net", net::CASES, &no_networks),
         ("net", net::VHOST_CASES, &no_vhost),
+        ("mmds", mmds::CASES, &no_networks),
         ("vsock", vsock::CASES, &no_linux),
         ("balloon", balloon::CASES, &no_linux),
         ("entropy", entropy::CASES, &no_linux),

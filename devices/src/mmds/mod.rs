@@ -33,6 +33,7 @@ use store::Store;
 use token::Tokens;
 
 pub use backend::wrap;
+pub use stack::{MAX_CONNECTIONS, MAX_FRAMES, Stack};
 pub use store::StoreError;
 
 /// Where the guest finds its metadata if nobody chose another address.

@@ -30,9 +30,9 @@ use super::{Mmds, count};
 /// Where the service listens.
 const PORT: u16 = 80;
 /// Connections at a time.
-pub(super) const MAX_CONNECTIONS: usize = 30;
+pub const MAX_CONNECTIONS: usize = 30;
 /// Frames that wait for the guest before connections have to.
-pub(super) const MAX_FRAMES: usize = 64;
+pub const MAX_FRAMES: usize = 64;
 /// Bytes that a connection holds of what the guest sends: more than a request has.
 const RX_BUFFER: usize = 4096;
 /// Bytes that a connection holds until the guest has acknowledged them.
@@ -51,8 +51,8 @@ const STALLED_END: Duration = Duration::from_secs(30);
 /// A connection that is between requests for so long is closed.
 const IDLE_END: Duration = Duration::from_secs(120);
 
-/// The service's end of a card's link.
-pub(super) struct Stack {
+/// The service's end of a card's link. It has no clock of its own: everything is told what time it is.
+pub struct Stack {
     // Fixed configuration.
     mmds: Arc<Mmds>,
     address: Ipv4Addr,
@@ -100,7 +100,8 @@ struct Link {
 
 impl Stack {
     /// A stack for a card whose guest has the hardware address `guest`, if that is known, and this MTU.
-    pub(super) fn new(mmds: Arc<Mmds>, guest: Option<[u8; 6]>, mtu: u16, seed: u64) -> Self {
+    /// Nobody should be able to guess `seed`: sequence numbers come of it.
+    pub fn new(mmds: Arc<Mmds>, guest: Option<[u8; 6]>, mtu: u16, seed: u64) -> Self {
         let address = mmds.config().address;
         let (smallest, largest) = MTU_RANGE;
         let mut link = Link {
@@ -134,12 +135,12 @@ impl Stack {
     }
 
     /// Its address.
-    pub(super) fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> Ipv4Addr {
         self.address
     }
 
     /// Connections there are, whatever their state.
-    pub(super) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.connections.len()
     }
 
@@ -150,13 +151,13 @@ impl Stack {
     }
 
     /// Whether there are frames for the guest.
-    pub(super) fn has_frames(&self) -> bool {
+    pub fn has_frames(&self) -> bool {
         !self.link.output.is_empty()
     }
 
     /// Takes a frame of the guest that is for this address. Its TCP checksum is right if
     /// `is_checksummed`, else it is for us to make one up.
-    pub(super) fn frame(&mut self, frame: &[u8], is_checksummed: bool, now: Instant) {
+    pub fn frame(&mut self, frame: &[u8], is_checksummed: bool, now: Instant) {
         let counts = &self.mmds.counts;
         count(&counts.rx_accepted);
         let Ok(ethernet) = EthernetFrame::new_checked(frame) else {
@@ -313,7 +314,7 @@ impl Stack {
 
     /// Moves bytes between connections and the service, ends what is to end, and makes frames of what
     /// can be sent.
-    pub(super) fn process(&mut self, now: Instant) {
+    pub fn process(&mut self, now: Instant) {
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut(connection.handle);
             connection.serve(socket, &self.mmds, now);
@@ -351,7 +352,7 @@ impl Stack {
     }
 
     /// The next frame for the guest.
-    pub(super) fn pop(&mut self, now: Instant) -> Option<Vec<u8>> {
+    pub fn pop(&mut self, now: Instant) -> Option<Vec<u8>> {
         let was_full = !self.link.has_room();
         let mut frame = self.link.output.pop_front()?;
         if was_full {
@@ -387,7 +388,7 @@ impl Stack {
     }
 
     /// When [`Stack::process`] has to be called though no frame has come.
-    pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+    pub fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         let ends = self.connections.iter().map(|connection| {
             let socket = self.sockets.get(connection.handle);
             connection.moved + connection.patience(socket)

@@ -3,6 +3,7 @@
 
 mod block;
 mod guest;
+mod mmds;
 mod net;
 mod pci;
 mod vsock;
@@ -14,13 +15,14 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 8] = [
+pub const TARGETS: [(&str, Maker); 9] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
     ("pci", pci::pci),
     ("block", block::block),
     ("net", net::net),
+    ("mmds", mmds::mmds),
     ("qcow2", block::qcow2),
     ("vsock", vsock::vsock),
 ];
