@@ -4,9 +4,10 @@
 //! guest), `bus` (from an address to a device, and the order of locks), `ioapic` (from a line to an
 //! MSI), then `legacy`: `boot_timer` is the smallest device and shows the shape, `serial` is the
 //! largest and `serial_worker` is its other half on the I/O thread; `console_io` is the host's end of
-//! any console. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand.
+//! any console. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand; `mmds`
+//! stands between a network card and its backend.
 //!
-//! Knows nothing of KVM, HTTP or the command line. Nothing here trusts the guest: a device takes any
+//! Knows nothing of KVM, the control API or the command line. Nothing here trusts the guest: a device takes any
 //! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
 
 // What tests inside and outside of the crate share names it as the latter do.

@@ -115,7 +115,7 @@ fn version_1_on_the_user_network() {
             "--net",
             "user,mmds=on",
             "--append",
-            "ip=:::::eth0:dhcp",
+            "ip=dhcp",
             "--metadata",
             &metadata,
         ],

@@ -22,6 +22,8 @@ use crate::virtio::net::backend::{HEADER_LEN, NetBackend, Offloads, Support};
 const F_NEEDS_CSUM: u8 = 1;
 /// Bytes of a frame that say whom it is for: Ethernet and ARP.
 const LOOKED_AT: usize = 14 + 28;
+/// Bytes of memory that are kept for the next frame.
+const MAX_KEPT: usize = 4096;
 const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
 const ETHERTYPE_ARP: [u8; 2] = [8, 6];
 /// Where the target's address is in a frame, by its protocol.
@@ -180,8 +182,9 @@ impl MmdsBackend {
         lock(&self.responder)
             .stack
             .frame(frame, is_checksummed, now);
-        // Few are large.
-        self.frame.shrink_to(LOOKED_AT);
+        if self.frame.capacity() > MAX_KEPT {
+            self.frame = Vec::new();
+        }
         Ok(())
     }
 }
