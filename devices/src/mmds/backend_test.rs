@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use smoltcp::wire::ArpOperation;
 
 use super::*;
+use crate::backend::user_backend::UserBackend;
+use crate::backend::user_net::{self, UserNet};
 use crate::mmds::test_support::{
     ACK, Client, GET_LARGE, GET_SMALL, GUEST, GUEST_MAC, SYN, Segment, Service, arp, large, mmds,
 };
@@ -324,6 +326,36 @@ fn who_takes_no_frames_says_when_he_does() {
     pairs.try_send(&other_frame()).unwrap();
     assert_eq!(pairs.wires[0].recv(), Some(with_header(&other_frame())));
     assert!(!pairs.is_readable());
+}
+
+#[test]
+fn the_user_network_is_behind_it() {
+    let network = UserNet::new(user_net::Config::default()).unwrap();
+    let (backend, control) = UserBackend::new(network).unwrap();
+    let pairs = wrap(
+        vec![Box::new(backend)],
+        &mmds(Version::V1),
+        Some(GUEST_MAC),
+        1500,
+    );
+    let mut pairs = Pairs {
+        pairs: pairs.unwrap(),
+        wires: Vec::new(),
+        at: 0,
+    };
+    let gateway = [10, 0, 2, 2];
+    pairs.send(&arp(ArpOperation::Request, gateway.into()));
+    let reply = pairs.recv().unwrap();
+    assert_eq!(
+        (&reply[20..22], &reply[28..32]),
+        (&[0, 2][..], &gateway[..])
+    );
+    let mut client = Client::open(&mut pairs, 4000);
+    assert_eq!(client.ask(&mut pairs, GET_SMALL), "value");
+    assert_eq!(control.counters().guest_frames, 1);
+    // It has work, as it had before, and is quiet when that is done.
+    pairs.pairs[0].work();
+    assert!(pairs.pairs[0].has_work() && !pairs.is_readable());
 }
 
 /// A card on the service and a socket.
