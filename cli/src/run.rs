@@ -254,6 +254,15 @@ fn configure(args: &RunArgs, file: &VmConfig) -> Result<Config, Error> {
         .unwrap_or(machine.mem_size_mib.min(u64::MAX >> 20) << 20);
     let config = Config::new(cpus, memory)
         .and_then(|config| config.with_smt(args.smt || machine.smt))
+        .and_then(|config| {
+            // Here for the name of the setting, if it is wrong.
+            let is_huge = args.huge_pages || machine.huge_pages == HugePages::M2;
+            config.with_huge_pages(if is_huge {
+                config::HugePages::TwoMiB
+            } else {
+                config::HugePages::None
+            })
+        })
         .map_err(|source| {
             let setting = match (&source, args.cpus, args.memory) {
                 (config::Error::Cpus { cpus } | config::Error::OddCpus { cpus }, given, _) => {
