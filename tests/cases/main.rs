@@ -71,7 +71,7 @@ fn main() {
         ("bad_input", bad_input::MUTANT_CASES, &no_kvm),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
-        ("ctl", ctl::LINUX_CASES, &no_linux),
+        ("attach", ctl::LINUX_CASES, &no_linux),
         ("console", console::CASES, &no_linux),
         ("console_virtio", console_virtio::CASES, &no_linux),
         ("console_ends", console_ends::CASES, &no_linux),
