@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub(crate) use devices::error::chain;
+
 /// A terminal in raw mode does not return the carriage by itself.
 static RAW: AtomicBool = AtomicBool::new(false);
 
@@ -27,15 +29,4 @@ pub(crate) fn say(text: &dyn Display) {
     }
     // With standard error closed there is nobody to tell.
     let _ = std::io::stderr().write_all(lines.as_bytes());
-}
-
-/// An error with its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }

@@ -19,6 +19,7 @@ pub mod backend;
 pub mod bus;
 pub mod console_beside;
 pub mod console_io;
+pub mod error;
 pub mod event;
 pub mod interrupt;
 pub mod ioapic;

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use arch::regs::CpuMode;
+use devices::error::chain;
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::config::{Config, MIN_MEMORY, Payload};
@@ -117,7 +118,7 @@ pub fn examine(kvm_device: &Path) -> Vec<Finding> {
         Err(error) => findings.push(Finding::bad(
             "kvm",
             Severity::Fatal,
-            with_causes(&error),
+            chain(&error),
             "mote needs KVM: what to do is said before",
         )),
     }
@@ -134,16 +135,6 @@ pub fn examine(kvm_device: &Path) -> Vec<Finding> {
         landlock(),
     ]);
     findings
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn capabilities(kvm: &Kvm) -> Vec<Finding> {
@@ -231,7 +222,7 @@ fn measure_loop(kvm_device: &Path) -> Result<Duration, String> {
         gpa: 0x10_0000,
         mode: CpuMode::Long,
     };
-    let mut vm = Vm::build(&config, payload, None).map_err(|error| with_causes(&error))?;
+    let mut vm = Vm::build(&config, payload, None).map_err(|error| chain(&error))?;
     let stopper = vm.stopper();
     let deadline = std::thread::spawn({
         let stopper = stopper.clone();
@@ -266,7 +257,7 @@ fn measure_loop(kvm_device: &Path) -> Result<Duration, String> {
         (Ok(reason), _) => Err(format!(
             "a guest of a few instructions did not finish: {reason:?}"
         )),
-        (Err(error), _) => Err(with_causes(&error)),
+        (Err(error), _) => Err(chain(&error)),
     }
 }
 

@@ -111,14 +111,13 @@ pub(crate) fn check_size(size: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reserves `size` bytes of guest RAM, around the device hole, with `more` above it. Nothing of it is
+/// Reserves `size` bytes of guest RAM, which the host has ([`check_size`]), around the device hole, with `more` above it. Nothing of it is
 /// touched.
 pub(crate) fn allocate(
     size: u64,
     huge_pages: HugePages,
     more: Vec<GuestRegionMmap>,
 ) -> Result<GuestMemoryMmap, Error> {
-    check_size(size)?;
     let flags = match huge_pages {
         HugePages::None => libc::MAP_NORESERVE,
         // Reserved now: a page that is missing later would be a SIGBUS.

@@ -49,7 +49,7 @@ impl Maker {
     pub(crate) fn make_all(&self, devices: &[Device]) -> Result<Vec<Registered>, virtio::Error> {
         devices
             .iter()
-            .map(|device| virtio::make(device, &self.event_loop, &self.controls))
+            .map(|device| self.make(device).map(|Made(device)| device))
             .collect()
     }
 }

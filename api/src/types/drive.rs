@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::shape::{or_default, wire};
+use super::shape::{is_default, or_default, wire};
 use super::{RateLimiter, Validate, check_id, rate_limiter};
 use crate::command::Fault;
 
@@ -136,10 +136,6 @@ pub enum Overlay {
 
 wire!(Object: Drive, DrivePatch);
 wire!(Text: CacheType, IoEngine, DriveFormat);
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
 
 impl Serialize for Overlay {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

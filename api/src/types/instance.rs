@@ -38,3 +38,25 @@ pub struct Version {
 }
 
 wire!(Object: InstanceInfo, Version);
+
+impl InstanceInfo {
+    /// mote, as it answers clients of Firecracker.
+    pub fn new(id: &str, state: State) -> Self {
+        Self {
+            id: id.into(),
+            state,
+            vmm_version: FIRECRACKER_VERSION.into(),
+            app_name: APP_NAME.into(),
+        }
+    }
+}
+
+impl Default for Version {
+    /// Those of this program.
+    fn default() -> Self {
+        Self {
+            firecracker_version: FIRECRACKER_VERSION.into(),
+            mote_version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::shape::{or_default, wire};
+use super::shape::{is_default, or_default, wire};
 use super::{RateLimiter, Validate, check_id, rate_limiter};
 use crate::command::Fault;
 
@@ -100,10 +100,6 @@ pub struct MacAddress(pub [u8; 6]);
 
 wire!(Object: NetworkInterface, NetworkInterfacePatch);
 wire!(Text: Backend);
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
 
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -58,6 +58,11 @@ macro_rules! wire {
 }
 pub(crate) use wire;
 
+/// What is left out when it says nothing.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// `null` as the default.
 pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where

@@ -112,16 +112,11 @@ impl Handler for Submitter {
         let submitted = self.metrics.requests().submitted(&command);
         match command {
             // Clients poll these: they do not wait for what takes its time.
-            Command::GetInstance => reply.send(Ok(Response::Instance(InstanceInfo {
-                id: self.shared.id.clone(),
-                state: self.shared.state(),
-                vmm_version: api::types::FIRECRACKER_VERSION.into(),
-                app_name: api::types::APP_NAME.into(),
-            }))),
-            Command::GetVersion => reply.send(Ok(Response::Version(Version {
-                firecracker_version: api::types::FIRECRACKER_VERSION.into(),
-                mote_version: env!("CARGO_PKG_VERSION").into(),
-            }))),
+            Command::GetInstance => {
+                let instance = InstanceInfo::new(&self.shared.id, self.shared.state());
+                reply.send(Ok(Response::Instance(instance)));
+            }
+            Command::GetVersion => reply.send(Ok(Response::Version(Version::default()))),
             // A reply that is dropped says that the monitor ends.
             command => {
                 let job = Job {

@@ -371,20 +371,9 @@ impl Queue {
     /// The driver broke the rules: tells it that the device needs a reset, and the log why. The worker
     /// takes nothing more from this queue.
     pub fn fail(&self, error: &Error) {
-        log::warn!("{}: the device needs a reset", chain_of(error));
+        log::warn!("{}: the device needs a reset", crate::error::chain(error));
         self.interrupt.needs_reset();
     }
-}
-
-/// An error with what caused it.
-pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text += &format!(": {source}");
-        next = source.source();
-    }
-    text
 }
 
 /// Bytes of an available ring.

@@ -22,6 +22,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use devices::error::chain;
 use vmm::{Controls, DeviceId, Exits, HotplugHandle, Keyboard, SerialPort};
 
 type Answer = Result<String, Box<dyn Error>>;
@@ -318,15 +319,4 @@ impl Driver {
             _ => Err(format!("'{kind}' is no kind of device").into()),
         }
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }

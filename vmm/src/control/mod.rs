@@ -17,7 +17,6 @@ mod running;
 mod start;
 mod whole;
 
-use std::error::Error;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +26,7 @@ use api::types::{
     Action, ActionType, HintingStart, InstanceInfo, Logger, MachineConfig, Metrics, Serial,
     SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, VmState,
 };
+use devices::error::chain;
 use devices::mmds::Mmds;
 
 use crate::builder::Console;
@@ -132,8 +132,11 @@ impl Control {
     pub fn execute(&mut self, command: Command) -> Result<Response, Fault> {
         command.check(self.state)?;
         let done = match command {
-            Command::GetInstance => return Ok(Response::Instance(self.instance())),
-            Command::GetVersion => return Ok(Response::Version(version())),
+            Command::GetInstance => {
+                let instance = InstanceInfo::new(&self.settings.id, self.state);
+                return Ok(Response::Instance(instance));
+            }
+            Command::GetVersion => return Ok(Response::Version(Version::default())),
             Command::GetConfig => return Ok(Response::Config(Box::new(self.resources.document()))),
             Command::GetMetrics => return Ok(Response::Text(self.face.metrics())),
             Command::GetMachineConfig => {
@@ -205,15 +208,6 @@ impl Control {
             Command::StopHinting => self.stop_hinting(),
         };
         done.map(|()| Response::Empty)
-    }
-
-    fn instance(&self) -> InstanceInfo {
-        InstanceInfo {
-            id: self.settings.id.clone(),
-            state: self.state,
-            vmm_version: api::types::FIRECRACKER_VERSION.into(),
-            app_name: api::types::APP_NAME.into(),
-        }
     }
 
     fn put_machine(&mut self, machine: MachineConfig) -> Result<(), Fault> {
@@ -303,22 +297,4 @@ fn create_snapshot(_: &SnapshotCreate) -> Result<(), Fault> {
     Err(Fault::bad(
         "Cannot create a snapshot: this version of mote has none",
     ))
-}
-
-fn version() -> Version {
-    Version {
-        firecracker_version: api::types::FIRECRACKER_VERSION.into(),
-        mote_version: env!("CARGO_PKG_VERSION").into(),
-    }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }

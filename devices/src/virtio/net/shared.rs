@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::error::chain;
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::chain_of;
 
 /// The shared part.
 pub(super) struct Shared {
@@ -44,7 +44,7 @@ impl Warning {
     /// Tells that `what` failed with card `id`, if that is the first time.
     pub(super) fn tell(&self, id: &str, what: &str, error: &(dyn Error + 'static)) {
         if !self.0.swap(true, Ordering::Relaxed) {
-            log::warn!("Network card {id}: {what}: {}", chain_of(error));
+            log::warn!("Network card {id}: {what}: {}", chain(error));
         }
     }
 }
