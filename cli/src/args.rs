@@ -1,9 +1,10 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::ctl;
 use crate::quantity::{parse_duration, parse_size};
@@ -16,6 +17,29 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses a command line. To define the flags of all subcommands is a noticeable part of a start, so
+    /// only those of the one that starts a guest are, unless the line has an error or asks for help.
+    pub(crate) fn parse_line(line: &[OsString]) -> Result<Self, clap::Error> {
+        let command = match line.get(1).and_then(|name| name.to_str()) {
+            Some("run") => parse_alone("mote run", line).map(Command::Run),
+            Some("vmm") => parse_alone("mote vmm", line).map(Command::Vmm),
+            _ => None,
+        };
+        match command {
+            Some(command) => Ok(Self { command }),
+            None => Self::try_parse_from(line),
+        }
+    }
+}
+
+/// What follows a subcommand's name, if it is right.
+fn parse_alone<A: Args>(name: &'static str, line: &[OsString]) -> Option<A> {
+    let command = A::augment_args(clap::Command::new(name));
+    let matches = command.try_get_matches_from(&line[1..]).ok()?;
+    A::from_arg_matches(&matches).ok()
 }
 
 /// Subcommands.
@@ -200,5 +224,45 @@ fn parse_id(text: &str) -> Result<String, String> {
         Ok(text.into())
     } else {
         Err("an id is 1 to 64 of A-Z a-z 0-9 -".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(words: &str) -> Vec<OsString> {
+        words.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_line_means_the_same_with_all_subcommands_defined() {
+        for words in [
+            "mote run --cpus 2 --memory 64m -vv --disk a --disk b -- echo --hello",
+            "mote vmm --api-sock /tmp/a.sock --id x",
+            "mote doctor --json",
+        ] {
+            let line = line(words);
+            let alone = Cli::parse_line(&line).unwrap();
+            let all = Cli::try_parse_from(&line).unwrap();
+            assert_eq!(format!("{alone:?}"), format!("{all:?}"), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_all_subcommands_defined() {
+        for words in [
+            "mote",
+            "mote runn",
+            "mote run --help",
+            "mote run --cpuz 2",
+            "mote run --id not_valid",
+            "mote vmm --level",
+        ] {
+            let line = line(words);
+            let alone = Cli::parse_line(&line).unwrap_err();
+            let all = Cli::try_parse_from(&line).unwrap_err();
+            assert_eq!(alone.to_string(), all.to_string(), "{words}");
+        }
     }
 }

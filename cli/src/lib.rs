@@ -46,11 +46,11 @@ pub fn main(
     started: Instant,
     meet: impl FnOnce(&mut Vm),
 ) -> Status {
-    let mut arguments = arguments.into_iter().peekable();
-    if arguments.peek().is_some_and(is_firecracker) {
-        return firecracker(arguments, started);
+    let line: Vec<OsString> = arguments.into_iter().collect();
+    if line.first().is_some_and(is_firecracker) {
+        return firecracker(&line, started);
     }
-    match Cli::try_parse_from(arguments) {
+    match Cli::parse_line(&line) {
         Ok(cli) => execute(cli, started, meet),
         Err(error) => report_usage(&error, Status::MoteError),
     }
@@ -63,8 +63,8 @@ fn is_firecracker(name: &OsString) -> bool {
         .is_some_and(|name| name == "firecracker")
 }
 
-fn firecracker(arguments: impl Iterator<Item = OsString>, started: Instant) -> Status {
-    match FirecrackerCli::try_parse_from(arguments) {
+fn firecracker(line: &[OsString], started: Instant) -> Status {
+    match FirecrackerCli::try_parse_from(line) {
         Ok(FirecrackerCli { version: true, .. }) => {
             // Clients take the second word of the first line.
             println!("Firecracker v{}\n", api::types::FIRECRACKER_VERSION);
