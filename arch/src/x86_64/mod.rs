@@ -10,3 +10,4 @@ pub mod mptable;
 pub mod msr;
 pub mod regs;
 pub mod symbols;
+pub mod vcpu_state;
