@@ -1,12 +1,14 @@
 //! How long `mote run` takes, from exec on, as another process sees it.
 //!
 //! ```text
-//! cargo bench -p tests --bench start_up -- [tiny|reboot]... [--rounds N] [--memory SIZE]
+//! cargo bench -p tests --bench start_up -- [tiny|api|reboot]... [--rounds N] [--memory SIZE]
 //!     [--option ARGUMENT]...
 //! ```
 //! - `tiny`: an ELF kernel of a few instructions. The first one writes to the boot timer's port, the
 //!   next ones reset the machine. "first" is when mote's line about the mark arrives here, "exit" when
 //!   its exit status does.
+//! - `api`: `mote vmm`. "connected" is when its socket takes a connection, "answered" when `GET /` has been
+//!   answered there, both from exec on.
 //! - `reboot`: the tuned Linux kernel and an initial RAM disk whose only program restarts the machine
 //!   at once, without a console.
 //!
@@ -15,8 +17,9 @@
 //! A process that does nothing is timed beside them: what exec and exit cost on this host.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,7 +44,7 @@ fn main() {
         }
     }
     if rows.is_empty() {
-        rows.push("tiny".to_owned());
+        rows.extend(["tiny".to_owned(), "api".to_owned()]);
         if monitor::can_boot_linux().is_ok() {
             rows.push("reboot".to_owned());
         }
@@ -64,6 +67,7 @@ fn main() {
                     command
                 });
             }
+            "api" => measure_api(&directory.as_path().join("api"), rounds),
             "reboot" => {
                 let initrd = directory.as_path().join("initrd");
                 fs::write(&initrd, guest::initrd_of_program(&executable::reboot())).unwrap();
@@ -121,6 +125,45 @@ fn measure(name: &str, rounds: usize, command: impl Fn() -> Command) {
         print(&format!("{name}, first"), firsts);
     }
     print(&format!("{name}, exit"), exits);
+}
+
+/// Starts monitors that wait for API calls, so many times.
+fn measure_api(socket: &Path, rounds: usize) {
+    let mut connected = Vec::new();
+    let mut answered = Vec::new();
+    for round in 0..rounds + 2 {
+        let start = Instant::now();
+        let mut child = Command::new(monitor::path())
+            .args(["vmm", "--api-sock"])
+            .arg(socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(_) => assert!(child.try_wait().unwrap().is_none(), "it ended"),
+            }
+        };
+        let connection = start.elapsed();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .unwrap();
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).unwrap();
+        let first = start.elapsed();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap();
+        if round >= 2 {
+            connected.push(connection);
+            answered.push(first);
+        }
+    }
+    print("mote vmm, connected", connected);
+    print("mote vmm, answered", answered);
 }
 
 fn print(name: &str, mut times: Vec<Duration>) {
