@@ -4,9 +4,8 @@
 //! guest), `bus` (from an address to a device, and the order of locks), `ioapic` (from a line to an
 //! MSI), then `legacy`: `boot_timer` is the smallest device and shows the shape, `serial` is the
 //! largest and `serial_worker` is its other half on the I/O thread; `console_io` is the host's end of
-//! any console. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand; `mmds`
-//! stands between a network card and its backend.
-//! any console, `console_beside` whoever else is at it. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand.
+//! any console, `console_beside` whoever else is at it. Then `virtio`, with `rate_limiter`, and `backend`, on which its devices stand; `mmds`
+//! stands between a network card and its backend. `state` is what a snapshot keeps of all of them.
 //!
 //! Knows nothing of KVM, the control API or the command line. Nothing here trusts the guest: a device takes any
 //! offset, any size and any value, answers in bounded time and holds a bounded amount of memory.
@@ -27,6 +26,7 @@ pub mod legacy;
 pub mod mmds;
 pub mod pci;
 pub mod rate_limiter;
+pub mod state;
 pub mod virtio;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

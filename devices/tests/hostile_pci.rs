@@ -17,8 +17,10 @@ use devices::legacy::pci_config::PciConfig;
 use devices::pci::hotplug::{EJECT, Hotplug};
 use devices::pci::msix::MsiVectors;
 use devices::pci::root::{ECAM_SIZE, Ecam, Root, Slot};
+use devices::state::BadState;
 use devices::virtio::queue::Queue;
 use devices::virtio::rng::Rng;
+use devices::virtio::state::DeviceState;
 use devices::virtio::transport::pci::{BAR_SIZE, Error, PciDevice, Window, vector_count};
 use devices::virtio::worker::EventLoop;
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
@@ -87,6 +89,18 @@ impl VirtioDevice for Counted {
     }
     fn deactivate(&mut self) -> Vec<Queue> {
         self.0.deactivate()
+    }
+
+    fn pause(&mut self) -> Vec<Queue> {
+        self.0.pause()
+    }
+
+    fn save(&self) -> DeviceState {
+        self.0.save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        self.0.restore(state)
     }
 }
 

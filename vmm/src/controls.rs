@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::backend::user_backend::UserNetControl;
 use devices::pci::root::Slot;
+use devices::state::BadState;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::block::BlockControl;
 use devices::virtio::console::ConsoleControl;
@@ -16,6 +17,7 @@ use devices::virtio::net::NetControl;
 use devices::virtio::pmem::PmemControl;
 use devices::virtio::queue::Queue;
 use devices::virtio::rng::RngControl;
+use devices::virtio::state::DeviceState;
 use devices::virtio::vsock::VsockControl;
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 
@@ -377,6 +379,18 @@ impl VirtioDevice for Registered {
 
     fn deactivate(&mut self) -> Vec<Queue> {
         self.device.deactivate()
+    }
+
+    fn pause(&mut self) -> Vec<Queue> {
+        self.device.pause()
+    }
+
+    fn save(&self) -> DeviceState {
+        self.device.save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        self.device.restore(state)
     }
 }
 

@@ -52,6 +52,15 @@ impl VirtioDevice for Idle {
     fn deactivate(&mut self) -> Vec<Queue> {
         Vec::new()
     }
+    fn save(&self) -> devices::virtio::state::DeviceState {
+        devices::virtio::state::DeviceState::Stateless
+    }
+    fn restore(
+        &mut self,
+        state: &devices::virtio::state::DeviceState,
+    ) -> Result<(), devices::state::BadState> {
+        devices::virtio::restore_nothing(state)
+    }
 }
 
 #[derive(Default)]

@@ -71,6 +71,12 @@ impl Interrupt {
         self.0.needs_reset.load(Ordering::Acquire)
     }
 
+    /// The device is as another one was.
+    pub(super) fn restore(&self, generation: u32, needs_reset: bool) {
+        self.0.generation.store(generation, Ordering::Release);
+        self.0.needs_reset.store(needs_reset, Ordering::Release);
+    }
+
     /// The device was reset.
     pub(super) fn clear(&self) {
         self.0.needs_reset.store(false, Ordering::Release);

@@ -13,7 +13,8 @@
 //!                 deactivate() → queues
 //! ```
 //! The transport drives it: DRIVER_OK activates; reset, a queue's reset and the end of the device
-//! deactivate. A device is idle when it is made, and may go through this any number of times.
+//! deactivate, and so does a pause (`pause`, then `activate` again). A device is idle when it is made, and may
+//! go through this any number of times. Its state is taken and given while it is idle.
 //!
 //! # Threads
 //! The idle half, the [`VirtioDevice`], sits behind its transport and is called on vCPU threads. The
@@ -32,6 +33,7 @@ pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
+pub mod state;
 pub mod transport;
 pub mod vsock;
 pub mod worker;
@@ -45,8 +47,10 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+use crate::state::BadState;
 use interrupt::Interrupt;
 use queue::Queue;
+use state::DeviceState;
 
 /// Device types (virtio 1.2 section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +144,28 @@ pub trait VirtioDevice: Send {
     /// Stops, after the requests that are in flight have ended, and gives the queues back. When idle
     /// there are none to give.
     fn deactivate(&mut self) -> Vec<Queue>;
+
+    /// Stops as [`VirtioDevice::deactivate`] does, for a while in which the driver stands still too and
+    /// nobody is to notice: what goes on with the world outside is kept for the activation that follows,
+    /// which says `resumed`.
+    fn pause(&mut self) -> Vec<Queue> {
+        self.deactivate()
+    }
+
+    /// What it has become by its driver's doing. Only called when idle.
+    fn save(&self) -> DeviceState;
+
+    /// Takes the state of another one of the same configuration. Only called on a new device, before its
+    /// first activation, which says `resumed`. If it fails, the device is not to be used.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState>;
+}
+
+/// [`VirtioDevice::restore`] of a device that has no state.
+pub fn restore_nothing(state: &DeviceState) -> Result<(), BadState> {
+    match state {
+        DeviceState::Stateless => Ok(()),
+        _ => Err(BadState::Kind),
+    }
 }
 
 /// Fills `data` with what there is of `config` from `offset` on, and zeroes: for

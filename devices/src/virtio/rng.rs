@@ -12,10 +12,12 @@ use vm_memory::GuestMemoryMmap;
 
 use super::chain::Chain;
 use super::queue::{self, Queue};
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
-use super::{ActivateError, Kind, Resources, VirtioDevice};
+use super::{ActivateError, Kind, Resources, VirtioDevice, restore_nothing};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
+use crate::state::BadState;
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Where randomness comes from.
@@ -135,6 +137,14 @@ impl VirtioDevice for Rng {
     fn deactivate(&mut self) -> Vec<Queue> {
         let worker = self.worker.take().and_then(Attached::detach);
         worker.map(|worker| worker.queue).into_iter().collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        restore_nothing(state)
     }
 }
 

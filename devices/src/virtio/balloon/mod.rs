@@ -24,16 +24,29 @@ use rustix::time::{
     timerfd_settime,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::interrupt::Interrupt;
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
 use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
 use crate::backend::guest_ram::PAGE_SIZE;
 use crate::lock;
+use crate::state::BadState;
 use hinting::Hinting;
 pub use hinting::{HintingError, HintingStatus};
 pub use stats::BalloonStats;
 use worker::{Queues, Worker};
+
+/// How far the balloon is inflated, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonState {
+    /// What it is to be.
+    pub target: u32,
+    /// What its driver says that it is.
+    pub actual: u32,
+}
 
 // Features (section 5.5.3), by their bit.
 const F_STATS_VQ: u32 = 1;
@@ -298,6 +311,22 @@ impl VirtioDevice for Balloon {
         *lock(&self.shared.interrupt) = None;
         let worker = self.worker.take().and_then(Attached::detach);
         worker.map(Worker::into_queues).unwrap_or_default()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon(BalloonState {
+            target: self.shared.target.load(Ordering::Acquire),
+            actual: self.shared.actual.load(Ordering::Acquire),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        let DeviceState::Balloon(BalloonState { target, actual }) = state else {
+            return Err(BadState::Kind);
+        };
+        self.shared.target.store(*target, Ordering::Release);
+        self.shared.actual.store(*actual, Ordering::Release);
+        Ok(())
     }
 }
 

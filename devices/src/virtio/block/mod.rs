@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use control::Shared;
@@ -25,11 +26,20 @@ use request::{
 use worker::Worker;
 
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
 use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
 use crate::backend::disk::{self, Cache, Disk, EngineKind, Format, Options, Overlay, SECTOR};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
+use crate::state::BadState;
+
+/// What a driver has set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// The cache is a write-back cache: the driver flushes.
+    pub writeback: bool,
+}
 
 /// Most queues of a device: more than one a vCPU is of no use, and all are served by one thread.
 pub const MAX_QUEUES: u16 = 8;
@@ -315,6 +325,20 @@ impl VirtioDevice for Block {
         let (disk, limiter, queues) = worker.stop();
         self.idle = Some(Idle { disk, limiter });
         queues
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(BlockState {
+            writeback: self.shared.writeback.load(Ordering::Acquire),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        let DeviceState::Block(BlockState { writeback }) = state else {
+            return Err(BadState::Kind);
+        };
+        self.shared.writeback.store(*writeback, Ordering::Release);
+        Ok(())
     }
 }
 

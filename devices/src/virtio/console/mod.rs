@@ -15,11 +15,13 @@ use thiserror::Error;
 
 use super::interrupt::Interrupt;
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
-use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
+use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes, restore_nothing};
 use crate::console_io::{Input, InputFilter, Output};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
+use crate::state::BadState;
 use worker::{Port, Worker};
 
 /// Of the receive and the transmit queue.
@@ -209,6 +211,14 @@ impl VirtioDevice for Console {
             let _ = self.attach();
         }
         queues
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        restore_nothing(state)
     }
 }
 

@@ -100,6 +100,30 @@ impl Blocks {
         self.counts.get(slot).is_some_and(|count| *count > 0)
     }
 
+    /// A bit a block, from the lowest of the first word on.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.plugged
+    }
+
+    /// Has these blocks plugged, of a region without any, and says how many they are. None, and nothing is
+    /// done, if there are as many words but one of them has a block that is not among the first `usable`.
+    pub(super) fn replace(&mut self, words: &[u64], usable: u64) -> Option<u64> {
+        let bits = |(index, word): (usize, &u64)| {
+            let word = *word;
+            (0..WORD)
+                .filter(move |bit| word & 1 << bit != 0)
+                .map(move |bit| index * WORD + bit)
+        };
+        let plugged: Vec<usize> = words.iter().enumerate().flat_map(bits).collect();
+        if plugged.last().is_some_and(|last| *last as u64 >= usable) {
+            return None;
+        }
+        for &block in &plugged {
+            self.set(block..block + 1, true);
+        }
+        Some(plugged.len() as u64)
+    }
+
     /// Makes all of a slot unplugged.
     pub(super) fn clear_slot(&mut self, slot: usize) {
         let first = slot * self.per_slot;

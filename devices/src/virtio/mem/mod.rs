@@ -19,6 +19,7 @@
 mod blocks;
 mod control;
 mod request;
+mod state;
 mod worker;
 
 use std::sync::Arc;
@@ -27,12 +28,15 @@ use thiserror::Error;
 
 use control::Shared;
 pub use control::{MemControl, MemCounters, MemOperation, MemStatus, MemorySlots, RequestError};
+pub use state::MemState;
 use worker::Worker;
 
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
 use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
 use crate::lock;
+use crate::state::BadState;
 
 /// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE (section 5.15.3): the driver does not touch what is unplugged. One
 /// that does not promise that may read there, as Linux before 5.16, and is not served.
@@ -241,6 +245,17 @@ impl VirtioDevice for Mem {
         *lock(&self.shared.interrupt) = None;
         let worker = self.worker.take().and_then(Attached::detach);
         worker.map(Worker::into_queue).into_iter().collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Mem(self.shared.save())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        match state {
+            DeviceState::Mem(state) => self.shared.restore(state),
+            _ => Err(BadState::Kind),
+        }
     }
 }
 

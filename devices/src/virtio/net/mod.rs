@@ -23,14 +23,17 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
 use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
 use crate::rate_limiter::RateLimit;
+use crate::state::BadState;
 use backend::{Offloads, Pair, Support};
 pub use mac::{Mac, MacError};
 use shared::Shared;
 pub use shared::{Counters, DirectionCounters};
-use worker::{Chosen, Worker};
+pub use worker::NetState;
+use worker::Worker;
 
 /// Feature bits (section 5.1.3).
 pub mod feature {
@@ -148,7 +151,7 @@ pub struct Net {
     /// While it is idle: otherwise the worker has them.
     pairs: Vec<Pair>,
     /// What the driver had set when the last worker stopped.
-    chosen: Chosen,
+    chosen: NetState,
     worker: Option<Attached<Worker>>,
 }
 
@@ -209,7 +212,7 @@ impl Net {
             event_loop,
             shared,
             pairs,
-            chosen: Chosen::default(),
+            chosen: NetState::default(),
             worker: None,
         };
         Ok((device, control))
@@ -362,6 +365,19 @@ impl VirtioDevice for Net {
         self.pairs = pairs;
         self.chosen = chosen;
         queues
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(self.chosen)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        let DeviceState::Net(chosen) = state else {
+            return Err(BadState::Kind);
+        };
+        // It is given to the worker as the driver's commands are, which are checked.
+        self.chosen = *chosen;
+        Ok(())
     }
 }
 

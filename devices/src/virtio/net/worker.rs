@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use super::backend::{HEADER_LEN, KernelError, LINK_HEADER, MAX_FRAME, Offloads, Pair};
@@ -39,10 +40,12 @@ const RX_KICK: u32 = 1;
 const TX_KICK: u32 = 2;
 
 /// What a driver has set by commands: nothing at first.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Chosen {
-    pairs: Option<u16>,
-    offloads: Option<u64>,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// Pairs of queues that it uses.
+    pub pairs: Option<u16>,
+    /// Offloads that it takes, as bits of features.
+    pub offloads: Option<u64>,
 }
 
 /// The running half.
@@ -58,7 +61,7 @@ pub(super) struct Worker {
     control: Option<Queue>,
     /// What is left to the driver now.
     offloads: Offloads,
-    chosen: Chosen,
+    chosen: NetState,
     /// The driver broke the rules.
     broken: bool,
 }
@@ -128,7 +131,7 @@ impl Worker {
             shared,
             control,
             offloads,
-            chosen: Chosen::default(),
+            chosen: NetState::default(),
             broken: false,
         };
         match worker.update_kernel() {
@@ -138,8 +141,8 @@ impl Worker {
     }
 
     /// Goes on with what the driver had set. On no event loop yet.
-    pub(super) fn resume(&mut self, chosen: Chosen) {
-        let Chosen { pairs, offloads } = chosen;
+    pub(super) fn resume(&mut self, chosen: NetState) {
+        let NetState { pairs, offloads } = chosen;
         let commands = [
             pairs.map(Command::SetPairs),
             offloads.map(Command::SetOffloads),
@@ -151,7 +154,7 @@ impl Worker {
     }
 
     /// Ends, and gives back what it was made of, and what the driver has set.
-    pub(super) fn stop(mut self) -> (Vec<Pair>, Vec<Queue>, Chosen) {
+    pub(super) fn stop(mut self) -> (Vec<Pair>, Vec<Queue>, NetState) {
         let mut queues: Vec<Queue> = self.control.take().into_iter().collect();
         let mut pairs = Vec::with_capacity(self.pairs.len());
         let warnings = &self.shared.warnings;

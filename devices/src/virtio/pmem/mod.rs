@@ -34,11 +34,13 @@ pub use control::{PmemControl, PmemCounters};
 use worker::Worker;
 
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
-use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
+use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes, restore_nothing};
 use crate::backend::disk;
 use crate::backend::disk::mapped::MappedFile;
 use crate::rate_limiter::{RateLimit, RateLimiter};
+use crate::state::BadState;
 
 /// A driver has one request in flight for each of its file systems' flushes.
 const QUEUE_SIZES: [u16; 1] = [256];
@@ -154,6 +156,14 @@ impl VirtioDevice for Pmem {
     fn deactivate(&mut self) -> Vec<Queue> {
         let worker = self.worker.take().and_then(Attached::detach);
         worker.map(Worker::stop).into_iter().collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        restore_nothing(state)
     }
 }
 

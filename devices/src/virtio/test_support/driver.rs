@@ -45,7 +45,14 @@ pub(crate) struct Driver {
 impl Driver {
     /// A device after reset, with a driver that has done nothing yet.
     pub(crate) fn new(device: impl VirtioDevice + 'static) -> Self {
-        let memory = memory();
+        Self::in_memory(device, memory())
+    }
+
+    /// The same, in memory that another one has used.
+    pub(crate) fn in_memory(
+        device: impl VirtioDevice + 'static,
+        memory: Arc<GuestMemoryMmap>,
+    ) -> Self {
         let interrupts = Interrupts::new();
         let deliver = Box::new(interrupts.clone());
         let core = Core::new(Box::new(device), Arc::clone(&memory), deliver).unwrap();

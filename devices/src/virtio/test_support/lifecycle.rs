@@ -1,7 +1,11 @@
 //! What every device goes through, whatever it does: [`lifecycle_suite!`] makes the tests.
 
+use std::sync::Arc;
+
 use super::{Desc, Driver, GuestQueue, HOLE, MEMORY_SIZE};
 use crate::virtio::VirtioDevice;
+use crate::virtio::block::BlockState;
+use crate::virtio::state::{CoreState, DeviceState};
 use crate::virtio::transport::core::{Half, Ring, feature, status};
 
 /// Makes a module of tests for the device that `$make` makes: an expression that gives a new one each
@@ -43,6 +47,18 @@ macro_rules! lifecycle_suite {
             #[test]
             fn has_queues_reset_one_by_one() {
                 suite::has_queues_reset_one_by_one($make);
+            }
+            #[test]
+            fn is_paused_with_requests_in_flight() {
+                suite::is_paused_with_requests_in_flight($make);
+            }
+            #[test]
+            fn goes_on_as_another_one() {
+                suite::goes_on_as_another_one(|| $make);
+            }
+            #[test]
+            fn survives_hostile_states() {
+                suite::survives_hostile_states(|| $make);
             }
             #[test]
             fn survives_hostile_rings() {
@@ -116,6 +132,122 @@ pub(crate) mod suite {
         }
         driver.start(u64::MAX);
         assert!(!driver.is_broken());
+    }
+
+    /// What a device that stands still has done so far: nothing more happens in its rings.
+    fn stands_still(driver: &mut Driver) -> CoreState {
+        let state = driver.core.save();
+        for queue in &mut driver.queues {
+            queue.take_used();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        for queue in &mut driver.queues {
+            assert_eq!(queue.take_used(), []);
+        }
+        assert_eq!(driver.core.save(), state);
+        state
+    }
+
+    pub(crate) fn is_paused_with_requests_in_flight(device: impl VirtioDevice + 'static) {
+        let mut driver = Driver::new(device);
+        // Before there is a driver there is nothing to pause.
+        driver.core.pause();
+        driver.core.resume();
+        driver.start(u64::MAX);
+        flood(&mut driver);
+        for _ in 0..3 {
+            driver.core.pause();
+            driver.core.pause();
+            let state = stands_still(&mut driver);
+            assert!(state.active);
+            driver.core.resume();
+            driver.core.resume();
+        }
+        // A driver may reset a device that is paused, if it comes to that.
+        driver.core.pause();
+        driver.reset();
+        driver.core.resume();
+        assert!(!driver.core.save().active);
+        driver.start(u64::MAX);
+        assert!(!driver.is_broken());
+    }
+
+    pub(crate) fn goes_on_as_another_one<D: VirtioDevice + 'static>(make: impl Fn() -> D) {
+        let mut driver = Driver::started(make());
+        flood(&mut driver);
+        driver.core.pause();
+        let state = stands_still(&mut driver);
+        for _ in 0..3 {
+            let memory = Arc::clone(&driver.memory);
+            let mut other = Driver::in_memory(make(), memory);
+            other.core.restore(&state).unwrap();
+            assert_eq!(other.core.save(), state);
+            other.core.interrupt_again();
+            other.core.resume();
+            assert_eq!(other.is_broken(), state.needs_reset);
+            other.core.pause();
+        }
+        // One that nobody drives yet.
+        driver.reset();
+        let state = driver.core.save();
+        let mut other = Driver::new(make());
+        other.core.restore(&state).unwrap();
+        other.core.resume();
+        other.start(u64::MAX);
+        assert!(!other.is_broken());
+    }
+
+    pub(crate) fn survives_hostile_states<D: VirtioDevice + 'static>(make: impl Fn() -> D) {
+        let mut driver = Driver::started(make());
+        driver.core.pause();
+        let good = driver.core.save();
+        let restore = |state: &CoreState| {
+            let mut other = Driver::in_memory(make(), Arc::clone(&driver.memory));
+            let restored = other.core.restore(state);
+            if restored.is_ok() {
+                other.core.interrupt_again();
+                other.core.resume();
+                for index in 0..other.core.queue_count() {
+                    other.kick(index);
+                }
+                other.core.pause();
+                other.core.resume();
+            }
+            (restored.is_ok(), other.is_broken())
+        };
+        let changed = |change: &dyn Fn(&mut CoreState)| {
+            let mut state = good.clone();
+            change(&mut state);
+            restore(&state)
+        };
+        let (refused, taken, broken) = ((false, false), (true, false), (true, true));
+        assert_eq!(restore(&good), taken);
+        assert_eq!(changed(&|state| state.queues.clear()), refused);
+        assert_eq!(
+            changed(&|state| state.queues.push(state.queues[0])),
+            refused
+        );
+        assert_eq!(changed(&|state| state.accepted = u64::MAX), refused);
+        assert_eq!(changed(&|state| state.status = 0), refused);
+        assert_eq!(changed(&|state| state.queues[0].size = 3), broken);
+        assert_eq!(changed(&|state| state.queues[0].size = u16::MAX), broken);
+        assert_eq!(changed(&|state| state.queues[0].desc = HOLE.0), broken);
+        assert_eq!(
+            changed(&|state| state.queues[0].used = u64::MAX - 1),
+            broken
+        );
+        // A position is not wrong in itself: what is in the ring there may be.
+        changed(&|state| state.queues[0].next_avail ^= 0x8000);
+        changed(&|state| state.queues[0].next_used ^= 0x5555);
+        let other_kinds = [
+            DeviceState::Stateless,
+            DeviceState::Block(BlockState { writeback: true }),
+        ];
+        for kind in other_kinds {
+            let same = std::mem::discriminant(&kind) == std::mem::discriminant(&good.device);
+            let (restored, _) = changed(&|state| state.device = kind.clone());
+            assert_eq!(restored, same);
+        }
     }
 
     pub(crate) fn wants_features_it_offers(device: impl VirtioDevice + 'static) {

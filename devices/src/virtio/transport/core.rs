@@ -10,8 +10,10 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::state::BadState;
 use crate::virtio::interrupt::{Deliver, Interrupt};
 use crate::virtio::queue::{Queue, QueueConfig};
+use crate::virtio::state::{CoreState, QueueState};
 use crate::virtio::{Resources, VirtioDevice};
 
 /// Status bits (section 2.1).
@@ -102,7 +104,12 @@ pub struct Core {
     accepted: u64,
     queues: Vec<QueueConfig>,
     active: bool,
+    /// How far the queues had come when the device was paused. None: it is not.
+    paused: Option<Positions>,
 }
+
+/// The next entries of a queue's available and used ring, by its index.
+type Positions = Vec<(u16, (u16, u16))>;
 
 impl Core {
     /// A device after reset.
@@ -127,6 +134,7 @@ impl Core {
             accepted: 0,
             queues: Vec::new(),
             active: false,
+            paused: None,
         };
         core.reset_queues();
         Ok(core)
@@ -309,8 +317,8 @@ impl Core {
 
     /// Activates the device. Where it was active before, its queues go on from where they stopped, and
     /// new ones at their start.
-    fn activate_from(&mut self, stopped: Option<&[(u16, (u16, u16))]>) {
-        let positions = stopped.unwrap_or_default();
+    fn activate_from(&mut self, stopped: Option<&Positions>) {
+        let positions = stopped.map_or(&[][..], |positions| positions);
         let event_idx = self.has_feature(feature::EVENT_IDX);
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, config) in (0..).zip(&self.queues) {
@@ -366,16 +374,117 @@ impl Core {
     }
 
     /// Stops the device, and says how far its queues have come.
-    fn deactivate(&mut self) -> Vec<(u16, (u16, u16))> {
+    fn deactivate(&mut self) -> Positions {
+        if self.paused.take().is_some() {
+            // What it keeps for going on is not needed.
+            self.device.deactivate();
+        }
         if !self.active {
             return Vec::new();
         }
         self.active = false;
-        let queues = self.device.deactivate();
-        queues
-            .iter()
-            .map(|queue| (queue.index(), queue.position()))
-            .collect()
+        positions(&self.device.deactivate())
+    }
+
+    /// Has the device stand still, with all that it was doing ended or kept, until [`Core::resume`]. The
+    /// driver stands still too.
+    pub fn pause(&mut self) {
+        if !self.active || self.paused.is_some() {
+            return;
+        }
+        let queues = self.device.pause();
+        self.active = false;
+        self.paused = Some(positions(&queues));
+    }
+
+    /// Lets a paused device go on.
+    pub fn resume(&mut self) {
+        if let Some(positions) = self.paused.take() {
+            self.activate_from(Some(&positions));
+        }
+    }
+
+    /// What the driver has made of the device, which is paused or was never active.
+    pub fn save(&self) -> CoreState {
+        let position = |index| {
+            let mut positions = self.paused.iter().flatten();
+            let found = positions.find(|(other, _)| usize::from(*other) == index);
+            found.map_or((0, 0), |(_, position)| *position)
+        };
+        let queue = |(index, queue): (usize, &QueueConfig)| {
+            let (next_avail, next_used) = position(index);
+            let &QueueConfig {
+                size,
+                desc,
+                avail,
+                used,
+                ready,
+            } = queue;
+            QueueState {
+                size,
+                desc,
+                avail,
+                used,
+                ready,
+                next_avail,
+                next_used,
+            }
+        };
+        CoreState {
+            status: self.status,
+            accepted: self.accepted,
+            generation: self.interrupt.generation(),
+            needs_reset: self.interrupt.is_reset_needed(),
+            active: self.paused.is_some(),
+            queues: self.queues.iter().enumerate().map(queue).collect(),
+            device: self.device.save(),
+        }
+    }
+
+    /// Makes of a new device what `state` says. It is paused then, if its driver drives it.
+    pub fn restore(&mut self, state: &CoreState) -> Result<(), BadState> {
+        BadState::check_count("queues", state.queues.len(), self.queues.len())?;
+        if state.accepted & !self.offered != 0 && state.status & status::FEATURES_OK != 0 {
+            return Err(BadState::Value {
+                what: "the features that the driver has accepted",
+                value: state.accepted,
+            });
+        }
+        let ready = status::DRIVER_OK | status::FEATURES_OK;
+        if state.active && state.status & ready != ready {
+            return Err(BadState::Value {
+                what: "the status of a device that is driven",
+                value: state.status.into(),
+            });
+        }
+        self.device.restore(&state.device)?;
+        self.status = state.status & !status::DEVICE_NEEDS_RESET;
+        self.accepted = state.accepted;
+        self.interrupt.restore(state.generation, state.needs_reset);
+        let mut positions = Vec::new();
+        for ((index, queue), state) in (0..).zip(&mut self.queues).zip(&state.queues) {
+            // Sizes and addresses are checked when the queue is made, as they are when a driver sets them.
+            *queue = QueueConfig {
+                size: state.size,
+                desc: state.desc,
+                avail: state.avail,
+                used: state.used,
+                ready: state.ready,
+            };
+            positions.push((index, (state.next_avail, state.next_used)));
+        }
+        self.paused = state.active.then_some(positions);
+        Ok(())
+    }
+
+    /// Tells the driver again of whatever it may have been told: one interrupt too many is nothing, and one
+    /// that was on its way when the state was taken is lost.
+    pub fn interrupt_again(&self) {
+        for (index, queue) in (0..).zip(&self.queues) {
+            if queue.ready {
+                self.interrupt.used(index);
+            }
+        }
     }
 
     /// Reads the device's configuration space.
@@ -400,6 +509,11 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.deactivate();
     }
+}
+
+fn positions(queues: &[Queue]) -> Positions {
+    let position = |queue: &Queue| (queue.index(), queue.position());
+    queues.iter().map(position).collect()
 }
 
 /// A queue after reset.

@@ -9,8 +9,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::core::{Core, Half, Ring};
 use crate::bus::{BusDevice, put_register};
+use crate::state::BadState;
 use crate::virtio::VirtioDevice;
 use crate::virtio::interrupt::Deliver;
+use crate::virtio::state::MmioState;
 
 /// Bytes of a device's registers and configuration space.
 pub const SIZE: u64 = 0x1000;
@@ -84,6 +86,40 @@ impl MmioDevice {
     /// The eventfds that stand for the values a driver writes to [`QUEUE_NOTIFY`], from 0 on.
     pub fn kick_fds(&self) -> impl Iterator<Item = &Arc<EventFd>> {
         (0..self.core.queue_count()).filter_map(|index| self.core.kick_fd(index))
+    }
+
+    /// See [`Core::pause`].
+    pub fn pause(&mut self) {
+        self.core.pause();
+    }
+
+    /// See [`Core::resume`].
+    pub fn resume(&mut self) {
+        self.core.resume();
+    }
+
+    /// See [`Core::save`].
+    pub fn save(&self) -> MmioState {
+        MmioState {
+            core: self.core.save(),
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            queue_select: self.queue_select,
+            interrupt_status: self.interrupts.pending.load(Ordering::Acquire),
+        }
+    }
+
+    /// See [`Core::restore`]. What the driver may have been told it is told again.
+    pub fn restore(&mut self, state: &MmioState) -> Result<(), BadState> {
+        self.core.restore(&state.core)?;
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.queue_select = state.queue_select;
+        let known = INTERRUPT_USED | INTERRUPT_CONFIG;
+        let pending = &self.interrupts.pending;
+        pending.store(state.interrupt_status & known, Ordering::Release);
+        self.core.interrupt_again();
+        Ok(())
     }
 
     fn queue_index(&self) -> usize {

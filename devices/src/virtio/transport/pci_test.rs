@@ -537,6 +537,15 @@ impl VirtioDevice for Queues {
     fn deactivate(&mut self) -> Vec<crate::virtio::queue::Queue> {
         Vec::new()
     }
+    fn save(&self) -> crate::virtio::state::DeviceState {
+        crate::virtio::state::DeviceState::Stateless
+    }
+    fn restore(
+        &mut self,
+        state: &crate::virtio::state::DeviceState,
+    ) -> Result<(), crate::state::BadState> {
+        crate::virtio::restore_nothing(state)
+    }
 }
 
 #[test]

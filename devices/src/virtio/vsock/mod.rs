@@ -42,10 +42,12 @@ use self::counters::Counts;
 pub use self::counters::{VsockControl, VsockCounters};
 use self::muxer::Muxer;
 use self::unix::Listening;
-use self::worker::{Queues, Worker};
+use self::worker::{Paused, Queues, Worker};
 use super::queue::Queue;
+use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
-use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
+use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes, restore_nothing};
+use crate::state::BadState;
 
 /// Sizes of the receive, transmit and event queue. The driver fills the first with buffers: 1 MiB of
 /// its memory, if it is Linux.
@@ -114,6 +116,8 @@ pub struct Vsock {
     listening: Listening,
     counts: Arc<Counts>,
     worker: Option<Attached<Worker>>,
+    /// Its connections, while it is paused.
+    paused: Option<Box<Paused>>,
 }
 
 impl Vsock {
@@ -129,6 +133,7 @@ impl Vsock {
             listening: Listening::new(&path)?,
             counts: Arc::default(),
             worker: None,
+            paused: None,
         })
     }
 
@@ -161,25 +166,50 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, mut resources: Resources) -> Result<(), ActivateError> {
-        let counts = Arc::clone(&self.counts);
-        let (path, listener) = (self.listening.path(), self.listening.listener());
-        let muxer = Muxer::new(self.cid, path, listener, counts)
-            .map_err(|error| ActivateError(Box::new(error)))?;
+        let paused = self.paused.take().filter(|_| resources.resumed);
         let queues = Queues {
             rx: resources.take_queue(RX_QUEUE),
             tx: resources.take_queue(TX_QUEUE),
             event: resources.take_queue(EVENT_QUEUE),
         };
-        let worker = Attached::new(&self.event_loop, Worker::new(queues, muxer))
+        let worker = match paused {
+            Some(paused) => Worker::resumed(queues, *paused),
+            None => {
+                let counts = Arc::clone(&self.counts);
+                let (path, listener) = (self.listening.path(), self.listening.listener());
+                let muxer = Muxer::new(self.cid, path, listener, counts)
+                    .map_err(|error| ActivateError(Box::new(error)))?;
+                Worker::new(queues, muxer)
+            }
+        };
+        let worker = Attached::new(&self.event_loop, worker)
             .map_err(|error| ActivateError(Box::new(error)))?;
         self.worker = Some(worker);
         Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<Queue> {
+        self.paused = None;
         let worker = self.worker.take().and_then(Attached::detach);
         // The connections end here, and with them their sockets.
         worker.map_or_else(Vec::new, |worker| worker.queues.into_vec())
+    }
+
+    fn pause(&mut self) -> Vec<Queue> {
+        let Some(worker) = self.worker.take().and_then(Attached::detach) else {
+            return Vec::new();
+        };
+        let (queues, paused) = worker.pause();
+        self.paused = Some(Box::new(paused));
+        queues
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
+        restore_nothing(state)
     }
 }
 

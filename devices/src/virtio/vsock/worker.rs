@@ -68,7 +68,39 @@ pub(super) struct Worker {
     tx_waits: bool,
 }
 
+/// A worker without its queues, between a pause and the activation after it.
+pub(super) struct Paused {
+    muxer: Option<Muxer>,
+    announces_reset: bool,
+    tx_waits: bool,
+}
+
 impl Worker {
+    /// A worker that goes on where another one was paused.
+    pub(super) fn resumed(queues: Queues, paused: Paused) -> Self {
+        let Paused {
+            muxer,
+            announces_reset,
+            tx_waits,
+        } = paused;
+        Self {
+            queues,
+            muxer,
+            announces_reset,
+            tx_waits,
+        }
+    }
+
+    /// Stops, and keeps the connections.
+    pub(super) fn pause(self) -> (Vec<Queue>, Paused) {
+        let paused = Paused {
+            muxer: self.muxer,
+            announces_reset: self.announces_reset,
+            tx_waits: self.tx_waits,
+        };
+        (self.queues.into_vec(), paused)
+    }
+
     /// A worker. If the queues are older than the muxer, their driver is told that its connections are
     /// lost.
     pub(super) fn new(queues: Queues, muxer: Muxer) -> Self {
