@@ -11,9 +11,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{BusDevice, put_register};
 use crate::interrupt::{InterruptLine, MsiMessage, MsiSink};
 use crate::lock;
+use crate::state::BadState;
 
 /// The most inputs that one can have here: a PC's has 24, a guest takes what the version register says.
 pub const MAX_PINS: u32 = 64;
@@ -130,6 +133,16 @@ impl Redirection {
     }
 }
 
+/// What the guest has made of it, and which inputs are asserted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApicState {
+    id: u32,
+    selected: u8,
+    redirections: Vec<u64>,
+    lines: u64,
+    edges: u64,
+}
+
 /// The controller.
 pub struct IoApic {
     // Runtime glue.
@@ -175,6 +188,34 @@ impl IoApic {
     /// has programmed, and the sink is told of its message while it is not masked.
     pub fn assert_by_eventfd(&mut self, pin: u32) {
         self.by_eventfd |= 1 << pin;
+    }
+
+    /// See [`crate::state`].
+    pub fn save(&self) -> IoApicState {
+        IoApicState {
+            id: self.id,
+            selected: self.selected,
+            redirections: self.redirections.iter().map(|entry| entry.0).collect(),
+            lines: self.lines,
+            edges: self.edges,
+        }
+    }
+
+    /// See [`crate::state`]. Devices whose lines these are agree with their levels.
+    pub fn restore(&mut self, state: &IoApicState) -> Result<(), BadState> {
+        let pins = self.redirections.len();
+        BadState::check_count("inputs", state.redirections.len(), pins)?;
+        self.id = state.id & ID_WRITABLE;
+        self.selected = state.selected;
+        let exist = u64::MAX >> (u64::BITS - self.pins());
+        self.lines = state.lines & exist;
+        self.edges = state.edges & exist;
+        for (pin, entry) in state.redirections.iter().enumerate() {
+            self.redirections[pin] = Redirection(entry & (RTE_WRITABLE | RTE_REMOTE_IRR));
+            self.update_route(pin);
+        }
+        (0..pins).for_each(|pin| self.service(pin));
+        Ok(())
     }
 
     /// A local APIC has ended an interrupt with this vector, which may be a level-triggered input's.

@@ -295,3 +295,57 @@ fn a_level_that_an_eventfd_asserts_is_an_edge() {
     ioapic.eoi(0x40);
     ioapic.expect(&[]);
 }
+
+#[test]
+fn another_controller_goes_on_where_this_one_stopped() {
+    let first = Fixture::new(4);
+    first.program(LEVEL);
+    first.line.set(true);
+    assert!(first.remote_irr());
+    let state = lock(&first.ioapic).save();
+    let second = Fixture::new(4);
+    lock(&second.ioapic).restore(&state).unwrap();
+    assert_eq!(lock(&second.ioapic).save(), state);
+    // Its end of interrupt is reported, and while the line is up it is sent again.
+    let calls = second.sink.take();
+    assert!(
+        calls.contains(&Call::Route(4, Some(LEVEL_MESSAGE))),
+        "{calls:?}"
+    );
+    assert!(!calls.contains(&Call::Signal(LEVEL_MESSAGE)), "{calls:?}");
+    lock(&second.ioapic).eoi(0x40);
+    assert!(second.sink.take().contains(&Call::Signal(LEVEL_MESSAGE)));
+}
+
+#[test]
+fn an_edge_that_was_not_sent_is_sent() {
+    let first = Fixture::new(4);
+    first.line.set(true);
+    let mut state = lock(&first.ioapic).save();
+    state.redirections[4] = EDGE;
+    let second = Fixture::new(4);
+    lock(&second.ioapic).restore(&state).unwrap();
+    assert!(second.sink.take().contains(&Call::Signal(EDGE_MESSAGE)));
+}
+
+#[test]
+fn states_of_other_controllers_are_refused_or_cut_to_size() {
+    let mut state = lock(&Fixture::new(0).ioapic).save();
+    state.lines = u64::MAX;
+    state.edges = u64::MAX;
+    state.id = u32::MAX;
+    state.redirections.fill(u64::MAX);
+    let other = Fixture::new(0);
+    lock(&other.ioapic).restore(&state).unwrap();
+    let taken = lock(&other.ioapic).save();
+    assert_eq!(taken.lines, (1 << PINS) - 1);
+    assert_eq!(taken.id, ID_WRITABLE);
+    assert!(
+        taken
+            .redirections
+            .iter()
+            .all(|entry| entry & !(RTE_WRITABLE | RTE_REMOTE_IRR) == 0)
+    );
+    state.redirections.pop();
+    assert!(lock(&other.ioapic).restore(&state).is_err());
+}

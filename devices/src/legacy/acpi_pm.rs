@@ -37,6 +37,16 @@ impl AcpiPm {
         }
     }
 
+    /// See [`crate::state`]: the sleep type.
+    pub fn save(&self) -> u8 {
+        self.sleep_type
+    }
+
+    /// See [`crate::state`].
+    pub fn restore(&mut self, sleep_type: u8) {
+        self.sleep_type = sleep_type & SLEEP_TYPE;
+    }
+
     fn write_byte(&mut self, offset: u64, value: u8) {
         match offset {
             SLEEP_CONTROL => {

@@ -38,6 +38,16 @@ impl Ged {
         self.raise(PCI_HOTPLUG);
     }
 
+    /// See [`crate::state`]: events that the guest has not read.
+    pub fn save(&self) -> u32 {
+        self.pending
+    }
+
+    /// See [`crate::state`].
+    pub fn restore(&mut self, pending: u32) {
+        self.pending = pending;
+    }
+
     fn raise(&mut self, event: u32) {
         self.pending |= event;
         self.line.set(true);

@@ -7,6 +7,8 @@
 //! Every command that a driver uses to look for a controller or a mouse is answered at once: Linux
 //! waits half a second for each that is not.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use super::keyboard::{ANSWER_MAX, CTRL_ALT_DEL, CTRL_ALT_DEL_RELEASED, Keyboard,
 use crate::bus::{BusDevice, byte_offsets};
 use crate::event::{EventSink, GuestEvent};
 use crate::interrupt::InterruptLine;
+pub use state::I8042State;
 
 /// Bytes that wait for the guest at most.
 const OUTPUT_SIZE: usize = 16;

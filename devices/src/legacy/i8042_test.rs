@@ -253,3 +253,23 @@ fn a_hostile_driver_gets_no_further() {
         assert_eq!(fixture.line.is_asserted(), wanted);
     }
 }
+
+#[test]
+fn another_controller_goes_on_where_this_one_stopped() {
+    let mut first = Fixture::new();
+    first.i8042.send_ctrl_alt_del().unwrap();
+    first.send(0xed);
+    let state = first.i8042.save();
+    let mut second = Fixture::new();
+    second.i8042.restore(&state).unwrap();
+    assert_eq!(second.i8042.save(), state);
+    assert_eq!(first.drain(), second.drain());
+    let mut bad = serde_json::to_value(&state).unwrap();
+    bad["output"] = serde_json::json!(vec![0; OUTPUT_SIZE + 1]);
+    let bad: I8042State = serde_json::from_value(bad).unwrap();
+    assert!(Fixture::new().i8042.restore(&bad).is_err());
+    let mut bad = serde_json::to_value(&state).unwrap();
+    bad["keyboard"]["last"] = serde_json::json!(vec![0; ANSWER_MAX + 1]);
+    let bad: I8042State = serde_json::from_value(bad).unwrap();
+    assert!(Fixture::new().i8042.restore(&bad).is_err());
+}

@@ -5,6 +5,10 @@
 //! one and does not wait for it. It sends scan code set 2, whatever set it is told to use: the keys
 //! there are have to be understood before a driver has been there as well.
 
+use serde::{Deserialize, Serialize};
+
+use crate::state::BadState;
+
 const ACKNOWLEDGE: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
 const ECHO: u8 = 0xee;
@@ -63,6 +67,13 @@ impl Answer {
     }
 }
 
+/// What its driver has sent and got last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeyboardState {
+    command: Option<u8>,
+    last: Vec<u8>,
+}
+
 /// The keyboard.
 #[derive(Debug)]
 pub(super) struct Keyboard {
@@ -82,6 +93,26 @@ impl Default for Keyboard {
 }
 
 impl Keyboard {
+    pub(super) fn save(&self) -> KeyboardState {
+        KeyboardState {
+            command: self.command,
+            last: self.last.bytes().to_vec(),
+        }
+    }
+
+    pub(super) fn restore(&mut self, state: &KeyboardState) -> Result<(), BadState> {
+        if state.last.len() > ANSWER_MAX {
+            return Err(BadState::Count {
+                what: "bytes of the keyboard's last answer",
+                found: state.last.len(),
+                expected: ANSWER_MAX,
+            });
+        }
+        self.command = state.command;
+        self.last = Answer::of(&state.last);
+        Ok(())
+    }
+
     /// Takes a byte from the driver.
     pub(super) fn take(&mut self, byte: u8) -> Answer {
         let answer = match self.command.take() {

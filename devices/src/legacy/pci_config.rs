@@ -35,6 +35,16 @@ impl PciConfig {
         }
     }
 
+    /// See [`crate::state`]: the address register.
+    pub fn save(&self) -> u32 {
+        self.address
+    }
+
+    /// See [`crate::state`].
+    pub fn restore(&mut self, address: u32) {
+        self.address = address & ADDRESS_WRITABLE;
+    }
+
     /// The bus if the address leads there, and slot, function and offset that an access to the data
     /// port at `offset` means.
     fn target(&self, offset: u64) -> Option<(&Root, usize, usize, usize)> {

@@ -26,6 +26,17 @@ pub struct Pic {
 }
 
 impl Pic {
+    /// See [`crate::state`]: the mask, and how many bytes of an initialization are to come.
+    pub fn save(&self) -> (u8, u8) {
+        (self.mask, self.initialization_words)
+    }
+
+    /// See [`crate::state`].
+    pub fn restore(&mut self, (mask, initialization_words): (u8, u8)) {
+        self.mask = mask;
+        self.initialization_words = initialization_words;
+    }
+
     fn write_byte(&mut self, offset: u64, value: u8) {
         match offset {
             COMMAND if value & ICW1 != 0 => {

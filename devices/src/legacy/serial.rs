@@ -15,6 +15,8 @@
 //! The interrupt line is not gated by MCR.OUT2, as on other monitors' ports: there are guests that
 //! never set it.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{BusDevice, byte_offsets};
 use crate::interrupt::InterruptLine;
+pub use state::SerialState;
 
 /// Bytes of output from which on the transmitter is busy.
 pub const OUTPUT_HIGH_WATER: usize = 48 << 10;

@@ -362,3 +362,52 @@ fn a_wide_access_is_one_to_each_register() {
     port.serial.read(IER, &mut data);
     assert_eq!(data, [IER_RDI, 0xc1, 0x03, 0, 0x60, 0xb0, 0, 0, 0]);
 }
+
+#[test]
+fn another_port_goes_on_where_this_one_stopped() {
+    let mut port = Fixture::opened();
+    port.write(SCR, 0x5a);
+    assert_eq!(port.serial.receive(b"typed"), 5);
+    port.write(RBR_THR, b'x');
+    let state = port.serial.save();
+    let mut other = Fixture::new();
+    other.serial.restore(&state).unwrap();
+    assert_eq!(other.serial.save(), state);
+    assert_eq!(other.read(SCR), 0x5a);
+    let typed: Vec<u8> = (0..5).map(|_| other.read(RBR_THR)).collect();
+    assert_eq!(typed, b"typed");
+    // What was sent was sent by the first one.
+    assert_eq!(other.take_output(), b"");
+    assert_eq!(port.take_output(), b"x");
+}
+
+#[test]
+fn a_driver_that_waited_for_the_transmitter_is_told() {
+    let mut port = Fixture::opened();
+    port.write(IER, IER_THRI);
+    for _ in 0..OUTPUT_MAX {
+        port.write(RBR_THR, b'x');
+    }
+    assert_eq!(port.read(LSR) & LSR_THRE, 0);
+    let state = port.serial.save();
+    let mut other = Fixture::new();
+    other.serial.restore(&state).unwrap();
+    assert_eq!(other.read(IIR_FCR) & 0xf, IIR_TRANSMITTER_EMPTY);
+}
+
+#[test]
+fn states_that_no_port_has_are_refused() {
+    let mut port = Fixture::opened();
+    port.serial.receive(b"0123456789");
+    let good = serde_json::to_value(port.serial.save()).unwrap();
+    for (field, value) in [
+        ("received", serde_json::json!(vec![0; FIFO_SIZE + 1])),
+        ("returned", serde_json::json!(vec![0; FIFO_SIZE + 1])),
+        ("trigger", serde_json::json!(usize::MAX)),
+    ] {
+        let mut bad = good.clone();
+        bad[field] = value;
+        let bad: SerialState = serde_json::from_value(bad).unwrap();
+        assert!(Fixture::new().serial.restore(&bad).is_err(), "{field}");
+    }
+}

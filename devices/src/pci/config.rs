@@ -1,6 +1,10 @@
 //! Configuration space of a function (PCI Local Bus 3.0, chapter 6; header type 0): what it is, where
 //! its memory is, and what else it can do.
 
+use serde::{Deserialize, Serialize};
+
+use crate::state::BadState;
+
 /// Bytes of a PCI Express function's configuration space.
 pub const EXTENDED_SIZE: usize = 4096;
 /// Bytes of it that are a conventional PCI function's. All that a [`Space`] has is in there, and the
@@ -45,6 +49,10 @@ pub struct Identity {
     /// Who made the card that it is on, and what they call it.
     pub subsystem: (u16, u16),
 }
+
+/// What the guest has made of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceState(Vec<u8>);
 
 /// The first 256 bytes, and which bits of them the guest can change.
 pub struct Space {
@@ -144,6 +152,18 @@ impl Space {
         for (to, from) in to.zip(bytes) {
             *to = *from;
         }
+    }
+
+    /// See [`crate::state`].
+    pub fn save(&self) -> SpaceState {
+        SpaceState(self.bytes.to_vec())
+    }
+
+    /// See [`crate::state`]. Only what the guest can change is taken.
+    pub fn restore(&mut self, state: &SpaceState) -> Result<(), BadState> {
+        BadState::check_count("bytes of configuration space", state.0.len(), SIZE)?;
+        self.write(0, &state.0);
+        Ok(())
     }
 
     /// A register of 4 bytes; 0 beyond the end.

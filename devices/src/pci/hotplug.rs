@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::root::{Root, Slot};
 use crate::bus::BusDevice;
 
@@ -16,6 +18,13 @@ pub const INSERTED: u64 = 0;
 pub const LEAVING: u64 = 4;
 /// Written with the slots whose function is to be taken out: the guest has done with it. Reads as 0.
 pub const EJECT: u64 = 8;
+
+/// What the guest has not heard of yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotplugState {
+    inserted: u32,
+    leaving: u32,
+}
 
 /// The registers.
 pub struct Hotplug {
@@ -46,6 +55,20 @@ impl Hotplug {
     /// The function in `slot` is asked to go. The guest is to be interrupted then.
     pub fn ask_to_leave(&mut self, slot: Slot) {
         self.leaving |= slot.bit();
+    }
+
+    /// See [`crate::state`].
+    pub fn save(&self) -> HotplugState {
+        HotplugState {
+            inserted: self.inserted,
+            leaving: self.leaving,
+        }
+    }
+
+    /// See [`crate::state`].
+    pub fn restore(&mut self, state: &HotplugState) {
+        self.inserted = state.inserted;
+        self.leaving = state.leaving;
     }
 
     fn eject(&mut self, slots: u32) {

@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::MsiMessage;
+use crate::state::BadState;
 
 /// The most vectors of a function here; the specification allows 2048.
 pub const MAX_VECTORS: usize = 128;
@@ -54,6 +56,18 @@ struct Vector {
     /// Something was written to the eventfd and read back from it, to tell that it is pending.
     pending: bool,
     delivers: bool,
+}
+
+/// The table with the pending bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsixState(Vec<EntryState>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct EntryState {
+    address: u64,
+    data: u32,
+    masked: bool,
+    pending: bool,
 }
 
 /// The table, the pending bits, and the switches for all of it.
@@ -149,6 +163,35 @@ impl Msix {
         if delivers && std::mem::take(&mut vector.pending) {
             signal(&*self.vectors, index);
         }
+    }
+
+    /// See [`crate::state`]. What is pending is part of it.
+    pub fn save(&mut self) -> MsixState {
+        let count = self.count();
+        let entry = |index| {
+            let pending = self.is_pending(index);
+            let vector = &self.table[index];
+            EntryState {
+                address: vector.address,
+                data: vector.data,
+                masked: vector.masked,
+                pending,
+            }
+        };
+        MsixState((0..count).map(entry).collect())
+    }
+
+    /// See [`crate::state`]. The message control comes from the capability.
+    pub fn restore(&mut self, state: &MsixState) -> Result<(), BadState> {
+        BadState::check_count("vectors", state.0.len(), self.count())?;
+        for (vector, state) in self.table.iter_mut().zip(&state.0) {
+            vector.address = state.address & !3;
+            vector.data = state.data;
+            vector.masked = state.masked;
+            vector.pending = state.pending;
+        }
+        self.update_all();
+        Ok(())
     }
 
     /// Reads the table, `offset` bytes from its start: 4 or 8 bytes, aligned (section 6.8.2). All else

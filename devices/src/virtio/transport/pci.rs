@@ -4,6 +4,7 @@
 //! There is no interrupt pin: a driver that does not use MSI-X has to poll.
 
 mod signals;
+mod state;
 
 use std::io;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::signals::{Delivery, NO_VECTOR, Signals};
+pub use self::state::PciState;
 use super::core::{Core, Half, Ring};
 use crate::bus::BusDevice;
 use crate::pci::Function;
@@ -390,6 +392,11 @@ impl Plugged {
                 .to_le_bytes();
             self.write_memory(memory, &bytes[..len]);
         }
+        self.follow_space();
+    }
+
+    /// Configuration space has changed.
+    fn follow_space(&mut self) {
         let [_, _, low, high] = self.space.register(self.layout.msix).to_le_bytes();
         self.msix.set_control(u16::from_le_bytes([low, high]));
         self.signals.set_msix_enabled(self.msix.is_enabled());

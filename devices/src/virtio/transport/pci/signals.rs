@@ -13,7 +13,7 @@ use crate::virtio::interrupt::Deliver;
 pub(super) const NO_VECTOR: u16 = 0xffff;
 
 const ISR_QUEUE: u8 = 1 << 0;
-const ISR_CONFIG: u8 = 1 << 1;
+pub(super) const ISR_CONFIG: u8 = 1 << 1;
 
 /// What the driver wants, and has not heard of yet.
 pub(super) struct Signals {
@@ -23,7 +23,7 @@ pub(super) struct Signals {
     // Volatile state.
     config: AtomicU16,
     queues: Box<[AtomicU16]>,
-    isr: AtomicU8,
+    pub(super) isr: AtomicU8,
     msix_enabled: AtomicBool,
 }
 
@@ -44,6 +44,10 @@ impl Signals {
             queue.store(NO_VECTOR, Ordering::Release);
         }
         self.isr.store(0, Ordering::Release);
+    }
+
+    pub(super) fn queue_count(&self) -> usize {
+        self.queues.len()
     }
 
     pub(super) fn set_msix_enabled(&self, enabled: bool) {
