@@ -29,6 +29,7 @@ mod kvm;
 mod memory;
 mod msix;
 mod pci;
+pub mod snapshot;
 mod stage;
 mod teardown;
 mod vcpu;

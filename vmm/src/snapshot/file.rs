@@ -1,0 +1,133 @@
+//! Files that are there whole, or as they were before.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file that is being written. Unless it is committed, nothing of it is left.
+pub struct NewFile {
+    file: File,
+    /// Where it is until then: in the same folder. None: committed.
+    temporary: Option<PathBuf>,
+    path: PathBuf,
+}
+
+impl NewFile {
+    /// Begins a file that will be at `path`, in place of whatever file is there. Its owner can read and write
+    /// it, nobody else: it has all that a guest knows.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        if path.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let mut temporary = OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}.new", std::process::id()));
+        let temporary = path.with_file_name(temporary);
+        // What a process of the same number has left behind.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        Ok(Self {
+            file,
+            temporary: Some(temporary),
+            path: path.to_owned(),
+        })
+    }
+
+    /// What is to be written to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// All of it is there, whatever happens to the host from now on.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.path)?;
+            self.temporary = None;
+        }
+        let folder = match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        File::open(folder)?.sync_all()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // Whoever cannot write there any more has to live with it.
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn it_is_there_when_it_is_whole() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.as_path().join("state");
+        fs::write(&path, "old").unwrap();
+        let new = NewFile::create(&path).unwrap();
+        new.file().write_all(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        new.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(names(folder.as_path()), ["state"]);
+    }
+
+    #[test]
+    fn what_is_given_up_leaves_nothing() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.as_path().join("state");
+        fs::write(&path, "old").unwrap();
+        let new = NewFile::create(&path).unwrap();
+        new.file().write_all(b"half").unwrap();
+        assert_eq!(names(folder.as_path()).len(), 2);
+        drop(new);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.as_path()), ["state"]);
+    }
+
+    #[test]
+    fn places_where_no_file_can_be() {
+        let folder = TempDir::new().unwrap();
+        let folder = folder.as_path();
+        assert!(NewFile::create(&folder.join("missing/state")).is_err());
+        assert!(NewFile::create(folder).is_err());
+        assert!(NewFile::create(Path::new("/")).is_err());
+        assert_eq!(names(folder), [""; 0]);
+    }
+}
