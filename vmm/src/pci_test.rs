@@ -107,7 +107,7 @@ impl Machine {
         let line = Arc::<Line>::default();
         let ged = Arc::new(Mutex::new(Ged::new(line.clone())));
         let (io, mmio) = (Bus::new(), Arc::new(Bus::new()));
-        let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory).unwrap();
+        let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory, None).unwrap();
         let pci = Arc::new(pci);
         let controls = Controls::new();
         let event_loop: Arc<dyn EventLoop> = Arc::new(NoLoop);

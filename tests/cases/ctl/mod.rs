@@ -2,6 +2,7 @@
 
 mod console;
 mod entries;
+mod file;
 mod lifecycle;
 mod linux;
 mod request;
@@ -33,6 +34,11 @@ pub(crate) const CASES: &[Case] = &[
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),
     ("a_foreground_guest_without_room", run::refused),
+    ("a_file_says_what_is_logged", file::logger),
+    ("a_file_says_where_metrics_go", file::metrics),
+    ("a_file_says_where_the_serial_port_leads", file::serial),
+    ("a_file_says_who_reads_metadata", file::metadata),
+    ("a_file_asks_for_what_cannot_be", file::refused),
 ];
 
 pub(crate) const LINUX_CASES: &[Case] = &[("a_shell_from_two_sides", linux::shell)];
