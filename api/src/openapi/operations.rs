@@ -76,8 +76,18 @@ pub(super) fn operation(request: Request) -> Operation {
         }
         .more(
             "To be asked with `Connection: Upgrade` and `Upgrade: mote-console`. After the answer, the \
-             connection carries bytes: what the guest prints, and what is typed.",
+             connection carries bytes: what the guest prints, and what is typed. With `Upgrade: \
+             mote-console-frames` what the guest prints comes in frames: a byte 0, a length of 4 bytes, least \
+             significant first, and so many bytes; or a byte 1 and how many bytes were lost, as the client was too \
+             slow.",
         )
+        .extension(),
+        Request::PatchConsole => send(
+            "instance",
+            "Says how large the console's terminal is",
+            Object("ConsolePatch"),
+        )
+        .more("A virtio console's driver is told, and with it whoever runs on that terminal in the guest.")
         .extension(),
         Request::InstanceStart
         | Request::SendCtrlAltDel

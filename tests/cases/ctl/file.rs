@@ -54,6 +54,7 @@ pub(super) fn logger() {
         let options = [&[option.as_str()], flags].concat();
         let mut live = host.run("front", &echo_kernel(), &options);
         live.expect("ready");
+        assert_eq!(host.state("front"), "Running");
         live.send("q");
         let ended = live.wait();
         assert_eq!(ended.status, 0);
@@ -125,7 +126,7 @@ pub(super) fn serial() {
     let mut live = start(&host, &echo_kernel(), &file(&host, &limit));
     live.send("q");
     let ended = live.wait();
-    assert_eq!((ended.status, ended.text().as_str()), (0, "rea"));
+    assert_eq!((ended.status, ended.text().as_str()), (0, "rea\n"));
 }
 
 pub(super) fn metadata() {

@@ -30,6 +30,8 @@ pub(crate) const CASES: &[Case] = &[
     ("attach_through_pipes", console::pipes),
     ("attach_on_a_terminal", console::terminal),
     ("many_are_attached", console::many),
+    ("who_is_too_slow_is_told", console::lost),
+    ("consoles_and_their_sizes", console::size),
     ("what_cannot_be_attached_to", console::refused),
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),

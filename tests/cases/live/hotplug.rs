@@ -186,9 +186,14 @@ pub(super) fn pmem() {
     // In the same place a file that can only be read.
     guest.ask(&format!("plug pmem {},id=b,ro", second.display()));
     guest.guest("await test -b /dev/pmem1");
-    guest.guest("must guest-probe block check /dev/pmem1 --seed 2 --direct");
+    // What is behind the end of the file is zeroes.
+    let check = format!(
+        "must guest-probe block check /dev/pmem1 --seed 2 --size {} --direct",
+        SIZE + 4096
+    );
+    guest.guest(&check);
     guest.guest("dd if=/dev/zero of=/dev/pmem1 bs=4k count=4 oflag=direct 2>/dev/null; true");
-    guest.guest("must guest-probe block check /dev/pmem1 --seed 2 --direct");
+    guest.guest(&check);
     // Two at once; a disk reads into one of them, and writes from it.
     guest.ask(&format!("plug pmem {},id=dax", dax.display()));
     guest.guest("await test -b /dev/pmem2");

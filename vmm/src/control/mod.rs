@@ -211,6 +211,7 @@ impl Control {
             Command::PutMmds(document) => self.put_metadata(document),
             Command::PatchMmds(patch) => self.patch_metadata(&patch),
             Command::GetMmds => return self.get_metadata().map(Response::Mmds).and_then(answer),
+            Command::PatchConsole(patch) => self.patch_console(patch),
             Command::PatchVm(VmPatch { state }) => self.change_state(state),
             Command::Act(Action { action_type }) => self.act(action_type),
             Command::CreateSnapshot(snapshot) => create_snapshot(&snapshot),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use api::command::Fault;
 use api::types::{
-    Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, Drive, DrivePatch,
-    HintingStatus, NetworkInterface, NetworkInterfacePatch, RateLimiter,
+    Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, ConsolePatch, Drive,
+    DrivePatch, HintingStatus, NetworkInterface, NetworkInterfacePatch, RateLimiter,
 };
 use devices::virtio::balloon::{BalloonControl, BalloonStats, HintingError};
 use devices::virtio::block::ReplaceError;
@@ -141,6 +141,18 @@ impl Control {
     pub(super) fn delete_interface(&mut self, id: String) -> Result<Execution, Fault> {
         self.interface(&id)?;
         self.unplug(DeviceId::Card(id))
+    }
+
+    pub(super) fn patch_console(&self, change: ConsolePatch) -> Result<(), Fault> {
+        let ConsolePatch { columns, rows } = change;
+        let console = self.machine()?.controls().console();
+        let console = console.ok_or_else(|| {
+            Fault::bad(
+                "There is no virtio console: a serial port knows nothing of its terminal's size",
+            )
+        })?;
+        console.resize(columns, rows);
+        Ok(())
     }
 
     fn balloon_control(&self) -> Result<BalloonControl, Fault> {
