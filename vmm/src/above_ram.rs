@@ -67,10 +67,10 @@ pub enum Error {
     /// Two things at one address: a mistake in the layout.
     #[error("Cannot put read-only memory on the bus")]
     Bus(#[from] bus::Error),
-    /// What has come while the guest runs takes all of the addresses for that.
+    /// What has come while the guest runs takes all of the addresses, or of KVM's slots, for that.
     #[error(
-        "There are no guest addresses for {bytes} bytes of persistent memory: while the guest runs there is \
-         room for {room} bytes in all"
+        "There is no place for {bytes} bytes of persistent memory: there are guest addresses for {room} bytes of what \
+         comes while the guest runs, in all"
     )]
     WindowFull {
         /// Bytes that are needed.

@@ -215,7 +215,7 @@ pub(super) fn pmem() {
     let huge = sparse(directory, "huge", 65 << 30);
     guest.refused(
         &format!("plug pmem {},id=huge", huge.display()),
-        &["no guest addresses", "69793218560 bytes"],
+        &["no place for 69793218560 bytes"],
     );
     assert_eq!(guest.ask("devices"), "disk 'd', persistent memory 'there'");
     guest.end();

@@ -50,7 +50,7 @@ struct Taken {
 }
 
 impl Window {
-    pub(super) fn new(
+    pub(crate) fn new(
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
         start: u64,
@@ -68,13 +68,13 @@ impl Window {
     }
 
     /// The guest reaches addresses below `limit`.
-    pub(super) fn set_end(&self, limit: u64) {
+    pub(crate) fn set_end(&self, limit: u64) {
         let end = limit.clamp(self.start, self.start + SIZE);
         self.end.store(end, Ordering::Release);
     }
 
     /// Where writes to what is read-only go.
-    pub(super) fn set_bus(&self, bus: &Arc<Bus>) {
+    pub(crate) fn set_bus(&self, bus: &Arc<Bus>) {
         // Once only.
         let _ = self.bus.set(Arc::downgrade(bus));
     }
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn addresses_are_taken_from_the_lowest_that_are_free() {
         let mut taken = Vec::new();
-        let mut ask = |taken: &mut Vec<Taken>, size| {
+        let ask = |taken: &mut Vec<Taken>, size| {
             take(taken, 100..200, 7..10, size).map(|Taken { slot, range }| (slot, range))
         };
         assert_eq!(ask(&mut taken, 101), None);

@@ -77,6 +77,10 @@ pub struct Settings {
 
 /// What became of a command.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and it is passed on at once"
+)]
 pub enum Execution {
     /// This.
     Done(Response),
