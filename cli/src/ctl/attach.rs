@@ -106,7 +106,8 @@ pub(super) fn attach(args: &Args) -> Result<Status, Error> {
 /// Tells the guest of the terminal's size, now and whenever it changes, until it does not want to know.
 fn follow_size(guest: &Guest, resizes: &Resizes) {
     loop {
-        if let Some((columns, rows)) = terminal::size() {
+        // A terminal may not know its size as yet.
+        if let Some((columns @ 1.., rows @ 1..)) = terminal::size() {
             let size = json!({ "columns": columns, "rows": rows });
             let told = guest.request("PATCH", "/console", Some(&size), ANSWER_LIMIT);
             if let Err(Error::Refused { .. }) = told {
