@@ -139,9 +139,11 @@ impl AboveRam {
         }
         if config.pci() {
             let start = above.end.next_multiple_of(window::ALIGNMENT);
-            let region = memory::reserve_read_only(start, window::SIZE)?;
-            above.regions.push(region);
-            above.window_start = Some(start);
+            // A host with a limit of addresses does without what may never be asked for.
+            if let Ok(region) = memory::reserve_read_only(start, window::SIZE) {
+                above.regions.push(region);
+                above.window_start = Some(start);
+            }
         }
         Ok(above)
     }

@@ -147,9 +147,13 @@ impl Pci {
 
     /// The same, with its memory if it is persistent memory, and the guest is told.
     fn plug(&self, mut device: Registered) -> Result<Slot, Error> {
-        if let Some(window) = &self.window {
-            device.try_set_place(|id, control| window.place(id, control))?;
-        }
+        device.try_set_place(|id, control| match &self.window {
+            Some(window) => window.place(id, control),
+            None => Err(above_ram::Error::WindowFull {
+                bytes: control.size(),
+                room: 0,
+            }),
+        })?;
         let slot = self.insert(device)?;
         lock(&self.hotplug).inserted(slot);
         lock(&self.ged).announce_pci_hotplug();

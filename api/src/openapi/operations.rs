@@ -136,7 +136,8 @@ pub(super) fn operation(request: Request) -> Operation {
             Object("NetworkInterfacePatch"),
         ),
         Request::DeleteInterface => remove("network", "Takes a network card away"),
-        Request::PutPmem => send("drives", "Adds persistent memory", Object("Pmem")),
+        Request::PutPmem => send("drives", "Adds persistent memory", Object("Pmem"))
+            .more("On a running guest it is a hot-plug: the id must be free, and it is not the root device."),
         Request::PatchPmem => send("drives", "Changes the limits of persistent memory", Object("PmemPatch")),
         Request::DeletePmem => remove("drives", "Takes persistent memory away"),
         Request::PutVsock => send("network", "Sets the socket device", Object("Vsock"))
@@ -231,6 +232,7 @@ fn send(tag: &'static str, summary: &'static str, body: Body) -> Operation {
 
 fn remove(tag: &'static str, summary: &'static str) -> Operation {
     send(tag, summary, Body::None).more(
-        "The guest is asked to let go of it, which may take a moment. The root device cannot go.",
+        "The guest is asked to let go of it. Answered when it has, or with 400 after 5 s: it may still do so then. \
+         Requests for other resources are served meanwhile. The root device cannot go.",
     )
 }
