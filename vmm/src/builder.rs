@@ -6,6 +6,7 @@ pub(crate) mod virtio;
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -40,9 +41,11 @@ use crate::above_ram::{self, AboveRam, Window};
 use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::Registered;
 use crate::events::Events;
+use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
+use crate::snapshot::load::{self, Saved};
 use crate::stage::Stage;
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
@@ -100,6 +103,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] load::Error),
     /// The event loop.
     #[error("Cannot make the event loop")]
     EventLoop(#[source] event_manager::Error),
@@ -133,10 +139,10 @@ pub(crate) fn build(
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let asked = Instant::now();
-    let image = check_payload(&payload, config)?;
+    let origin = Origin::boot(payload, config)?;
     let mut stage = Stage::new()?;
     let devices = stage.maker.make_all(config.devices())?;
-    let mut parts = assemble(&mut stage, config, payload, image, console, devices)?;
+    let mut parts = assemble(&mut stage, config, origin, console, devices)?;
     parts.times.asked = asked;
     Ok(Vm::new(stage, parts))
 }
@@ -150,8 +156,40 @@ pub(crate) fn build_on(
     console: Option<Console>,
     devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
-    let image = check_payload(&payload, config)?;
-    assemble(stage, config, payload, image, console, devices)
+    let origin = Origin::boot(payload, config)?;
+    assemble(stage, config, origin, console, devices)
+}
+
+/// Builds a machine that goes on where a saved one stopped, as [`build_on`] does. Its virtio devices stand
+/// still too.
+pub(crate) fn restore_on(
+    stage: &mut Stage,
+    config: &Config,
+    saved: Saved,
+    console: Option<Console>,
+    devices: Vec<Registered>,
+) -> Result<Parts, Error> {
+    saved.check(config.cpus(), config.memory())?;
+    assemble(stage, config, Origin::Saved(saved), console, devices)
+}
+
+/// Where a machine comes from, checked.
+enum Origin {
+    /// It boots.
+    Boot {
+        payload: Payload,
+        /// With the size of the initial RAM disk. None without a kernel.
+        image: Option<(KernelImage, u64)>,
+    },
+    /// It was there before.
+    Saved(Saved),
+}
+
+impl Origin {
+    fn boot(payload: Payload, config: &Config) -> Result<Self, Error> {
+        let image = check_payload(&payload, config)?;
+        Ok(Self::Boot { payload, image })
+    }
 }
 
 /// What a machine consists of, besides its stage.
@@ -165,6 +203,8 @@ pub(crate) struct Parts {
     pub(crate) keyboard: Option<Keyboard>,
     pub(crate) power_button: PowerButton,
     pub(crate) pci: Option<Arc<Pci>>,
+    pub(crate) hardware: Arc<Hardware>,
+    pub(crate) kvm_device: PathBuf,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
 }
@@ -172,8 +212,7 @@ pub(crate) struct Parts {
 fn assemble(
     stage: &mut Stage,
     config: &Config,
-    payload: Payload,
-    image: Option<(KernelImage, u64)>,
+    origin: Origin,
     console: Option<Console>,
     mut devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
@@ -193,6 +232,9 @@ fn assemble(
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
+    if let Origin::Saved(saved) = &origin {
+        saved.map_memory(&memory)?;
+    }
     times.memory = Instant::now();
 
     let kvm = kvm::open(config.kvm_device())?;
@@ -218,10 +260,15 @@ fn assemble(
     let vcpus = cpus::create(config, &vm, cpuid)?;
     times.vcpus = Instant::now();
 
-    let entry = load(config, payload, image, &memory, machine.console.is_some())?;
-    regs::write_tables(&memory, entry.mode)?;
-    if let Some(boot_vcpu) = vcpus.first() {
-        regs::set_up(boot_vcpu, &entry)?;
+    match origin {
+        Origin::Boot { payload, image } => {
+            let entry = load(config, payload, image, &memory, machine.console.is_some())?;
+            regs::write_tables(&memory, entry.mode)?;
+            if let Some(boot_vcpu) = vcpus.first() {
+                regs::set_up(boot_vcpu, &entry)?;
+            }
+        }
+        Origin::Saved(saved) => saved.restore(&kvm, &vm, &vcpus, &machine.hardware)?,
     }
     times.loaded = Instant::now();
 
@@ -232,6 +279,7 @@ fn assemble(
         keyboard,
         power_button,
         pci,
+        hardware,
     } = machine;
     let counters: Vec<Arc<ExitCounters>> = vcpus.iter().map(|_| Arc::default()).collect();
     let exits = Exits(counters.into());
@@ -251,6 +299,8 @@ fn assemble(
         keyboard,
         power_button,
         pci,
+        hardware: Arc::new(hardware),
+        kvm_device: config.kvm_device().to_owned(),
         vm,
         memory,
     })
@@ -314,6 +364,7 @@ struct Machine {
     keyboard: Option<Keyboard>,
     power_button: PowerButton,
     pci: Option<Arc<Pci>>,
+    hardware: Hardware,
 }
 
 impl Machine {
@@ -345,7 +396,7 @@ impl Machine {
         let ged = Arc::new(Mutex::new(Ged::new(line(layout::GED_GSI))));
         io.insert(layout::GED_PORT.into(), 4, ged.clone())?;
         let acpi_pm = Arc::new(Mutex::new(AcpiPm::new(sink())));
-        io.insert(layout::ACPI_SLEEP_CONTROL_PORT.into(), 3, acpi_pm)?;
+        io.insert(layout::ACPI_SLEEP_CONTROL_PORT.into(), 3, acpi_pm.clone())?;
         let keyboard = if config.keyboard() {
             let i8042 = I8042::new(line(layout::KEYBOARD_GSI), sink());
             let i8042 = Arc::new(Mutex::new(i8042));
@@ -361,16 +412,11 @@ impl Machine {
             1,
             Arc::new(Mutex::new(PvPanic::new(sink()))),
         )?;
-        io.insert(
-            layout::PIC_PRIMARY_PORT.into(),
-            2,
-            Arc::new(Mutex::new(Pic::default())),
-        )?;
-        io.insert(
-            layout::PIC_SECONDARY_PORT.into(),
-            2,
-            Arc::new(Mutex::new(Pic::default())),
-        )?;
+        let pics = [(); 2].map(|()| Arc::new(Mutex::new(Pic::default())));
+        let ports = [layout::PIC_PRIMARY_PORT, layout::PIC_SECONDARY_PORT];
+        for (pic, port) in pics.iter().zip(ports) {
+            io.insert(port.into(), 2, pic.clone())?;
+        }
         let mut boot_timer = None;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
@@ -380,27 +426,42 @@ impl Machine {
 
         let mmio = Arc::new(Bus::new());
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
-        let pci = if config.pci() {
+        let (pci_config, virtio) = if config.pci() {
             let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory, window)?;
             for device in virtio {
                 pci.insert(device)?;
             }
-            Some(Arc::new(pci))
+            (pci.ports(), Virtio::Pci(Arc::new(pci)))
         } else {
-            io.insert(
-                layout::PCI_CONFIG_PORT.into(),
-                layout::PCI_CONFIG_SIZE.into(),
-                Arc::new(Mutex::new(PciConfig::default())),
-            )?;
+            let pci_config = Arc::new(Mutex::new(PciConfig::default()));
+            let (start, size) = (layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_SIZE);
+            io.insert(start.into(), size.into(), pci_config.clone())?;
             if let Some(timer) = boot_timer {
                 mmio.insert(layout::BOOT_TIMER_START, layout::BOOT_TIMER_SIZE, timer)?;
             }
+            let mut devices = Vec::new();
             for (slot, device) in (0..).zip(virtio) {
-                virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
+                let made = virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
+                devices.push(made);
             }
-            None
+            (pci_config, Virtio::Mmio(devices))
+        };
+        let pci = match &virtio {
+            Virtio::Pci(pci) => Some(Arc::clone(pci)),
+            Virtio::Mmio(_) => None,
+        };
+        let hardware = Hardware {
+            ioapic: Arc::clone(&ioapic),
+            serial: serial_port.as_ref().map(|port| Arc::clone(&port.0)),
+            i8042: keyboard.as_ref().map(|keyboard| Arc::clone(&keyboard.0)),
+            ged: Arc::clone(&ged),
+            acpi_pm,
+            pics,
+            pci_config,
+            virtio,
         };
         Ok(Self {
+            hardware,
             buses: Arc::new(Buses { io, mmio, ioapic }),
             console,
             serial_port,

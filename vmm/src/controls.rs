@@ -378,6 +378,11 @@ impl Registered {
     pub(crate) fn set_slot(&self, slot: Slot) {
         self.registration.set_slot(slot);
     }
+
+    /// Its name.
+    pub(crate) fn id(&self) -> &DeviceId {
+        &self.registration.id
+    }
 }
 
 impl VirtioDevice for Registered {

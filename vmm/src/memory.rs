@@ -76,7 +76,7 @@ pub enum Error {
     /// Mapping a file failed.
     #[error("Cannot map the {what} file into guest memory")]
     Map {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "memory".
         what: &'static str,
         /// What the host said.
         #[source]
@@ -278,6 +278,22 @@ fn load(
         copy(&rest, file, file_offset + whole_pages, what)?;
     }
     Ok(())
+}
+
+/// Maps `bytes` bytes of a file over guest memory at `gpa`, private and writable. The file stays as it is.
+pub(crate) fn map_file(
+    memory: &GuestMemoryMmap,
+    gpa: u64,
+    bytes: u64,
+    file: &File,
+    file_offset: u64,
+) -> Result<(), Error> {
+    let not_ram = || Error::NotRam { gpa, bytes };
+    let length = usize::try_from(bytes).map_err(|_| not_ram())?;
+    let slice = memory
+        .get_slice(GuestAddress(gpa), length)
+        .map_err(|_| not_ram())?;
+    map(&slice, length, file, file_offset, "memory")
 }
 
 fn map(

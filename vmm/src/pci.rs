@@ -7,6 +7,7 @@
 //! [`devices::bus`] for the order of locks; here one more comes after a function's, that of its
 //! window.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -15,11 +16,11 @@ use devices::bus::{self, Bus};
 use devices::legacy::ged::Ged;
 use devices::legacy::pci_config::PciConfig;
 use devices::lock;
-use devices::pci::hotplug::Hotplug;
+use devices::pci::hotplug::{Hotplug, HotplugState};
 use devices::pci::msix::MsiVectors;
 use devices::pci::root::{Ecam, Full, Occupant, Root, Slot};
 use devices::virtio::transport::pci::{
-    self as transport, BAR_SIZE, NOTIFY, NOTIFY_STRIDE, PciDevice, Window,
+    self as transport, BAR_SIZE, NOTIFY, NOTIFY_STRIDE, PciDevice, PciState, Window,
 };
 use devices::virtio::worker::EventLoop;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -31,8 +32,10 @@ use crate::above_ram::{self, Window as MemoryWindow};
 use crate::builder::virtio;
 use crate::config::Device;
 use crate::controls::{Controls, DeviceId, Registered};
+use crate::hardware;
 use crate::interrupts::Interrupts;
 use crate::msix::{self, Vectors};
+use crate::snapshot::state::VirtioState;
 
 /// Why a device cannot come or go.
 #[derive(Debug, Error)]
@@ -90,6 +93,11 @@ pub(crate) struct Pci {
     memory: Arc<GuestMemoryMmap>,
     /// Where persistent memory comes.
     window: Option<Arc<MemoryWindow>>,
+    /// The address register of the ports.
+    ports: Arc<Mutex<PciConfig>>,
+    // Volatile state.
+    /// The devices by slot, those included that have gone; none is kept by this.
+    devices: Mutex<BTreeMap<Slot, (String, Weak<Mutex<PciDevice>>)>>,
 }
 
 impl Pci {
@@ -108,7 +116,7 @@ impl Pci {
         mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, ecam)?;
         let ports = Arc::new(Mutex::new(PciConfig::new(Arc::clone(&root))));
         let (start, size) = (layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_SIZE);
-        io.insert(start.into(), size.into(), ports)?;
+        io.insert(start.into(), size.into(), ports.clone())?;
         let hotplug = Arc::new(Mutex::new(Hotplug::new(Arc::clone(&root))));
         let (start, size) = (layout::PCI_HOTPLUG_PORT, layout::PCI_HOTPLUG_SIZE);
         io.insert(start.into(), size.into(), hotplug.clone())?;
@@ -121,13 +129,74 @@ impl Pci {
             vm: Arc::clone(vm),
             memory: Arc::clone(memory),
             window: window.cloned(),
+            ports,
+            devices: Mutex::default(),
         })
+    }
+
+    /// The ports by which configuration space is reached.
+    pub(crate) fn ports(&self) -> Arc<Mutex<PciConfig>> {
+        Arc::clone(&self.ports)
+    }
+
+    /// The devices that there are, with the slot and the name of each.
+    fn devices(&self) -> Vec<(Slot, String, Arc<Mutex<PciDevice>>)> {
+        let devices = lock(&self.devices);
+        let there = devices
+            .iter()
+            .filter_map(|(slot, (name, device))| Some((*slot, name.clone(), device.upgrade()?)));
+        there.collect()
+    }
+
+    /// Does something with every device.
+    pub(crate) fn each(&self, what: impl Fn(&mut PciDevice)) {
+        for (_, _, device) in self.devices() {
+            what(&mut lock(&device));
+        }
+    }
+
+    /// The state of the bus and of its devices, which stand still.
+    pub(crate) fn save(&self) -> VirtioState {
+        let save = |(slot, name, device): (Slot, String, Arc<Mutex<PciDevice>>)| {
+            Some((name, slot.number(), lock(&device).save()?))
+        };
+        VirtioState::Pci {
+            hotplug: lock(&self.hotplug).save(),
+            functions: self.devices().into_iter().filter_map(save).collect(),
+        }
+    }
+
+    /// Gives their states to the devices of a new machine.
+    pub(crate) fn restore(
+        &self,
+        hotplug: &HotplugState,
+        functions: &[(String, u8, PciState)],
+    ) -> Result<(), hardware::Error> {
+        let devices = self.devices();
+        let place = |name: &str, slot: u8| format!("{name} in slot {slot}");
+        let saved: Vec<_> = functions
+            .iter()
+            .map(|(name, slot, _)| place(name, *slot))
+            .collect();
+        let made: Vec<_> = devices
+            .iter()
+            .map(|(slot, name, _)| place(name, slot.number()))
+            .collect();
+        hardware::check_names(saved.iter(), made.iter())?;
+        for ((_, name, device), (_, _, state)) in devices.iter().zip(functions) {
+            lock(device)
+                .restore(state)
+                .map_err(hardware::Error::of(name.as_str()))?;
+        }
+        lock(&self.hotplug).restore(hotplug);
+        Ok(())
     }
 
     /// Puts a device into the lowest slot that is free. A guest that runs already is not told.
     pub(crate) fn insert(&self, device: Registered) -> Result<Slot, Error> {
         let count = transport::vector_count(&device)?;
         let vectors = Arc::new(Vectors::new(&self.interrupts, count)?);
+        let name = device.id().to_string();
         let made = self.root.insert(|slot| {
             // Before the guest can find it, and give it up.
             device.set_slot(slot);
@@ -137,7 +206,9 @@ impl Pci {
                 Arc::clone(&vectors) as Arc<dyn MsiVectors>,
                 first_address(slot),
             )?;
-            Ok(self.with_window(device))
+            let device = self.with_window(device);
+            lock(&self.devices).insert(slot, (name, Arc::downgrade(&device)));
+            Ok(device)
         });
         if made.is_err() {
             vectors.release();

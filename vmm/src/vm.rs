@@ -1,6 +1,7 @@
 //! A machine: what it owns, and how it is started, served and stopped.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,10 @@ use crate::config::{Config, Payload};
 use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
+use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::{HotplugHandle, Pci};
+use crate::snapshot::save::Source;
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
 use crate::vcpu::{Exits, Vcpus};
@@ -121,6 +124,8 @@ pub struct Vm {
     keyboard: Option<Keyboard>,
     power_button: PowerButton,
     pci: Option<Arc<Pci>>,
+    hardware: Arc<Hardware>,
+    kvm_device: PathBuf,
     controls: Controls,
     event_loop: Arc<dyn EventLoop>,
     events: Arc<Events>,
@@ -148,9 +153,23 @@ pub struct MachineHandle {
     keyboard: Option<Keyboard>,
     exits: Exits,
     serial_port: Option<SerialPort>,
+    snapshots: Source,
 }
 
 impl MachineHandle {
+    /// What writes snapshots of it.
+    pub fn snapshots(&self) -> &Source {
+        &self.snapshots
+    }
+
+    /// Lets the virtio devices of a machine that was restored go on; not to be called on the thread of an
+    /// event loop.
+    pub fn resume_devices(&self) {
+        if let Some(hardware) = self.snapshots.hardware.upgrade() {
+            hardware.resume();
+        }
+    }
+
     /// Pauses the vCPUs, and returns when none of them is in the guest any more or in the midst of an
     /// access to a device; false if that cannot be brought about, and then they run on. Devices go on
     /// with what they have been told to do, and what comes from outside still gets into the guest's memory.
@@ -234,6 +253,8 @@ impl Vm {
             keyboard,
             power_button,
             pci,
+            hardware,
+            kvm_device,
             vm,
             memory,
         } = parts;
@@ -249,6 +270,8 @@ impl Vm {
             keyboard,
             power_button,
             pci,
+            hardware,
+            kvm_device,
             controls,
             event_loop,
             events,
@@ -348,6 +371,14 @@ impl Vm {
             keyboard: self.keyboard(),
             exits: self.exits(),
             serial_port: self.serial_port(),
+            snapshots: Source {
+                hardware: Arc::downgrade(&self.hardware),
+                vcpus: Arc::clone(&self.vcpus.0),
+                vm: Arc::downgrade(&self.vm),
+                memory: Arc::downgrade(&self.memory),
+                kvm_device: self.kvm_device.clone(),
+                ram: self.controls.memory(),
+            },
         }
     }
 

@@ -294,7 +294,8 @@ pub(super) fn insert(
     interrupts: &Interrupts,
     ioapic: &Mutex<IoApic>,
     memory: &Arc<GuestMemoryMmap>,
-) -> Result<(), super::Error> {
+) -> Result<(String, Arc<Mutex<MmioDevice>>), super::Error> {
+    let name = device.id().to_string();
     let start = layout::VIRTIO_MMIO_START + u64::from(slot) * layout::VIRTIO_MMIO_SIZE;
     let gsi = layout::VIRTIO_MMIO_GSI + slot;
     let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
@@ -311,10 +312,7 @@ pub(super) fn insert(
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .assert_by_eventfd(gsi);
-    mmio.insert(
-        start,
-        layout::VIRTIO_MMIO_SIZE,
-        Arc::new(Mutex::new(device)),
-    )?;
-    Ok(())
+    let device = Arc::new(Mutex::new(device));
+    mmio.insert(start, layout::VIRTIO_MMIO_SIZE, device.clone())?;
+    Ok((name, device))
 }

@@ -1,15 +1,16 @@
 //! Snapshots: a machine as files, from which another process makes it again.
 //!
 //! Reading order: `state` (what there is of a machine besides its memory), `format` (the state file), `memory`
-//! (the memory file), `file` (how files come to be whole or not at all).
+//! (the memory file), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
+//! (back).
 //!
 //! A snapshot is two files. What is in them is not trusted: `format` checks sizes and checksums, each device and
 //! vCPU checks its own state, and `memory` checks that the memory file has what the state says.
 
 pub mod format;
+pub mod load;
 pub mod memory;
+pub mod save;
 pub mod state;
 
 mod file;
-
-pub use file::NewFile;

@@ -8,7 +8,7 @@ mod exit;
 mod kick;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,14 @@ struct Status {
     wanted: Wanted,
     /// The thread is not in the guest, and does not go there before something else is wanted.
     at_rest: bool,
+    /// What it is to do with its vCPU while it rests.
+    task: Option<Task>,
+    /// The thread has ended: it does nothing any more.
+    ended: bool,
 }
+
+/// KVM wants a vCPU's calls to come from its own thread.
+type Task = Box<dyn FnOnce(&VcpuFd) + Send>;
 
 struct Shared {
     status: Mutex<Status>,
@@ -62,10 +69,17 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The thread: rests for as long as `rest` says so, and returns what is wanted then.
-    fn rest_while(&self, rest: impl Fn(Wanted) -> bool) -> Wanted {
+    /// The thread: rests for as long as `rest` says so, doing what it is told with its vCPU meanwhile, and
+    /// returns what is wanted then.
+    fn rest_while(&self, vcpu: &VcpuFd, rest: impl Fn(Wanted) -> bool) -> Wanted {
         let mut status = self.lock();
         while rest(status.wanted) {
+            if let Some(task) = status.task.take() {
+                drop(status);
+                task(vcpu);
+                status = self.lock();
+                continue;
+            }
             if !status.at_rest {
                 status.at_rest = true;
                 self.changed.notify_all();
@@ -113,6 +127,8 @@ impl Vcpu {
             status: Mutex::new(Status {
                 wanted: Wanted::Paused,
                 at_rest: false,
+                task: None,
+                ended: false,
             }),
             changed: Condvar::new(),
             kick: Kick::new(),
@@ -134,7 +150,7 @@ impl Vcpu {
         shared.kick.arm(&mut self.fd);
         let mut has_run = false;
         loop {
-            match shared.rest_while(|wanted| wanted == Wanted::Paused) {
+            match shared.rest_while(&self.fd, |wanted| wanted == Wanted::Paused) {
                 Wanted::Stopped => break,
                 Wanted::Paused | Wanted::Running => {}
             }
@@ -152,7 +168,7 @@ impl Vcpu {
                 self.events.stop(reason);
             }
             if self.events.is_stopping() {
-                shared.rest_while(|wanted| wanted != Wanted::Stopped);
+                shared.rest_while(&self.fd, |wanted| wanted != Wanted::Stopped);
             }
             if shared.lock().wanted == Wanted::Paused {
                 // So that the guest's watchdogs do not count the pause. A guest without the clock of
@@ -161,7 +177,13 @@ impl Vcpu {
             }
         }
         shared.kick.disarm();
-        shared.lock().at_rest = true;
+        let mut status = shared.lock();
+        status.at_rest = true;
+        status.ended = true;
+        // Whoever waits for it hears that it will not be done.
+        let task = status.task.take();
+        drop(status);
+        drop(task);
         shared.changed.notify_all();
     }
 }
@@ -181,6 +203,25 @@ impl VcpuHandle {
     fn want_pause(&self) {
         self.shared.want(Wanted::Paused);
         self.shared.kick.kick();
+    }
+
+    /// Has the thread do something with its vCPU, as it rests; what comes of it arrives at the receiver, or
+    /// nothing does if the thread has ended.
+    fn do_at_rest<R: Send + 'static>(
+        &self,
+        what: impl FnOnce(&VcpuFd) -> R + Send + 'static,
+    ) -> mpsc::Receiver<R> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let mut status = self.shared.lock();
+        if !status.ended {
+            status.task = Some(Box::new(move |vcpu| {
+                // Whoever asked may have gone.
+                let _ = sender.send(what(vcpu));
+            }));
+        }
+        drop(status);
+        self.shared.changed.notify_all();
+        receiver
     }
 
     /// Stops the thread for good, and waits for it.
@@ -232,6 +273,25 @@ impl Vcpus {
             self.run();
         }
         at_rest
+    }
+
+    /// Has each paused vCPU's thread do the same with it, with its index, all at once. None if one of them
+    /// has ended.
+    pub(crate) fn do_at_rest<R: Send + 'static>(
+        &self,
+        what: impl Fn(usize, &VcpuFd) -> R + Send + Sync + 'static,
+    ) -> Option<Vec<R>> {
+        let what = Arc::new(what);
+        let asked: Vec<_> = self
+            .0
+            .iter()
+            .enumerate()
+            .map(|(index, vcpu)| {
+                let what = Arc::clone(&what);
+                vcpu.do_at_rest(move |fd| what(index, fd))
+            })
+            .collect();
+        asked.into_iter().map(|answer| answer.recv().ok()).collect()
     }
 
     /// Ends their threads, and waits for that.

@@ -1,0 +1,131 @@
+//! From files to a machine: what the builder takes instead of a kernel.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use arch::boot::ram_ranges;
+use arch::vcpu_state::{self, Shape};
+use kvm_bindings::kvm_clock_data;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+
+use super::format::{self, StateFile};
+use super::memory;
+use super::state::VmState;
+use crate::hardware::{self, Hardware};
+use crate::kvm;
+
+/// Why a snapshot cannot be loaded.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be opened. The text is one that clients know.
+    #[error("{source} {}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// The state file.
+    #[error(transparent)]
+    Format(#[from] format::Error),
+    /// The memory file.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The vCPUs are not those of the configuration.
+    #[error("The state has {saved} vCPUs, the configuration {configured}")]
+    Vcpus {
+        /// In the state.
+        saved: usize,
+        /// In the configuration.
+        configured: usize,
+    },
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu_state::Error),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// A device.
+    #[error(transparent)]
+    Hardware(#[from] hardware::Error),
+}
+
+/// A snapshot whose files have been opened, and whose state has been decoded.
+pub struct Saved {
+    state: VmState,
+    memory: File,
+    /// What describes the machine, in JSON.
+    pub config: String,
+}
+
+impl Saved {
+    /// Opens a snapshot.
+    pub fn open(state_path: &Path, memory_path: &Path) -> Result<Self, Error> {
+        let open = |path: &Path| {
+            File::open(path).map_err(|source| Error::Open {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let mut file = open(state_path)?;
+        let memory = open(memory_path)?;
+        let file = StateFile::read(&mut file)?;
+        let state = file.state()?;
+        Ok(Self {
+            state,
+            memory,
+            config: file.config,
+        })
+    }
+
+    /// Checks what the configuration of the machine has to agree with.
+    pub(crate) fn check(&self, cpus: u32, ram: u64) -> Result<(), Error> {
+        let (saved, configured) = (self.state.vcpus.len(), cpus as usize);
+        if saved != configured {
+            return Err(Error::Vcpus { saved, configured });
+        }
+        memory::check(&self.state.memory, ram_ranges(ram), &self.memory)?;
+        Ok(())
+    }
+
+    /// Maps the memory file over guest memory, private: nothing is read that the guest does not touch, and the
+    /// file never changes.
+    pub(crate) fn map_memory(&self, memory: &GuestMemoryMmap) -> Result<(), crate::memory::Error> {
+        for region in &self.state.memory {
+            crate::memory::map_file(
+                memory,
+                region.gpa,
+                region.bytes,
+                &self.memory,
+                region.offset,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them.
+    pub(crate) fn restore(
+        &self,
+        kvm: &Kvm,
+        vm: &VmFd,
+        vcpus: &[VcpuFd],
+        hardware: &Hardware,
+    ) -> Result<(), Error> {
+        let state = &self.state;
+        let shape = Shape::of(kvm, vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
+        let clock = kvm_clock_data {
+            clock: state.clock.clock,
+            ..Default::default()
+        };
+        vm.set_clock(&clock)
+            .map_err(kvm::refused("KVM_SET_CLOCK"))?;
+        for (index, (vcpu, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
+            saved.restore(vcpu, index, &shape)?;
+        }
+        hardware.restore(&state.ioapic, &state.legacy, &state.virtio)?;
+        Ok(())
+    }
+}
