@@ -10,10 +10,10 @@ use crate::states::Request;
 use crate::types::shape::wire;
 use crate::types::{
     Action, Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, BootSource,
-    CpuConfig, Drive, DrivePatch, Entropy, HintingStart, HintingStatus, InstanceInfo, Logger,
-    MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch, MemoryHotplugStatus,
-    Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, Serial,
-    SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, Vsock,
+    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, HintingStart, HintingStatus, InstanceInfo,
+    Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch,
+    MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
+    PmemPatch, Serial, SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, Vsock,
 };
 
 /// How far a guest is.
@@ -130,6 +130,8 @@ pub enum Command {
     CreateSnapshot(SnapshotCreate),
     /// `PUT /snapshot/load`.
     LoadSnapshot(SnapshotLoad),
+    /// `PATCH /console`.
+    PatchConsole(ConsolePatch),
     /// `PATCH /vm`.
     PatchVm(VmPatch),
     /// `PUT /actions`.

@@ -145,6 +145,7 @@ impl Request<'_> {
     fn patch(self, path: &[&str]) -> Result<Route, Refusal> {
         match path {
             ["vm"] => self.read(Command::PatchVm),
+            ["console"] => self.read(Command::PatchConsole),
             ["machine-config"] => self.read(Command::PatchMachineConfig),
             ["drives", id] => self.read_named(
                 id,

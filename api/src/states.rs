@@ -80,6 +80,7 @@ macro_rules! requests {
 }
 
 const BALLOON: Legal = If("with a balloon");
+const CONSOLE: Legal = If("with a virtio console");
 const PCI: Legal = If("with PCI");
 const MMDS: Legal = If("with MMDS on an interface");
 const FRESH: Legal = If("if nothing was configured");
@@ -93,6 +94,7 @@ requests! {
     GetMetrics, "GET /metrics":                                               Yes, Yes, Yes;
     GetEvents, "GET /events":                                                 Yes, Yes, Yes;
     GetConsole, "GET /console":                                               NotBefore, Yes, Yes;
+    PatchConsole, "PATCH /console":                                           NotBefore, CONSOLE, CONSOLE;
     InstanceStart, "PUT /actions InstanceStart":                              Yes, NotAfter, NotAfter;
     SendCtrlAltDel, "PUT /actions SendCtrlAltDel":                            NotBefore, Yes, Yes;
     FlushMetrics, "PUT /actions FlushMetrics":                                NotBefore, Yes, Yes;
@@ -189,6 +191,7 @@ impl From<&Command> for Request {
             Command::GetMmds => Self::GetMmds,
             Command::CreateSnapshot(_) => Self::CreateSnapshot,
             Command::LoadSnapshot(_) => Self::LoadSnapshot,
+            Command::PatchConsole(_) => Self::PatchConsole,
             Command::PatchVm(patch) => match patch.state {
                 VmState::Paused => Self::Pause,
                 VmState::Resumed => Self::Resume,

@@ -51,14 +51,6 @@ pub(crate) enum Error {
         /// Their names.
         names: Vec<String>,
     },
-    /// There is something that only a monitor with an API has.
-    #[error("The configuration file {path:?} has the section {section}, which is for mote vmm")]
-    NotForRun {
-        /// The file.
-        path: PathBuf,
-        /// The section.
-        section: &'static str,
-    },
 }
 
 /// What sections mean that do not exist.
@@ -107,24 +99,6 @@ pub(crate) fn read(path: &Path, unknown: Unknown) -> Result<VmConfig, Error> {
         config.cpu_config = Some(CpuConfigSource::Inline(inline));
     }
     Ok(config)
-}
-
-/// The same for `mote run`, which has flags for what is left out here.
-pub(crate) fn read_for_run(path: &Path) -> Result<VmConfig, Error> {
-    let config = read(path, Unknown::Refuse)?;
-    let sections = [
-        (config.logger.is_some(), "logger"),
-        (config.metrics.is_some(), "metrics"),
-        (config.mmds_config.is_some(), "mmds-config"),
-        (config.serial.is_some(), "serial"),
-    ];
-    match sections.into_iter().find(|(is_there, _)| *is_there) {
-        Some((_, section)) => Err(Error::NotForRun {
-            path: path.to_owned(),
-            section,
-        }),
-        None => Ok(config),
-    }
 }
 
 /// A file of at most a MiB. The size of a pipe or a device is not known before.

@@ -2,8 +2,9 @@
 
 use std::io::{self, stdin, stdout};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use api::types::Serial;
 use devices::console_io::{FileOutput, Input, InputFilter, Output, Pty};
 use devices::rate_limiter::RateLimit;
 use thiserror::Error;
@@ -33,6 +34,14 @@ pub(crate) enum Error {
         /// What the host said.
         #[source]
         source: io::Error,
+    },
+    /// `serial_out_path`, in the words of the API.
+    #[error("Cannot open serial_out_path for the guest's output: {error} {path}")]
+    SerialOut {
+        /// The file.
+        path: String,
+        /// What the host said. Clients find it before the path.
+        error: io::Error,
     },
     /// `pty`.
     #[error("Cannot make a pseudo-terminal for the console")]
@@ -142,6 +151,28 @@ impl ConsoleOption {
     }
 }
 
+/// Opens the other end of a serial port that is configured as the API has it, on standard input and output if nothing
+/// else is said; and the terminal, as [`open`] does.
+pub(crate) fn open_serial(
+    serial: Option<&Serial>,
+    targets: Targets,
+) -> Result<(Console, Option<RawTerminal>), Error> {
+    let limit = serial.and_then(|serial| serial.rate_limiter);
+    let path = serial.and_then(|serial| serial.serial_out_path.as_ref());
+    let (mut console, terminal) = match path {
+        Some(path) => {
+            let output = Output::lossy(Path::new(path)).map_err(|error| Error::SerialOut {
+                path: path.clone(),
+                error,
+            })?;
+            (without_terminal(None, output), None)
+        }
+        None => open(&ConsoleOption::default(), targets)?,
+    };
+    console.rate_limit.bandwidth = limit.and_then(vmm::control::bucket);
+    Ok((console, terminal))
+}
+
 /// Opens the other end, and the terminal, which is in raw mode as long as it is kept.
 pub(crate) fn open(
     option: &ConsoleOption,
@@ -179,7 +210,7 @@ fn open_pty() -> io::Result<(PathBuf, Input, Output)> {
 }
 
 /// A console whose other end is no terminal of mote's.
-pub(crate) fn without_terminal(input: Option<Input>, output: Output) -> Console {
+fn without_terminal(input: Option<Input>, output: Output) -> Console {
     Console {
         input,
         output,

@@ -7,7 +7,10 @@ pub(crate) mod net;
 pub(crate) mod pmem;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use api::types::VmConfig;
+use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon;
 use devices::virtio::vsock::VsockConfig;
@@ -17,8 +20,29 @@ use crate::args::RunArgs;
 use crate::options::OptionList;
 use crate::quantity::{parse_duration, parse_size};
 
+/// The guest's metadata: what `--metadata` names, as the configuration file has it served.
+pub(crate) fn metadata(args: &RunArgs, file: &VmConfig) -> Result<Option<Arc<Mmds>>, String> {
+    let id = args.id.as_deref().unwrap_or_default();
+    let of_file = file.mmds_config.as_ref().map(vmm::control::metadata_config);
+    match (&args.metadata, of_file) {
+        (Some(text), config) => metadata::read(text, id, config).map(Some),
+        (None, Some(config)) => {
+            let mmds =
+                Mmds::new(id, DEFAULT_LIMIT).map_err(|error| format!("mmds-config: {error}"))?;
+            mmds.set_config(config);
+            Ok(Some(Arc::new(mmds)))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
 /// All that were asked for, in the order in which the guest finds them.
-pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> {
+pub(crate) fn devices(
+    args: &RunArgs,
+    file: &VmConfig,
+    metadata: Option<Arc<Mmds>>,
+    cpus: u32,
+) -> Result<Vec<Device>, String> {
     let mut devices = Vec::new();
     // The guest's first disk is its root.
     if let Some(text) = &args.rootfs {
@@ -31,10 +55,7 @@ pub(crate) fn devices(args: &RunArgs, cpus: u32) -> Result<Vec<Device>, String> 
     let cards = args.net.iter().enumerate();
     let cards = cards.map(|(index, text)| net::parse(&format!("net{index}"), text));
     let mut cards = cards.collect::<Result<Vec<_>, _>>()?;
-    let id = args.id.as_deref().unwrap_or_default();
-    let metadata = args.metadata.as_deref();
-    let metadata = metadata.map(|text| metadata::read(text, id)).transpose()?;
-    metadata::serve(metadata, &mut cards)?;
+    metadata::serve(metadata, &mut cards, file.mmds_config.is_some())?;
     devices.extend(cards.into_iter().map(net::Card::into_device));
     if let Some(text) = &args.vsock {
         devices.push(vsock(text)?);
@@ -63,8 +84,13 @@ pub fn disk(default_id: &str, text: &str, cpus: u32) -> Result<Device, String> {
 /// The network card that `--net TEXT` means; with this id if it is given none.
 pub fn net(default_id: &str, text: &str) -> Result<Device, String> {
     let mut card = net::parse(default_id, text)?;
-    metadata::serve(None, std::slice::from_mut(&mut card))?;
+    metadata::serve(None, std::slice::from_mut(&mut card), false)?;
     Ok(card.into_device())
+}
+
+/// The persistent memory that `--pmem TEXT` means; with this id if it is given none.
+pub fn pmem(default_id: &str, text: &str) -> Result<Device, String> {
+    pmem::parse(default_id, text)
 }
 
 /// The limits `rate=BYTES[+BURST],iops=N[+BURST]`, as they are behind devices; none is no limit.

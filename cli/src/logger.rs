@@ -171,9 +171,16 @@ fn local_time() -> String {
     )
 }
 
-/// From now on warnings are said; with each `-v` more.
-pub(crate) fn start(verbose: u8) {
-    install(match verbose {
+/// From now on warnings of the guest of this name are said; with each `-v` more.
+pub(crate) fn start(verbose: u8, id: &str) {
+    LOGGER.lock().id = id.to_owned();
+    install(LevelFilter::Off);
+    set_verbose(verbose);
+}
+
+/// What is logged with so many `-v`.
+pub(crate) fn set_verbose(verbose: u8) {
+    log::set_max_level(match verbose {
         0 => LevelFilter::Warn,
         1 => LevelFilter::Info,
         2 => LevelFilter::Debug,

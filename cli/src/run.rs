@@ -2,8 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::devices::mmds::Mmds;
 use api::types::{BootSource, HugePages, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
@@ -14,7 +16,7 @@ use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, S
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::args::{Boot, RunArgs};
-use crate::config_file;
+use crate::config_file::{self, Unknown};
 use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
 use crate::footprint::Trim;
@@ -24,6 +26,7 @@ use crate::logger;
 use crate::message::say;
 use crate::process;
 use crate::service;
+use crate::service::args::ANONYMOUS;
 use crate::service::beside::Beside;
 use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
@@ -40,6 +43,9 @@ pub(crate) enum Error {
     /// Kernel or initrd.
     #[error(transparent)]
     Guest(#[from] guest::Error),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] logger::Error),
     /// A setting out of range.
     #[error("Cannot use {setting}")]
     Config {
@@ -96,16 +102,28 @@ pub(crate) fn run(
     meet: impl FnOnce(&mut Vm),
 ) -> Result<(Status, Remains), Error> {
     let file = match &args.config_file {
-        Some(path) => config_file::read_for_run(path)?,
+        Some(path) => config_file::read(path, Unknown::Refuse)?,
         None => VmConfig::default(),
     };
-    logger::start(args.verbose);
+    logger::start(args.verbose, args.id.as_deref().unwrap_or(ANONYMOUS));
+    if let Some(logger) = &file.logger {
+        logger::change(logger)?;
+    }
+    if args.verbose > 0 {
+        logger::set_verbose(args.verbose);
+    }
     process::set_up();
-    let config = configure(args, &file)?;
+    let metadata = devices::metadata(args, &file).map_err(Error::Device)?;
+    let config = configure(args, &file, metadata.as_ref())?;
     check_root(args, &file)?;
+    // A flag is in the place of what the file says.
+    let serial = file.serial.as_ref().filter(|_| args.console.is_none());
     let option = match &args.console {
         Some(text) => ConsoleOption::parse(text).map_err(Error::Device)?,
-        None => ConsoleOption::default(),
+        None => ConsoleOption {
+            kind: serial.map(|_| ConsoleKind::Serial),
+            ..ConsoleOption::default()
+        },
     };
     let guest = guest::choose(args, &file, &option)?;
     let device_error = |error: config::Error| Error::Device(error.to_string());
@@ -113,7 +131,8 @@ pub(crate) fn run(
         .with_pci(args.pci)
         .and_then(|config| config.with_console(console_of(guest.console)))
         .map_err(device_error)?;
-    for device in devices::devices(args, config.cpus()).map_err(Error::Device)? {
+    let flags = devices::devices(args, &file, metadata, config.cpus());
+    for device in flags.map_err(Error::Device)? {
         config = config.with_device(device).map_err(device_error)?;
     }
     if args.verbose > 0 {
@@ -125,11 +144,16 @@ pub(crate) fn run(
         .try_clone()
         .ok()
         .filter(|_| args.verbose > 0);
-    let mut api = match &args.api_sock {
-        Some(path) => Some(Beside::new(args.id.as_deref(), path.clone())?),
-        None => None,
+    let id = args.id.as_deref();
+    let mut api = match (&args.api_sock, &file.metrics) {
+        (Some(path), _) => Some(Beside::new(id, path.clone())?),
+        // Somebody has to write them.
+        (None, Some(_)) => Some(Beside::without_socket(id)),
+        (None, None) => None,
     };
-    let document = api.is_some().then(|| document(args, &config, &guest));
+    let document = api
+        .is_some()
+        .then(|| document(args, &config, &guest, &file));
     let (initrd, initrd_path) = guest.initrd.unzip();
     let payload = Payload::Kernel {
         kernel: guest.kernel.file,
@@ -144,7 +168,10 @@ pub(crate) fn run(
     let targets = Targets::default();
     let (mut console, terminal) = match guest.console {
         ConsoleKind::Serial | ConsoleKind::Virtio => {
-            let (console, terminal) = console::open(&option, targets.clone())?;
+            let (console, terminal) = match serial {
+                Some(serial) => console::open_serial(Some(serial), targets.clone())?,
+                None => console::open(&option, targets.clone())?,
+            };
             (Some(console), terminal)
         }
         ConsoleKind::Off => (None, None),
@@ -193,7 +220,7 @@ pub(crate) fn run(
 }
 
 /// What the API says of the machine.
-fn document(args: &RunArgs, config: &Config, guest: &Guest) -> VmConfig {
+fn document(args: &RunArgs, config: &Config, guest: &Guest, file: &VmConfig) -> VmConfig {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let boot_source = BootSource {
         kernel_image_path: text(&guest.kernel_path),
@@ -208,7 +235,13 @@ fn document(args: &RunArgs, config: &Config, guest: &Guest) -> VmConfig {
             DeviceKind::Block(disk) => Some(disk.id.as_str()),
             _ => None,
         });
-    vmm::control::document(config, boot_source, root.filter(|_| args.rootfs.is_some()))
+    let root = root.filter(|_| args.rootfs.is_some());
+    VmConfig {
+        logger: file.logger.clone(),
+        metrics: file.metrics.clone(),
+        serial: file.serial.clone().filter(|_| args.console.is_none()),
+        ..vmm::control::document(config, boot_source, root)
+    }
 }
 
 fn console_of(kind: ConsoleKind) -> config::ConsoleKind {
@@ -245,7 +278,11 @@ fn check_root(args: &RunArgs, file: &VmConfig) -> Result<(), Error> {
     Ok(())
 }
 
-fn configure(args: &RunArgs, file: &VmConfig) -> Result<Config, Error> {
+fn configure(
+    args: &RunArgs,
+    file: &VmConfig,
+    metadata: Option<&Arc<Mmds>>,
+) -> Result<Config, Error> {
     let machine = &file.machine_config;
     let cpus = args.cpus.unwrap_or(machine.vcpu_count.into());
     // More than a host can have is more than a host can have, in whole MiB.
@@ -279,8 +316,8 @@ fn configure(args: &RunArgs, file: &VmConfig) -> Result<Config, Error> {
     if args.huge_pages {
         document.machine_config.huge_pages = HugePages::M2;
     }
-    let config =
-        vmm::control::configure(config, &document).map_err(|fault| Error::Device(fault.message))?;
+    let config = vmm::control::configure(config, &document, metadata)
+        .map_err(|fault| Error::Device(fault.message))?;
     Ok(config
         .with_boot_timer(args.boot_timer)
         .with_keyboard(args.keyboard))

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use devices::virtio::console::ConsoleControl;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::event::{PollFd, PollFlags, poll};
 use vmm::{StopRequest, Stopper};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::register_signal_handler;
@@ -93,31 +94,52 @@ impl MutEventSubscriber for SignalWatch {
 /// The descriptor that hears of changes of the terminal's size; -1 before there is one.
 static RESIZED: AtomicI32 = AtomicI32::new(-1);
 
+/// Changes of the terminal's size.
+pub(crate) struct Resizes(EventFd);
+
+impl Resizes {
+    /// Hears of them from now on.
+    pub(crate) fn catch() -> io::Result<Self> {
+        let resized = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        RESIZED.store(resized.as_raw_fd(), Ordering::SeqCst);
+        register_signal_handler(libc::SIGWINCH, on_resize)?;
+        Ok(Self(resized))
+    }
+
+    /// Waits for the next one.
+    pub(crate) fn wait(&self) {
+        // SAFETY: it is open for as long as `self` is there.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        // Interrupted, or failed, is as good: whoever waits looks at the size itself.
+        let _ = poll(&mut fds, None);
+        let _ = self.0.read();
+    }
+}
+
+impl Drop for Resizes {
+    fn drop(&mut self) {
+        RESIZED.store(-1, Ordering::SeqCst);
+    }
+}
+
 /// Tells the guest's console of the size of the terminal whenever that changes.
 pub(crate) struct WindowWatch {
-    resized: EventFd,
+    resizes: Resizes,
     console: ConsoleControl,
 }
 
 impl WindowWatch {
     /// Looks from now on.
     pub(crate) fn new(console: ConsoleControl) -> io::Result<Self> {
-        let resized = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        RESIZED.store(resized.as_raw_fd(), Ordering::SeqCst);
-        register_signal_handler(libc::SIGWINCH, on_resize)?;
-        Ok(Self { resized, console })
-    }
-}
-
-impl Drop for WindowWatch {
-    fn drop(&mut self) {
-        RESIZED.store(-1, Ordering::SeqCst);
+        let resizes = Resizes::catch()?;
+        Ok(Self { resizes, console })
     }
 }
 
 impl MutEventSubscriber for WindowWatch {
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        let _ = self.resized.read();
+        let _ = self.resizes.0.read();
         if let Some((columns, rows)) = terminal::size() {
             self.console.resize(columns, rows);
         }
@@ -125,7 +147,7 @@ impl MutEventSubscriber for WindowWatch {
 
     fn init(&mut self, ops: &mut EventOps) {
         // Fails only for a descriptor that is already there.
-        let _ = ops.add(Events::new(&self.resized, EventSet::IN));
+        let _ = ops.add(Events::new(&self.resizes.0, EventSet::IN));
     }
 }
 

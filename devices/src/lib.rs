@@ -33,6 +33,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `mutex` even when a thread has panicked with it: a device is a state machine that takes any
 /// input, so a half-done access leaves nothing that the next one could trip over.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

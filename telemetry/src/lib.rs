@@ -19,10 +19,11 @@ mod writer;
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::command::State;
+use devices::lock;
 use vmm::{BootMark, Insight, StopReason, StopRequest};
 
 pub use event::{Device, End, Event, Milestone};
@@ -82,10 +83,6 @@ pub struct Metrics {
     guest: Mutex<Guest>,
     /// Lost lines of the log that events have told of.
     told_lost: Mutex<u64>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Metrics {

@@ -296,10 +296,6 @@ fn config_file() {
         r#"{"drivez": []}"#,
         &["vm.json", "sections that do not exist: drivez"],
     );
-    for section in ["logger", "serial"] {
-        let text = format!(r#"{{"{section}": {{}}}}"#);
-        config_fails(text, &["vm.json", section, "mote vmm"]);
-    }
     config_fails(b"\xff\xfe", &[WRONG]);
     config_fails("[".repeat(1 << 20), &[WRONG]);
     config_fails(" ".repeat((1 << 20) + 1), &["vm.json", "longer than 1 MiB"]);

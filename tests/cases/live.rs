@@ -10,6 +10,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_disk_comes_before_linux_looks", hotplug::early),
     ("disks_go_while_they_are_busy", hotplug::busy_disks),
     ("a_guest_gives_devices_up_unasked", hotplug::unasked),
+    ("persistent_memory_comes_and_goes", hotplug::pmem),
     ("nothing_comes_that_cannot", hotplug::bad_input),
     ("no_bus_no_hot_plug", hotplug::no_bus),
     ("a_disk_changes_its_size", change::sizes),

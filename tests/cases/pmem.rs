@@ -1,9 +1,9 @@
 //! Persistent memory: files that Debian's kernel, which has a driver for that, has as memory.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use tests::disk::{self, FileSystem, generations, hash, run, sparse, tool};
+use tests::disk::{self, FileSystem, dax_image, generations, hash, sparse};
 use tests::driven::Driven;
 use tests::guest::{self, packaged_kernel};
 use tests::monitor::{Running, path as mote_path};
@@ -21,16 +21,6 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const MIB: u64 = 1 << 20;
-
-/// A file system that can be mounted with DAX: its blocks are pages.
-fn dax_image(directory: &Path, size: u64) -> PathBuf {
-    let image = sparse(directory, "dax", size);
-    let mut command = tool("mke2fs");
-    command.args(["-q", "-F", "-t", "ext4", "-b", "4096"]);
-    command.arg(&image);
-    run(command);
-    image
-}
 
 fn start(directory: &Path, options: &[&str]) -> Driven {
     let mut all = vec!["--memory", "256m"];

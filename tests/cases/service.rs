@@ -320,6 +320,18 @@ fn devices_come_and_go() {
             &["Device not found"],
         );
     }
+    // What the guest gives up by itself is forgotten.
+    service.put("/drives/d", drive.clone());
+    in_guest(&mut service, "await test -b /dev/vdb");
+    let power_off = "for slot in /sys/bus/pci/slots/*; do
+        [ -e /sys/bus/pci/devices/$(cat $slot/address).0/virtio*/block/vdb ] && echo 0 >$slot/power; done; true";
+    in_guest(&mut service, &power_off.replace('\n', " "));
+    until("the end of the disk", || {
+        let drives = service.get("/vm/config")["drives"].clone();
+        (drives.as_array().unwrap().len() == 1).then_some(())
+    });
+    service.put("/drives/d", drive.clone());
+    service.delete("/drives/d");
     let second_root = json!({"drive_id": "r", "is_root_device": true, "path_on_host": disk});
     service.refused("PUT", "/drives/r", Some(&second_root), &["root"]);
     end(service);

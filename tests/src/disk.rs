@@ -203,6 +203,16 @@ pub fn qcow2(directory: &Path, name: &str, size: u64) -> PathBuf {
     path
 }
 
+/// A file system that can be mounted with DAX: its blocks are pages.
+pub fn dax_image(directory: &Path, size: u64) -> PathBuf {
+    let image = sparse(directory, "dax", size);
+    let mut command = tool("mke2fs");
+    command.args(["-q", "-F", "-t", "ext4", "-b", "4096"]);
+    command.arg(&image);
+    run(command);
+    image
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,17 @@
-//! What guest memory has above RAM: persistent memory, then the region that memory is plugged into. Neither
-//! is in the memory map that the guest boots with: its drivers find both.
+//! What guest memory has above RAM: persistent memory, then the region that memory is plugged into, then the
+//! one that persistent memory comes into while the guest runs. None of it is in the memory map that the guest boots
+//! with: its drivers find it.
 //!
-//! All of it is guest memory for devices from the start. KVM gets the slots of persistent memory with those of
-//! RAM, and those of the other region when its device asks for them ([`KvmSlots`]).
+//! All of it is guest memory for devices from the start; guest memory never changes its regions. KVM gets the slots of
+//! persistent memory with those of RAM, those of the second region when its device asks for them ([`KvmSlots`]), and
+//! those of the third with each file ([`Window`]).
+
+mod window;
 
 use std::io;
 use std::sync::Arc;
+
+pub(crate) use window::{Placed, Window};
 
 use arch::{boot, layout};
 use devices::backend::disk::mapped;
@@ -61,6 +67,26 @@ pub enum Error {
     /// Two things at one address: a mistake in the layout.
     #[error("Cannot put read-only memory on the bus")]
     Bus(#[from] bus::Error),
+    /// What has come while the guest runs takes all of the addresses, or of KVM's slots, for that.
+    #[error(
+        "There is no place for {bytes} bytes of persistent memory: there are guest addresses for {room} bytes of what \
+         comes while the guest runs, in all"
+    )]
+    WindowFull {
+        /// Bytes that are needed.
+        bytes: u64,
+        /// Bytes that there are, taken or not.
+        room: u64,
+    },
+    /// KVM refused a slot.
+    #[error("KVM does not take persistent memory '{id}'")]
+    Kvm {
+        /// Its name.
+        id: String,
+        /// What KVM said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
 }
 
 /// The regions, in the order of their addresses.
@@ -69,8 +95,15 @@ pub(crate) struct AboveRam {
     pub(crate) regions: Vec<GuestRegionMmap>,
     /// What the guest cannot write to, and where it is.
     read_only: Vec<(PmemControl, u64)>,
+    /// What is there from the start, and where.
+    pmem: Vec<(String, u64)>,
     hotplug: Option<(MemControl, u64)>,
     end: u64,
+    /// Slots of KVM that come before these.
+    ram_slots: usize,
+    /// Where persistent memory comes, on machines where it can.
+    window_start: Option<u64>,
+    window: Option<Arc<Window>>,
 }
 
 impl AboveRam {
@@ -79,7 +112,11 @@ impl AboveRam {
         let mut above = Self {
             regions: Vec::new(),
             read_only: Vec::new(),
+            pmem: Vec::new(),
             hotplug: None,
+            ram_slots: boot::ram_ranges(config.memory()).count(),
+            window_start: None,
+            window: None,
             end: boot::ram_end(config.memory()).max(layout::HIGH_RAM_START),
         };
         let kinds = || config.devices().iter().map(|device| &device.kind);
@@ -100,6 +137,14 @@ impl AboveRam {
             above.end = start + total;
             above.hotplug = Some((control, start));
         }
+        if config.pci() {
+            let start = above.end.next_multiple_of(window::ALIGNMENT);
+            // A host with a limit of addresses does without what may never be asked for.
+            if let Ok(region) = memory::reserve_read_only(start, window::SIZE) {
+                above.regions.push(region);
+                above.window_start = Some(start);
+            }
+        }
         Ok(above)
     }
 
@@ -114,13 +159,18 @@ impl AboveRam {
             self.read_only.push((control.clone(), start));
         }
         self.regions.push(region);
+        self.pmem.push((id.into(), start));
         self.end = start + size;
         Ok(())
     }
 
-    /// Whether a guest whose addresses have `bits` bits reaches all of it.
+    /// Whether a guest whose addresses have `bits` bits reaches all of it. What may come is not counted: it comes
+    /// where the guest reaches it, or not at all.
     pub(crate) fn check_room(&self, bits: u32) -> Result<(), Error> {
         let end = self.end;
+        if let Some(window) = &self.window {
+            window.set_end(1_u64.checked_shl(bits).unwrap_or(u64::MAX));
+        }
         if 1_u64.checked_shl(bits).is_none_or(|limit| end <= limit) {
             Ok(())
         } else {
@@ -128,26 +178,44 @@ impl AboveRam {
         }
     }
 
-    /// Where the region is that KVM is not told of yet.
-    pub(crate) fn hotplug_start(&self) -> Option<u64> {
-        self.hotplug.as_ref().map(|(_, start)| *start)
+    /// Whether the region at `start` is one that KVM is not told of yet.
+    pub(crate) fn is_later(&self, start: u64) -> bool {
+        let hotplug = self.hotplug.as_ref().map(|(_, start)| *start);
+        [hotplug, self.window_start].contains(&Some(start))
     }
 
-    /// Lets the device that plugs memory have KVM's slots from `first_slot` on, of `max`.
+    /// Lets what comes later have KVM's slots from `first_slot` on, of `max`: first the device that plugs memory, then
+    /// persistent memory.
     pub(crate) fn connect(
-        &self,
+        &mut self,
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
         first_slot: u32,
         max: usize,
     ) -> Result<(), Error> {
+        let next_slot = self.connect_hotplug(vm, memory, first_slot, max)?;
+        self.window = self.window_start.map(|start| {
+            let slots = next_slot..u32::try_from(max).unwrap_or(u32::MAX);
+            Arc::new(Window::new(vm, memory, start, slots))
+        });
+        Ok(())
+    }
+
+    /// The first slot that is left.
+    fn connect_hotplug(
+        &self,
+        vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemoryMmap>,
+        first_slot: u32,
+        max: usize,
+    ) -> Result<u32, Error> {
         let Some((control, start)) = &self.hotplug else {
-            return Ok(());
+            return Ok(first_slot);
         };
         let (asked, max) = (u64::from(first_slot) + control.config().slots(), max as u64);
-        if asked > max || u32::try_from(asked).is_err() {
+        let Some(next) = u32::try_from(asked).ok().filter(|_| asked <= max) else {
             return Err(Error::Slots { max, asked });
-        }
+        };
         let slots = KvmSlots {
             first: first_slot,
             start: *start,
@@ -156,11 +224,30 @@ impl AboveRam {
             memory: Arc::clone(memory),
         };
         control.set_place(*start, Box::new(slots));
-        Ok(())
+        Ok(next)
+    }
+
+    /// Where persistent memory comes while the guest runs.
+    pub(crate) fn window(&self) -> Option<&Arc<Window>> {
+        self.window.as_ref()
+    }
+
+    /// The place of persistent memory that is there from the start, on a machine where it may go: to be dropped with its
+    /// device.
+    pub(crate) fn place(&self, id: &str, control: &PmemControl) -> Option<Placed> {
+        let window = self.window.as_ref()?;
+        let index = self.pmem.iter().position(|(name, _)| name == id)?;
+        let (_, start) = self.pmem.get(index)?;
+        // A slot a region, in their order.
+        let slot = u32::try_from(self.ram_slots + index).ok()?;
+        Some(Placed::from_the_start(window, control, *start, slot))
     }
 
     /// Has the guest's writes to what it can only read end somewhere.
-    pub(crate) fn guard(&self, mmio: &Bus) -> Result<(), Error> {
+    pub(crate) fn guard(&self, mmio: &Arc<Bus>) -> Result<(), Error> {
+        if let Some(window) = &self.window {
+            window.set_bus(mmio);
+        }
         for (control, start) in &self.read_only {
             mmio.insert(*start, control.size(), control.dropped_writes())?;
         }
@@ -212,7 +299,11 @@ mod tests {
         let above = AboveRam {
             regions: Vec::new(),
             read_only: Vec::new(),
+            pmem: Vec::new(),
             hotplug: None,
+            ram_slots: 1,
+            window_start: None,
+            window: None,
             end: 1 << 36,
         };
         above.check_room(36).unwrap();

@@ -36,7 +36,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::above_ram::{self, AboveRam};
+use crate::above_ram::{self, AboveRam, Window};
 use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::Registered;
 use crate::events::Events;
@@ -199,14 +199,18 @@ fn assemble(
     kvm::check_capabilities(&kvm, config.cpus(), config.cpu_config())?;
     cpus::check_capabilities(&kvm, config.cpu_config())?;
     let vm = Arc::new(kvm::create_vm(&kvm)?);
-    let slots = kvm::set_memory(&vm, &memory, above_ram.hotplug_start())?;
+    let slots = kvm::set_memory(&vm, &memory, |start| above_ram.is_later(start))?;
     above_ram.connect(&vm, &memory, slots, kvm.get_nr_memslots())?;
+    for device in &mut devices {
+        device.set_place(|id, control| above_ram.place(id, control));
+    }
     kvm::set_intel_addresses(&vm)?;
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
     times.kvm = Instant::now();
 
     let events = &stage.events;
-    let machine = Machine::new(config, serial, devices, &vm, &memory, events)?;
+    let window = above_ram.window();
+    let machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
     above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
     let cpuid = kvm::supported_cpuid(&kvm)?;
@@ -319,6 +323,7 @@ impl Machine {
         virtio: Vec<Registered>,
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
+        window: Option<&Arc<Window>>,
         events: &Arc<Events>,
     ) -> Result<Self, Error> {
         let interrupts = Arc::new(Interrupts::new(Arc::clone(vm)));
@@ -376,7 +381,7 @@ impl Machine {
         let mmio = Arc::new(Bus::new());
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
         let pci = if config.pci() {
-            let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory)?;
+            let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory, window)?;
             for device in virtio {
                 pci.insert(device)?;
             }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use devices::backend::user_backend::UserNetControl;
+use devices::lock;
 use devices::pci::root::Slot;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::block::BlockControl;
@@ -19,6 +20,7 @@ use devices::virtio::rng::RngControl;
 use devices::virtio::vsock::VsockControl;
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 
+use crate::above_ram::Placed;
 use crate::config;
 
 /// Which device of a machine.
@@ -123,10 +125,6 @@ pub struct Controls {
     /// Its lock is held for a moment only, and no other is taken meanwhile.
     entries: Entries,
     listening: Listening,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Controls {
@@ -333,6 +331,8 @@ impl Drop for Registration {
 pub(crate) struct Registered {
     // In this order: what the device holds of the host is free before its name is.
     device: Box<dyn VirtioDevice>,
+    /// Of persistent memory, on a machine that it can leave.
+    place: Option<Placed>,
     registration: Registration,
 }
 
@@ -340,7 +340,35 @@ impl Registered {
     pub(crate) fn new(device: Box<dyn VirtioDevice>, registration: Registration) -> Self {
         Self {
             device,
+            place: None,
             registration,
+        }
+    }
+
+    /// If it is persistent memory, finds its place by its name, and keeps it for as long as the device lives.
+    pub(crate) fn set_place(&mut self, find: impl FnOnce(&str, &PmemControl) -> Option<Placed>) {
+        if let Some((id, control)) = self.pmem() {
+            self.place = find(&id, &control);
+        }
+    }
+
+    /// The same for a place that may not be had.
+    pub(crate) fn try_set_place<E>(
+        &mut self,
+        find: impl FnOnce(&str, &PmemControl) -> Result<Placed, E>,
+    ) -> Result<(), E> {
+        if let Some((id, control)) = self.pmem() {
+            self.place = Some(find(&id, &control)?);
+        }
+        Ok(())
+    }
+
+    fn pmem(&self) -> Option<(String, PmemControl)> {
+        let Registration { entries, id, .. } = &self.registration;
+        let control = lock(entries).get(id)?.control.clone();
+        match (id, control) {
+            (DeviceId::Pmem(name), Some(Control::Pmem(control))) => Some((name.clone(), control)),
+            _ => None,
         }
     }
 

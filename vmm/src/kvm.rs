@@ -185,17 +185,17 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     }
 }
 
-/// Gives guest memory to the VM, one slot a region but for the one at `later`, and says how many. What
+/// Gives guest memory to the VM, one slot a region but for those that come later, and says how many. What
 /// cannot be written to is read-only for the guest.
 pub(crate) fn set_memory(
     vm: &VmFd,
     memory: &GuestMemoryMmap,
-    later: Option<u64>,
+    is_later: impl Fn(u64) -> bool,
 ) -> Result<u32, Error> {
     let mut slot = 0;
     for region in memory.iter() {
         let start = region.start_addr().0;
-        if later == Some(start) {
+        if is_later(start) {
             continue;
         }
         let flags = if region.prot() & libc::PROT_WRITE == 0 {

@@ -125,7 +125,7 @@ pub(crate) fn allocate(
     };
     let mut regions = Vec::with_capacity(2 + more.len());
     for (start, bytes) in ram_ranges(size) {
-        match region(start, bytes, flags) {
+        match region(start, bytes, libc::PROT_READ | libc::PROT_WRITE, flags) {
             Ok(region) => regions.push(region),
             Err(error) if huge_pages == HugePages::None => return Err(error),
             Err(error) => {
@@ -159,14 +159,25 @@ fn too_few_huge_pages(size: u64) -> Option<Error> {
 
 /// Reserves `bytes` bytes of guest memory at `start`. Nothing of it is touched.
 pub(crate) fn reserve(start: u64, bytes: u64) -> Result<GuestRegionMmap, Error> {
-    region(start, bytes, libc::MAP_NORESERVE)
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    region(start, bytes, protection, libc::MAP_NORESERVE)
+}
+
+/// The same for what devices may not write to.
+pub(crate) fn reserve_read_only(start: u64, bytes: u64) -> Result<GuestRegionMmap, Error> {
+    region(start, bytes, libc::PROT_READ, libc::MAP_NORESERVE)
 }
 
 /// Maps `bytes` bytes of guest memory at `start`, with these flags besides those that all of it has.
-fn region(start: u64, bytes: u64, flags: libc::c_int) -> Result<GuestRegionMmap, Error> {
+fn region(
+    start: u64,
+    bytes: u64,
+    protection: libc::c_int,
+    flags: libc::c_int,
+) -> Result<GuestRegionMmap, Error> {
     #[expect(clippy::cast_possible_truncation, reason = "64-bit only")]
     let mapping = MmapRegionBuilder::new(bytes as usize)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_prot(protection)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
         .build()
         .map_err(|source| Error::Reserve { bytes, source })?;

@@ -7,13 +7,14 @@
 //! [`devices::bus`] for the order of locks; here one more comes after a function's, that of its
 //! window.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arch::layout;
 use devices::bus::{self, Bus};
 use devices::legacy::ged::Ged;
 use devices::legacy::pci_config::PciConfig;
+use devices::lock;
 use devices::pci::hotplug::Hotplug;
 use devices::pci::msix::MsiVectors;
 use devices::pci::root::{Ecam, Full, Occupant, Root, Slot};
@@ -26,6 +27,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::above_ram::{self, Window as MemoryWindow};
 use crate::builder::virtio;
 use crate::config::Device;
 use crate::controls::{Controls, DeviceId, Registered};
@@ -48,6 +50,9 @@ pub enum Error {
     /// Its interrupts.
     #[error(transparent)]
     Vectors(#[from] msix::Error),
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] above_ram::Error),
     /// Two devices at one address: a mistake in the layout.
     #[error("Cannot put the PCI bus into the machine")]
     Bus(#[from] bus::Error),
@@ -58,7 +63,9 @@ pub enum Error {
         id: DeviceId,
     },
     /// It comes with the machine and goes with it.
-    #[error("The {id} cannot come or go while the guest runs: only disks and network cards can")]
+    #[error(
+        "The {id} cannot come or go while the guest runs: only disks, network cards and persistent memory can"
+    )]
     Fixed {
         /// What was to come or go.
         id: DeviceId,
@@ -81,6 +88,8 @@ pub(crate) struct Pci {
     interrupts: Arc<Interrupts>,
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
+    /// Where persistent memory comes.
+    window: Option<Arc<MemoryWindow>>,
 }
 
 impl Pci {
@@ -92,6 +101,7 @@ impl Pci {
         interrupts: &Arc<Interrupts>,
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
+        window: Option<&Arc<MemoryWindow>>,
     ) -> Result<Self, Error> {
         let root = Arc::new(Root::new());
         let ecam = Arc::new(Mutex::new(Ecam(Arc::clone(&root))));
@@ -110,6 +120,7 @@ impl Pci {
             interrupts: Arc::clone(interrupts),
             vm: Arc::clone(vm),
             memory: Arc::clone(memory),
+            window: window.cloned(),
         })
     }
 
@@ -134,8 +145,15 @@ impl Pci {
         made
     }
 
-    /// The same, and the guest is told.
-    fn plug(&self, device: Registered) -> Result<Slot, Error> {
+    /// The same, with its memory if it is persistent memory, and the guest is told.
+    fn plug(&self, mut device: Registered) -> Result<Slot, Error> {
+        device.try_set_place(|id, control| match &self.window {
+            Some(window) => window.place(id, control),
+            None => Err(above_ram::Error::WindowFull {
+                bytes: control.size(),
+                room: 0,
+            }),
+        })?;
         let slot = self.insert(device)?;
         lock(&self.hotplug).inserted(slot);
         lock(&self.ged).announce_pci_hotplug();
@@ -168,10 +186,6 @@ impl Drop for Pci {
     fn drop(&mut self) {
         self.root.clear();
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the memory of the function in `slot` is, if the guest leaves it there.
@@ -245,7 +259,7 @@ impl Window for BusWindow {
     }
 }
 
-/// A way to bring disks and network cards into a running guest and out of it again, from any thread but
+/// A way to bring disks, network cards and persistent memory into a running guest and out of it again, from any thread but
 /// those of event loops.
 ///
 /// The guest has to play along: it needs ACPI and PCI hot-plug (Linux: `CONFIG_HOTPLUG_PCI_ACPI`).
@@ -312,12 +326,12 @@ impl HotplugHandle {
 
 fn check_mobile(id: &DeviceId) -> Result<(), Error> {
     match id {
-        DeviceId::Disk(_) | DeviceId::Card(_) => Ok(()),
-        // Guest memory is what it is from the start, for all devices.
-        DeviceId::Pmem(_) | DeviceId::MemoryHotplug => Err(Error::Fixed { id: id.clone() }),
-        DeviceId::Balloon | DeviceId::Entropy | DeviceId::Vsock | DeviceId::Console => {
-            Err(Error::Fixed { id: id.clone() })
-        }
+        DeviceId::Disk(_) | DeviceId::Card(_) | DeviceId::Pmem(_) => Ok(()),
+        DeviceId::Balloon
+        | DeviceId::Entropy
+        | DeviceId::Vsock
+        | DeviceId::Console
+        | DeviceId::MemoryHotplug => Err(Error::Fixed { id: id.clone() }),
     }
 }
 

@@ -7,18 +7,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use devices::interrupt::{InterruptLine, MsiMessage};
 use devices::rate_limiter::RateLimit;
 use devices::virtio::block::BlockConfig;
+use devices::virtio::pmem::PmemConfig;
 use devices::virtio::queue::Queue;
 use devices::virtio::vsock::VsockControl;
 use devices::virtio::worker::{LoopGone, Subscriber, WorkerId};
 use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
 use crate::config::DeviceKind;
 use crate::controls::Control;
-use crate::kvm;
+use crate::{kvm, memory};
+
+/// Where persistent memory comes.
+const WINDOW: u64 = 1 << 33;
+const WINDOW_SIZE: u64 = 16 << 20;
 
 /// A device that does nothing but end.
 struct Idle {
@@ -65,6 +71,7 @@ impl InterruptLine for Line {
 
 struct Machine {
     vm: Arc<VmFd>,
+    memory: Arc<GuestMemoryMmap>,
     vcpu: VcpuFd,
     io: Bus,
     mmio: Arc<Bus>,
@@ -102,17 +109,24 @@ impl Machine {
         let vm = Arc::new(kvm::create_vm(&host).unwrap());
         kvm::split_irqchip(&vm, layout::ioapic_pins(0)).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
-        let memory = Arc::new(GuestMemoryMmap::new());
+        // Nothing but where persistent memory comes.
+        let region = memory::reserve_read_only(WINDOW, WINDOW_SIZE).unwrap();
+        let memory = Arc::new(GuestMemoryMmap::from_regions(vec![region]).unwrap());
+        let window = MemoryWindow::new(&vm, &memory, WINDOW, 5..8);
+        window.set_end(WINDOW + WINDOW_SIZE);
+        let window = Arc::new(window);
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&vm)));
         let line = Arc::<Line>::default();
         let ged = Arc::new(Mutex::new(Ged::new(line.clone())));
         let (io, mmio) = (Bus::new(), Arc::new(Bus::new()));
-        let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory).unwrap();
+        let pci = Pci::new(&io, &mmio, &ged, &interrupts, &vm, &memory, Some(&window)).unwrap();
+        window.set_bus(&mmio);
         let pci = Arc::new(pci);
         let controls = Controls::new();
         let event_loop: Arc<dyn EventLoop> = Arc::new(NoLoop);
         Some(Self {
             vm,
+            memory,
             vcpu,
             io,
             mmio,
@@ -346,6 +360,82 @@ fn a_device_is_made_whole_or_not_at_all() {
     assert!(machine.pci.root.remove(slot));
     assert!(machine.controls.disk("a").is_none());
     assert_eq!(machine.handle.add(&disk("a", &path)).unwrap(), slot);
+}
+
+fn pmem(id: &str, path: &Path, read_only: bool) -> Device {
+    let config = PmemConfig {
+        id: id.into(),
+        path: path.into(),
+        read_only,
+        rate: RateLimit::default(),
+    };
+    Device {
+        kind: DeviceKind::Pmem(config),
+        iothread: false,
+    }
+}
+
+#[test]
+fn persistent_memory_has_its_place_and_leaves_it() {
+    const MIB: u64 = 1 << 20;
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let directory = TempDir::new().unwrap();
+    let file = |name: &str, contents: u8, size: u64| {
+        let path = directory.as_path().join(name);
+        std::fs::write(&path, vec![contents; usize::try_from(size).unwrap()]).unwrap();
+        path
+    };
+    let (first, second) = (file("first", 1, MIB), file("second", 2, 3 * MIB));
+    let read = |offset: u64| -> u8 {
+        let gpa = GuestAddress(WINDOW + offset);
+        machine.memory.read_obj(gpa).unwrap()
+    };
+    // Whether KVM has memory there: then it takes no other.
+    let is_given = |offset: u64| {
+        let taken = kvm::insert_slot(&machine.vm, &machine.memory, 9, WINDOW + offset, MIB, 0);
+        let _ = kvm::remove_slot(&machine.vm, 9);
+        taken.is_err()
+    };
+    for _ in 0..3 {
+        let slot = machine.handle.add(&pmem("a", &first, false)).unwrap();
+        let other = machine.handle.add(&pmem("b", &second, true)).unwrap();
+        assert_eq!((read(0), read(MIB), read(2 * MIB)), (1, 0, 2));
+        assert!(is_given(0) && is_given(2 * MIB) && is_given(5 * MIB) && !is_given(6 * MIB));
+        // What the guest writes to what it can only read comes here.
+        let ranges = format!("{:?}", machine.mmio);
+        let dropped = WINDOW + 2 * MIB..=WINDOW + 6 * MIB - 1;
+        assert!(ranges.contains(&format!("{dropped:?}")), "{ranges}");
+        assert!(machine.pci.root.remove(slot));
+        assert!(!is_given(0) && is_given(2 * MIB));
+        assert_eq!((read(0), read(2 * MIB)), (0, 2));
+        // The lowest that is free.
+        let again = machine.handle.add(&pmem("c", &first, false)).unwrap();
+        assert_eq!(read(0), 1);
+        assert!(machine.pci.root.remove(other));
+        assert!(machine.pci.root.remove(again));
+        assert!(!is_given(0) && !is_given(2 * MIB));
+        assert!(!format!("{:?}", machine.mmio).contains(&format!("{dropped:?}")));
+    }
+    // What does not fit, or has no slot of KVM, leaves nothing.
+    let large = file("large", 3, WINDOW_SIZE + 1);
+    let refused = |device: &Device| machine.handle.add(device).unwrap_err();
+    let error = refused(&pmem("a", &large, false));
+    assert!(matches!(
+        error,
+        Error::Memory(above_ram::Error::WindowFull { .. })
+    ));
+    for name in ["a", "b", "c"] {
+        let path = file(name, 4, 1);
+        machine.handle.add(&pmem(name, &path, false)).unwrap();
+    }
+    let error = refused(&pmem("d", &first, false));
+    assert!(matches!(
+        error,
+        Error::Memory(above_ram::Error::WindowFull { .. })
+    ));
+    assert_eq!(machine.controls.ids().len(), 3);
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(super) fn constraints() -> Vec<(&'static str, &'static str, Value)> {
         ("NetworkInterfacePatch", "iface_id", id()),
         ("Pmem", "id", id()),
         ("PmemPatch", "id", id()),
+        ("ConsolePatch", "columns", json!({ "minimum": 1 })),
+        ("ConsolePatch", "rows", json!({ "minimum": 1 })),
         ("MachineConfig", "vcpu_count", cpus()),
         ("MachineConfig", "mem_size_mib", memory()),
         ("MachineConfigPatch", "", json!({ "minProperties": 1 })),

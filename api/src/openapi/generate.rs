@@ -252,6 +252,7 @@ fn schemas() -> Value {
     schemas.extend(definitions(Contract::Deserialize, |schemas| {
         schemas.subschema_for::<types::Action>();
         schemas.subschema_for::<types::VmPatch>();
+        schemas.subschema_for::<types::ConsolePatch>();
         schemas.subschema_for::<types::BootSource>();
         schemas.subschema_for::<types::MachineConfig>();
         schemas.subschema_for::<types::MachineConfigPatch>();

@@ -76,8 +76,18 @@ pub(super) fn operation(request: Request) -> Operation {
         }
         .more(
             "To be asked with `Connection: Upgrade` and `Upgrade: mote-console`. After the answer, the \
-             connection carries bytes: what the guest prints, and what is typed.",
+             connection carries bytes: what the guest prints, and what is typed. With `Upgrade: \
+             mote-console-frames` what the guest prints comes in frames: a byte 0, a length of 4 bytes, least \
+             significant first, and so many bytes; or a byte 1 and how many bytes were lost, as the client was too \
+             slow.",
         )
+        .extension(),
+        Request::PatchConsole => send(
+            "instance",
+            "Says how large the console's terminal is",
+            Object("ConsolePatch"),
+        )
+        .more("A virtio console's driver is told, and with it whoever runs on that terminal in the guest.")
         .extension(),
         Request::InstanceStart
         | Request::SendCtrlAltDel
@@ -126,7 +136,8 @@ pub(super) fn operation(request: Request) -> Operation {
             Object("NetworkInterfacePatch"),
         ),
         Request::DeleteInterface => remove("network", "Takes a network card away"),
-        Request::PutPmem => send("drives", "Adds persistent memory", Object("Pmem")),
+        Request::PutPmem => send("drives", "Adds persistent memory", Object("Pmem"))
+            .more("On a running guest it is a hot-plug: the id must be free, and it is not the root device."),
         Request::PatchPmem => send("drives", "Changes the limits of persistent memory", Object("PmemPatch")),
         Request::DeletePmem => remove("drives", "Takes persistent memory away"),
         Request::PutVsock => send("network", "Sets the socket device", Object("Vsock"))
@@ -221,6 +232,7 @@ fn send(tag: &'static str, summary: &'static str, body: Body) -> Operation {
 
 fn remove(tag: &'static str, summary: &'static str) -> Operation {
     send(tag, summary, Body::None).more(
-        "The guest is asked to let go of it, which may take a moment. The root device cannot go.",
+        "The guest is asked to let go of it. Answered when it has, or with 400 after 5 s: it may still do so then. \
+         Requests for other resources are served meanwhile. The root device cannot go.",
     )
 }

@@ -11,9 +11,8 @@ use hyper::service::service_fn;
 use tokio::net::UnixStream;
 use tokio::time::{self, Sleep};
 
-use super::link::{Io, Link, Phase, unless_stopped};
+use super::link::{Io, Link, Phase, Switched, unless_stopped};
 use super::{Seat, Shared, console, service};
-use crate::handler::ConsoleStream;
 
 /// Bytes of a request before its body. A client's buffer never grows beyond.
 const MAX_HEAD: usize = 16 << 10;
@@ -31,7 +30,7 @@ enum End {
     /// A request was not complete in time.
     Late,
     /// With a change of protocol. These bytes came already.
-    Console(Box<ConsoleStream>, Bytes),
+    Console(Box<Switched>, Bytes),
 }
 
 /// Serves a client until it or the server wants no more.
@@ -52,8 +51,8 @@ pub(super) async fn serve(socket: UnixStream, seat: Seat) {
                 &format!("The request was not complete within {limit} seconds."),
             );
         }
-        End::Console(stream, early) => {
-            Box::pin(console::run(&link, shared, *stream, &early)).await;
+        End::Console(switched, early) => {
+            Box::pin(console::run(&link, shared, *switched, &early)).await;
         }
     }
     Box::pin(link.linger(shared)).await;
@@ -98,8 +97,8 @@ async fn speak(link: &Rc<Link>, shared: &Rc<Shared>) -> End {
         }
     });
     match (end.await, link.take_console()) {
-        (End::Ordered, Some(stream)) => {
-            End::Console(Box::new(stream), connection.into_parts().read_buf)
+        (End::Ordered, Some(switched)) => {
+            End::Console(Box::new(switched), connection.into_parts().read_buf)
         }
         (end, _) => end,
     }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::time;
 
 use super::Shared;
-use super::link::Link;
+use super::link::{Link, Switched};
 use crate::events::{Piece, Reader};
+use crate::frames;
 use crate::handler::{ConsoleInput, ConsoleStream};
 
 /// Bytes sent at once.
@@ -22,9 +23,12 @@ const INPUT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Serves an attached console until the client is gone, the guest's output ends or the server stops. `early`
 /// is what the client has sent before it knew that it may.
-pub(super) async fn run(link: &Link, shared: &Shared, stream: ConsoleStream, early: &[u8]) {
-    let ConsoleStream { mut output, input } = stream;
-    let mut outward = pin!(print(link, shared, &mut output));
+pub(super) async fn run(link: &Link, shared: &Shared, switched: Switched, early: &[u8]) {
+    let Switched {
+        stream: ConsoleStream { mut output, input },
+        in_frames,
+    } = switched;
+    let mut outward = pin!(print(link, shared, &mut output, in_frames));
     let mut inward = pin!(listen(link, input, early));
     let mut gone = pin!(link.until_gone());
     poll_fn(|cx| {
@@ -40,7 +44,12 @@ pub(super) async fn run(link: &Link, shared: &Shared, stream: ConsoleStream, ear
 }
 
 /// What the guest prints. A client that is too slow for it misses some, as on any terminal that cannot keep up.
-async fn print(link: &Link, shared: &Shared, output: &mut Reader) -> io::Result<()> {
+async fn print(
+    link: &Link,
+    shared: &Shared,
+    output: &mut Reader,
+    in_frames: bool,
+) -> io::Result<()> {
     // Whatever is left of the answer.
     link.write_all(&[]).await?;
     let mut stop = pin!(shared.until_stop());
@@ -49,8 +58,10 @@ async fn print(link: &Link, shared: &Shared, output: &mut Reader) -> io::Result<
         piece => piece,
     };
     while let Some(piece) = poll_fn(&mut next).await {
-        if let Piece::Data(bytes) = piece {
-            link.write_all(&bytes).await?;
+        match piece {
+            piece if in_frames => link.write_all(&frames::encode(&piece)).await?,
+            Piece::Data(bytes) => link.write_all(&bytes).await?,
+            Piece::Lost(_) => {}
         }
     }
     Ok(())

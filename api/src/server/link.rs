@@ -49,6 +49,13 @@ pub(super) enum Phase {
     Waiting,
 }
 
+/// What a connection becomes.
+pub(super) struct Switched {
+    pub(super) stream: ConsoleStream,
+    /// What the guest prints is sent in frames.
+    pub(super) in_frames: bool,
+}
+
 /// A client's socket, and what is known of the client.
 pub(super) struct Link {
     socket: UnixStream,
@@ -60,7 +67,7 @@ pub(super) struct Link {
     /// It has been told why it is not heard.
     refused: Cell<bool>,
     /// What the connection is for once the answer that says so is out.
-    console: RefCell<Option<ConsoleStream>>,
+    console: RefCell<Option<Switched>>,
 }
 
 impl Link {
@@ -84,11 +91,11 @@ impl Link {
     }
 
     /// Turns the connection into a console, after the answer that is about to be written.
-    pub(super) fn switch(&self, console: ConsoleStream) {
+    pub(super) fn switch(&self, console: Switched) {
         *self.console.borrow_mut() = Some(console);
     }
 
-    pub(super) fn take_console(&self) -> Option<ConsoleStream> {
+    pub(super) fn take_console(&self) -> Option<Switched> {
         self.console.borrow_mut().take()
     }
 

@@ -14,9 +14,10 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::body::{Body, Events};
-use super::link::{Link, Phase};
+use super::link::{Link, Phase, Switched};
 use crate::answer::{Answer, answer};
 use crate::command::{Command, Fault};
+use crate::frames;
 use crate::handler::{Reply, Seen};
 use crate::route::{Route, route};
 
@@ -166,21 +167,26 @@ fn events(link: &Rc<Link>, shared: &Rc<Shared>) -> Response<Body> {
 
 fn console(link: &Link, shared: &Shared, parts: &Parts) -> Result<Response<Body>, Fault> {
     let wants = parts.version == Version::HTTP_11
-        && has_token(&parts.headers, &header::CONNECTION, "upgrade")
-        && has_token(&parts.headers, &header::UPGRADE, CONSOLE_PROTOCOL);
-    if !wants {
+        && has_token(&parts.headers, &header::CONNECTION, "upgrade");
+    let protocol = [CONSOLE_PROTOCOL, frames::PROTOCOL]
+        .into_iter()
+        .find(|protocol| wants && has_token(&parts.headers, &header::UPGRADE, protocol));
+    let Some(protocol) = protocol else {
         return Err(Fault::bad(format!(
             "The console is attached to by an upgrade: 'Connection: Upgrade' and 'Upgrade: {CONSOLE_PROTOCOL}'."
         )));
-    }
+    };
     let stream = shared.handler.console()?;
     let backlog = stream.output.waiting();
-    link.switch(stream);
+    link.switch(Switched {
+        stream,
+        in_frames: protocol == frames::PROTOCOL,
+    });
     let mut response = Response::new(Body::whole(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
     headers.insert(
         HeaderName::from_static(CONSOLE_BACKLOG),
         HeaderValue::from(backlog),

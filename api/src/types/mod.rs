@@ -9,6 +9,7 @@ mod action;
 mod balloon;
 mod boot_source;
 mod config;
+mod console;
 mod cpu_config;
 mod drive;
 mod entropy;
@@ -33,6 +34,7 @@ pub use balloon::{
 };
 pub use boot_source::BootSource;
 pub use config::{Error as ConfigError, VmConfig};
+pub use console::ConsolePatch;
 pub use cpu_config::{
     Bitmap, CpuConfig, CpuConfigSource, CpuidModifier, CpuidRegister, KvmCapability, MsrModifier,
     RegisterModifier,

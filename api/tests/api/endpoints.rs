@@ -450,6 +450,18 @@ fn instance() -> Vec<Endpoint> {
         ),
         endpoint(
             "PATCH",
+            "/console",
+            vec![
+                required("columns", Kind::U16, json!(80))
+                    .good(&[json!(1), json!(u16::MAX)])
+                    .bad(&[json!(0)]),
+                required("rows", Kind::U16, json!(24))
+                    .good(&[json!(1), json!(u16::MAX)])
+                    .bad(&[json!(0)]),
+            ],
+        ),
+        endpoint(
+            "PATCH",
             "/vm",
             vec![required(
                 "state",

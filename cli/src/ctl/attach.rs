@@ -4,14 +4,18 @@ use std::io::{self, ErrorKind, Read, Write, stdin, stdout};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::thread;
 
+use api::events::Piece;
+use api::frames::{self, Decoder, NoFrame};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use serde_json::json;
 
 use super::guest::Guest;
-use super::{Error, host};
+use super::{ANSWER_LIMIT, Error, host};
 use crate::message::say;
-use crate::signals::Signals;
+use crate::signals::{Resizes, Signals};
 use crate::status::Status;
 use crate::terminal::{self, RawTerminal, is_foreground_terminal};
 
@@ -49,7 +53,7 @@ enum End {
 
 pub(super) fn attach(args: &Args) -> Result<Status, Error> {
     let guest = Guest::find(&args.id)?;
-    let console = guest.console()?;
+    let console = guest.console(frames::PROTOCOL)?;
     let signals = Signals::catch().map_err(host("set up", "signal handlers"))?;
     let is_terminal = !args.no_stdin && is_foreground_terminal();
     let raw = if is_terminal {
@@ -63,15 +67,21 @@ pub(super) fn attach(args: &Args) -> Result<Status, Error> {
     };
     // In the background of a terminal, reading it would stop the process.
     let reads = !args.no_stdin && (is_terminal || !terminal::is_terminal());
-    let _ = print(&console.early);
+    if is_terminal {
+        // A guest whose console is no virtio console has no use for it.
+        let resizes = Resizes::catch().map_err(host("set up", "a signal handler"))?;
+        let guest = guest.clone();
+        thread::spawn(move || follow_size(&guest, &resizes));
+    }
     let mut session = Session {
         stream: console.stream,
         signals,
         input: reads.then(Input::default),
         keys: is_terminal.then(Keys::default),
         pending: Vec::new(),
+        frames: Decoder::default(),
     };
-    let end = session.run();
+    let end = session.run(&console.early);
     drop(raw);
     let end = end.map_err(host(
         "go on at",
@@ -91,6 +101,21 @@ pub(super) fn attach(args: &Args) -> Result<Status, Error> {
         End::Unread => Status::Success,
         End::Signal(number) => Status::Signal(number),
     })
+}
+
+/// Tells the guest of the terminal's size, now and whenever it changes, until it does not want to know.
+fn follow_size(guest: &Guest, resizes: &Resizes) {
+    loop {
+        // A terminal may not know its size as yet.
+        if let Some((columns @ 1.., rows @ 1..)) = terminal::size() {
+            let size = json!({ "columns": columns, "rows": rows });
+            let told = guest.request("PATCH", "/console", Some(&size), ANSWER_LIMIT);
+            if let Err(Error::Refused { .. }) = told {
+                return;
+            }
+        }
+        resizes.wait();
+    }
 }
 
 fn print(bytes: &[u8]) -> io::Result<()> {
@@ -114,11 +139,15 @@ struct Session {
     keys: Option<Keys>,
     /// What was typed and is not sent.
     pending: Vec<u8>,
+    frames: Decoder,
 }
 
 impl Session {
-    fn run(&mut self) -> io::Result<End> {
+    fn run(&mut self, early: &[u8]) -> io::Result<End> {
         self.stream.set_nonblocking(true)?;
+        if let Some(end) = self.print(early)? {
+            return Ok(end);
+        }
         loop {
             let (readable, typed) = self.wait()?;
             if let Some(number) = self.signals.first() {
@@ -169,9 +198,25 @@ impl Session {
         let mut chunk = vec![0; CHUNK];
         match self.stream.read(&mut chunk) {
             Ok(0) => Ok(Some(End::Guest)),
-            Ok(count) => Ok(print(&chunk[..count]).is_err().then_some(End::Unread)),
+            Ok(count) => self.print(&chunk[..count]),
             Err(error) => Ok(gone(error)?),
         }
+    }
+
+    /// Prints what is in frames.
+    fn print(&mut self, bytes: &[u8]) -> io::Result<Option<End>> {
+        let pieces = self.frames.take(bytes);
+        let pieces = pieces.map_err(|NoFrame| io::Error::from(ErrorKind::InvalidData))?;
+        for piece in pieces {
+            match piece {
+                Piece::Data(bytes) if print(&bytes).is_err() => return Ok(Some(End::Unread)),
+                Piece::Data(_) => {}
+                Piece::Lost(count) => say(&format!(
+                    "{count} bytes of the guest's output are missing here: they came faster than they were read"
+                )),
+            }
+        }
+        Ok(None)
     }
 
     fn read_input(&mut self) -> io::Result<Option<End>> {

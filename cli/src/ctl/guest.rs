@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use api::client::{self, Answer, Upgraded};
-use api::server::CONSOLE_PROTOCOL;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -15,7 +14,7 @@ use super::{ANSWER_LIMIT, Error, host};
 use crate::rundir::{self, Info, RunDir};
 
 /// One whose monitor lived a moment ago.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Guest(pub(super) Info);
 
 impl Guest {
@@ -106,9 +105,9 @@ impl Guest {
         Ok(())
     }
 
-    /// Its console.
-    pub(super) fn console(&self) -> Result<Upgraded, Error> {
-        client::upgrade(self.socket()?, "/console", CONSOLE_PROTOCOL, ANSWER_LIMIT)
+    /// Its console: bytes, or frames of them.
+    pub(super) fn console(&self, protocol: &str) -> Result<Upgraded, Error> {
+        client::upgrade(self.socket()?, "/console", protocol, ANSWER_LIMIT)
             .map_err(|error| self.talk(error))
     }
 

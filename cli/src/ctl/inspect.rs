@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::guest::Guest;
 use super::{ANSWER_LIMIT, Error, print};
+use crate::message::{chain, say};
 use crate::status::Status;
 
 /// `mote inspect`.
@@ -21,9 +22,18 @@ pub(crate) struct Args {
 }
 
 pub(super) fn inspect(args: &Args) -> Result<Status, Error> {
+    let mut status = Status::Success;
     for id in &args.ids {
         let guest = Guest::find(id)?;
-        let all = look_at(&guest)?;
+        let (all, unknown) = look_at(&guest)?;
+        if let Some(error) = unknown {
+            let id = guest.id();
+            let why = chain(&error);
+            say(&format!(
+                "{why}: this is what the run-time directory says of '{id}'"
+            ));
+            status = Status::MoteError;
+        }
         let text = if args.json {
             all.to_string()
         } else {
@@ -31,10 +41,11 @@ pub(super) fn inspect(args: &Args) -> Result<Status, Error> {
         };
         print(&format!("{text}\n"));
     }
-    Ok(Status::Success)
+    Ok(status)
 }
 
-fn look_at(guest: &Guest) -> Result<Value, Error> {
+/// With what its monitor did not say.
+fn look_at(guest: &Guest) -> Result<(Value, Option<Error>), Error> {
     let info = &guest.0;
     let mut all = json!({
         "id": info.id,
@@ -53,10 +64,17 @@ fn look_at(guest: &Guest) -> Result<Value, Error> {
             ("version", "/version"),
             ("config", "/vm/config"),
         ] {
-            all[name] = guest.get(path, ANSWER_LIMIT)?;
+            match guest.get(path, ANSWER_LIMIT) {
+                Ok(value) => all[name] = value,
+                Err(error @ Error::Talk { .. }) => {
+                    all["error"] = json!(chain(&error));
+                    return Ok((all, Some(error)));
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
-    Ok(all)
+    Ok((all, None))
 }
 
 /// What the process has of the host's memory, the guest's included: all (`rss`), and with what it shares with others

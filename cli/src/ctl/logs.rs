@@ -5,6 +5,7 @@ use std::io::{self, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use api::server::CONSOLE_PROTOCOL;
 use serde_json::{Value, json};
 
 use super::guest::Guest;
@@ -84,7 +85,7 @@ fn from_file(guest: &Guest, path: &Path, args: &Args) -> Result<io::Result<()>, 
 }
 
 fn from_console(guest: &Guest, args: &Args) -> Result<io::Result<()>, Error> {
-    let console = guest.console()?;
+    let console = guest.console(CONSOLE_PROTOCOL)?;
     let mut printer = Printer::new("console", args.json);
     let all = Cursor::new(console.early).chain(console.stream);
     let printed = if args.follow {

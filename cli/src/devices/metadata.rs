@@ -9,20 +9,30 @@ use super::net::Card;
 use crate::options::OptionList;
 use crate::quantity::parse_size;
 
-/// What `--metadata TEXT` names, for the guest of this name.
-pub(super) fn read(text: &str, guest: &str) -> Result<Arc<Mmds>, String> {
+/// What `--metadata TEXT` names, for the guest of this name. What it does not say is as `config` has it.
+pub(super) fn read(
+    text: &str,
+    guest: &str,
+    config: Option<MmdsConfig>,
+) -> Result<Arc<Mmds>, String> {
     let mut options = OptionList::new("--metadata", text);
     let Some(path) = options.take_first() else {
         return Err(options.error("it needs a file with JSON in it"));
     };
     // Who asks for nothing gets what is safe.
+    let config = config.unwrap_or(MmdsConfig {
+        version: Version::V2,
+        ..MmdsConfig::default()
+    });
     let version = options.parse_with("version", version)?;
     let address = options.parse_with("address", address)?;
     let limit = options.parse_with("limit", limit)?;
     let config = MmdsConfig {
-        version: version.unwrap_or(Version::V2),
-        address: address.unwrap_or(MmdsConfig::default().address),
-        imds_compat: options.take_switch("imds-compat")?.unwrap_or(false),
+        version: version.unwrap_or(config.version),
+        address: address.unwrap_or(config.address),
+        imds_compat: options
+            .take_switch("imds-compat")?
+            .unwrap_or(config.imds_compat),
     };
     let error = |what: String| options.error(format_args!("{path}: {what}"));
     let json = fs::read(&path).map_err(|reason| error(reason.to_string()))?;
@@ -56,8 +66,13 @@ fn limit(text: &str) -> Result<usize, String> {
     usize::try_from(size).map_err(|_| "that is more than there can be".into())
 }
 
-/// Has cards serve it: those that say so or, if none does, all that can and do not say otherwise.
-pub(super) fn serve(metadata: Option<Arc<Mmds>>, cards: &mut [Card]) -> Result<(), String> {
+/// Has cards serve it: those that say so or, if none does, all that can and do not say otherwise. With `others`
+/// that serve it already, these do only if they say so.
+pub(super) fn serve(
+    metadata: Option<Arc<Mmds>>,
+    cards: &mut [Card],
+    others: bool,
+) -> Result<(), String> {
     let has_wish = cards.iter().any(|card| card.wants_metadata == Some(true));
     let Some(metadata) = metadata else {
         return match has_wish {
@@ -69,7 +84,7 @@ pub(super) fn serve(metadata: Option<Arc<Mmds>>, cards: &mut [Card]) -> Result<(
     for card in cards {
         let wanted = card
             .wants_metadata
-            .unwrap_or(!has_wish && !card.has_vhost());
+            .unwrap_or(!has_wish && !others && !card.has_vhost());
         if wanted && card.has_vhost() {
             return Err(
                 "--net: mmds=on is not possible with vhost=on, with which the host's kernel \
@@ -82,7 +97,7 @@ pub(super) fn serve(metadata: Option<Arc<Mmds>>, cards: &mut [Card]) -> Result<(
             has_any = true;
         }
     }
-    if !has_any {
+    if !has_any && !others {
         return Err(
             "--metadata: there is no card through which the guest could read it: add --net, \
                     not with vhost=on"
@@ -106,7 +121,8 @@ mod tests {
     }
 
     fn read_with(file: &TempFile, options: &str) -> Result<Arc<Mmds>, String> {
-        read(&format!("{}{options}", file.as_path().display()), "guest")
+        let text = format!("{}{options}", file.as_path().display());
+        read(&text, "guest", None)
     }
 
     #[test]
@@ -141,11 +157,12 @@ mod tests {
             assert!(error.starts_with("--metadata: /"), "{error}");
         }
         assert!(
-            read("/no/such/file", "")
+            read("/no/such/file", "", None)
                 .unwrap_err()
                 .contains("/no/such/file")
         );
-        assert!(read("version=v1", "").unwrap_err().contains("needs a file"));
+        let error = read("version=v1", "", None).unwrap_err();
+        assert!(error.contains("needs a file"), "{error}");
     }
 
     fn served(cards: &[&str], metadata: bool) -> Result<Vec<bool>, String> {
@@ -153,7 +170,7 @@ mod tests {
         let metadata = metadata.then(|| read_with(&json, "").unwrap());
         let cards = cards.iter().map(|text| net::parse("net", text));
         let mut cards = cards.collect::<Result<Vec<_>, _>>()?;
-        serve(metadata, &mut cards)?;
+        serve(metadata, &mut cards, false)?;
         Ok(cards.iter().map(|card| card.net.mmds.is_some()).collect())
     }
 

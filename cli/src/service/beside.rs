@@ -1,4 +1,5 @@
-//! `mote run --api-sock`: the API beside a guest in the foreground.
+//! `mote run --api-sock`: the API beside a guest in the foreground; or only what writes its metrics, if a configuration
+//! file wants that.
 
 use std::iter;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use vmm::{BootMark, Console, StopReason, Vm};
 use super::args::ANONYMOUS;
 use super::console::Attachments;
 use super::handler::{self, Submitter};
-use super::{Error, GRACE, face, host};
+use super::{Error, GRACE, face, host, telemetry};
 use crate::message::say;
 use crate::rundir::{self, Entry, Kind, RunDir};
 
@@ -27,7 +28,7 @@ use crate::rundir::{self, Entry, Kind, RunDir};
 pub(crate) struct Beside {
     id: String,
     // In this order: the socket may be in the entry's folder.
-    socket: BoundSocket,
+    socket: Option<BoundSocket>,
     entry: Option<Entry>,
     console: Option<Attachments>,
 }
@@ -36,9 +37,11 @@ pub(crate) struct Beside {
 pub(crate) struct Served {
     metrics: Arc<Metrics>,
     server: Option<ServerHandle>,
+    /// Nobody asks, without a server.
+    idle: Option<Submitter>,
     carrier: Option<JoinHandle<()>>,
     /// Removed before the entry.
-    _file: SocketFile,
+    file: Option<SocketFile>,
     _entry: Option<Entry>,
 }
 
@@ -67,14 +70,27 @@ impl Beside {
         }
         Ok(Self {
             id,
-            socket,
+            socket: Some(socket),
             entry,
             console: None,
         })
     }
 
+    /// For a guest of this name that nobody controls.
+    pub(crate) fn without_socket(id: Option<&str>) -> Self {
+        Self {
+            id: id.unwrap_or(ANONYMOUS).to_owned(),
+            socket: None,
+            entry: None,
+            console: None,
+        }
+    }
+
     /// The guest's console, with room for others beside the terminal.
     pub(crate) fn console(&mut self, console: Console) -> Result<Console, Error> {
+        if self.socket.is_none() {
+            return Ok(console);
+        }
         let attachments = Attachments::new().map_err(host("the console's other end"))?;
         let console = attachments.beside(console);
         self.console = Some(attachments);
@@ -91,7 +107,7 @@ impl Beside {
     ) -> Result<Served, Error> {
         let Self {
             id,
-            socket: BoundSocket { listener, file },
+            socket,
             entry,
             console,
         } = self;
@@ -111,6 +127,9 @@ impl Beside {
             started,
         );
         let metrics = submitter.metrics();
+        if let Some(metrics_file) = &document.metrics {
+            telemetry::write_to(&metrics, &metrics_file.metrics_path).map_err(Error::Metrics)?;
+        }
         let face = face::Program::new(face::Terminal::default(), &submitter);
         let control = Control::of_machine(settings, document, vm, Box::new(face));
         let carrier = handler::carry_out(
@@ -127,14 +146,22 @@ impl Beside {
         let mut served = Served {
             metrics,
             server: None,
+            idle: None,
             carrier: Some(carrier),
-            _file: file,
+            file: None,
             _entry: entry,
         };
         served.metrics.state_changed(State::Running);
-        served.server = Some(start(listener, submitter)?);
+        match socket {
+            Some(BoundSocket { listener, file }) => {
+                served.file = Some(file);
+                served.server = Some(start(listener, submitter)?);
+            }
+            None => served.idle = Some(submitter),
+        }
+        let path = served.file.as_ref().map(SocketFile::path);
         if let Some(entry) = &served._entry
-            && let Err(error) = entry.publish(Kind::Run, Some(served._file.path()), None)
+            && let Err(error) = entry.publish(Kind::Run, path, None)
         {
             super::warn_unlisted(&error);
         }
@@ -188,6 +215,7 @@ impl Drop for Served {
         if let Some(server) = self.server.take() {
             server.stop(GRACE);
         }
+        drop(self.idle.take());
         // Nobody submits any more, so that it ends as soon as it has done what was asked.
         if let Some(carrier) = self.carrier.take() {
             let _ = carrier.join();

@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::command::State;
 use api::types::{Logger, Metrics, Serial};
-use devices::console_io::Output;
 use image::cache::Cache;
 use vmm::Console;
 use vmm::control::Face;
 
 use super::handler::{Shared, Submitter};
 use super::telemetry::write_to;
-use crate::console::{self, ConsoleOption};
+use crate::console;
 use crate::keys::Targets;
 use crate::logger;
 use crate::message::chain;
@@ -62,25 +61,10 @@ impl Face for Program {
     }
 
     fn console(&mut self, serial: Option<&Serial>) -> Result<Option<Console>, String> {
-        let limit = serial.and_then(|serial| serial.rate_limiter);
-        let path = serial.and_then(|serial| serial.serial_out_path.as_ref());
-        let mut console = match path {
-            Some(path) => {
-                let output = Output::lossy(Path::new(path)).map_err(|error| {
-                    format!("Cannot open serial_out_path for the guest's output: {error} {path}")
-                })?;
-                console::without_terminal(None, output)
-            }
-            None => {
-                // Without targets there are no keys of mote's own: all that is typed is the guest's.
-                let (console, terminal) =
-                    console::open(&ConsoleOption::default(), Targets::default())
-                        .map_err(|error| chain(&error))?;
-                self.terminal.keep(terminal);
-                console
-            }
-        };
-        console.rate_limit.bandwidth = limit.and_then(vmm::control::bucket);
+        // Without targets there are no keys of mote's own: all that is typed is the guest's.
+        let opened = console::open_serial(serial, Targets::default());
+        let (console, terminal) = opened.map_err(|error| chain(&error))?;
+        self.terminal.keep(terminal);
         Ok(Some(match self.shared.console() {
             Some(attachments) => attachments.beside(console),
             None => console,

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel as queue};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::telemetry::{Event, Metrics, Submitted};
 use api::command::{Command, Fault, Response, State};
@@ -16,16 +16,19 @@ use api::types::{
 };
 use devices::mmds::Mmds;
 use vmm::StopRequest;
-use vmm::control::Control;
+use vmm::control::{Control, Execution, Ticket};
 
 use super::console::Attachments;
-use super::telemetry;
+use super::telemetry::{self, Next};
 
 /// Bytes of events that are kept for slow readers.
 const EVENT_BYTES: usize = 64 << 10;
 /// Stack of the thread that carries commands out, in bytes: JSON of the guest's metadata is walked
 /// recursively, 128 deep at most.
 const STACK_SIZE: usize = 512 << 10;
+
+/// How often is looked whether a guest has done what it was asked for, while someone waits for that.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the API's thread may know without asking.
 pub(super) struct Shared {
@@ -171,21 +174,60 @@ pub(super) fn carry_out(
                     return;
                 }
             }
-            while let Some(job) = telemetry::next(&jobs, &metrics) {
-                let Job {
-                    command,
-                    reply,
-                    submitted,
-                } = job;
-                let began = Instant::now();
-                let result = execute(&mut control, &metrics, command);
-                metrics.requests().done(submitted, began, result.is_ok());
-                reply.send(result);
+            let mut later: Vec<(Ticket, Unanswered)> = Vec::new();
+            loop {
+                let patience = control.has_later().then_some(LOOK_AGAIN);
+                match telemetry::next(&jobs, &metrics, patience) {
+                    Next::Job(job) => {
+                        let Job {
+                            command,
+                            reply,
+                            submitted,
+                        } = job;
+                        let began = Instant::now();
+                        let unanswered = Unanswered {
+                            reply,
+                            submitted,
+                            began,
+                        };
+                        match execute(&mut control, &metrics, command) {
+                            Ok(Execution::Later(ticket)) => later.push((ticket, unanswered)),
+                            Ok(Execution::Done(response)) => {
+                                unanswered.answer(&metrics, Ok(response));
+                            }
+                            Err(fault) => unanswered.answer(&metrics, Err(fault)),
+                        }
+                    }
+                    Next::Nothing => {}
+                    // Who waits for something else hears that the monitor ends.
+                    Next::End => return,
+                }
+                while let Some((ticket, result)) = control.take_answer() {
+                    let is_it = |(other, _): &(Ticket, Unanswered)| *other == ticket;
+                    if let Some(index) = later.iter().position(is_it) {
+                        later.remove(index).1.answer(&metrics, result);
+                    }
+                }
             }
         })
 }
 
-fn execute(control: &mut Control, metrics: &Metrics, command: Command) -> Result<Response, Fault> {
+/// A command that was begun.
+struct Unanswered {
+    reply: Reply,
+    submitted: Submitted,
+    began: Instant,
+}
+
+impl Unanswered {
+    fn answer(self, metrics: &Metrics, result: Result<Response, Fault>) {
+        let requests = metrics.requests();
+        requests.done(self.submitted, self.began, result.is_ok());
+        self.reply.send(result);
+    }
+}
+
+fn execute(control: &mut Control, metrics: &Metrics, command: Command) -> Result<Execution, Fault> {
     if let Command::Act(Action {
         action_type: ActionType::InstanceStart,
     }) = command

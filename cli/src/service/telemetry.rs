@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::telemetry::{AlreadySet, Event, Metrics, Program, Started};
 use devices::mmds::{self, Mmds};
@@ -84,16 +84,35 @@ pub(super) fn mark(metrics: &Metrics, mark: &BootMark, name: Name, main: Instant
     }
 }
 
-/// The next of `jobs`, with metrics written meanwhile when they are due; None: there are no more.
-pub(super) fn next<T>(jobs: &Receiver<T>, metrics: &Metrics) -> Option<T> {
+/// What a thread that waits for something to do has got.
+pub(super) enum Next<T> {
+    /// This.
+    Job(T),
+    /// Nothing for as long as it wanted to wait.
+    Nothing,
+    /// There is nothing more.
+    End,
+}
+
+/// The next of `jobs`, with metrics written meanwhile when they are due; waits for ever without `patience`.
+pub(super) fn next<T>(
+    jobs: &Receiver<T>,
+    metrics: &Metrics,
+    patience: Option<Duration>,
+) -> Next<T> {
     loop {
-        let Some(due) = metrics.due() else {
-            return jobs.recv().ok();
+        let due = metrics.due();
+        let job = match due.into_iter().chain(patience).min() {
+            Some(time) => jobs.recv_timeout(time),
+            None => jobs.recv().map_err(RecvTimeoutError::from),
         };
-        match jobs.recv_timeout(due) {
-            Ok(job) => return Some(job),
+        match job {
+            Ok(job) => return Next::Job(job),
+            Err(RecvTimeoutError::Disconnected) => return Next::End,
             Err(RecvTimeoutError::Timeout) => metrics.tick(),
-            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+        if patience.is_some() {
+            return Next::Nothing;
         }
     }
 }

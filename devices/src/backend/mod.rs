@@ -12,3 +12,4 @@ pub mod tap;
 pub mod user_backend;
 pub mod user_net;
 pub mod vhost_net;
+pub(crate) mod written_by_devices;

@@ -11,8 +11,10 @@ use smallvec::SmallVec;
 use thiserror::Error;
 use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, MemoryRegionAddress, VolatileMemory, VolatileSlice,
+    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileMemory, VolatileSlice,
 };
+
+use crate::backend::written_by_devices;
 
 const DESC_F_NEXT: u16 = 1 << 0;
 const DESC_F_WRITE: u16 = 1 << 1;
@@ -91,14 +93,31 @@ fn is_ram(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize, written: bool
         && (!written || is_writable(memory, gpa, len))
 }
 
-/// Whether no region that can only be read has any of these bytes: an access would end the monitor.
-pub(super) fn is_writable(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize) -> bool {
+/// Whether no region that can only be read has any of these bytes, but for files in it that can be written
+/// to: an access would end the monitor.
+pub(crate) fn is_writable(memory: &GuestMemoryMmap, gpa: GuestAddress, len: usize) -> bool {
     let last = gpa.0.saturating_add((len as u64).saturating_sub(1));
     memory.iter().all(|region| {
         region.prot() & libc::PROT_WRITE != 0
             || last < region.start_addr().0
             || gpa.0 > region.last_addr().0
+            || is_plugged(region, gpa.0.max(region.start_addr().0), last)
     })
+}
+
+/// Whether a file that can be written to has these bytes of a region.
+#[cold]
+fn is_plugged(region: &GuestRegionMmap, first: u64, last: u64) -> bool {
+    let start = region.start_addr().0;
+    let address = |gpa: u64| {
+        let offset = usize::try_from(gpa - start).ok()?;
+        region.as_ptr().addr().checked_add(offset)
+    };
+    let end = last.min(region.last_addr().0);
+    match (address(first), address(end)) {
+        (Some(first), Some(end)) => written_by_devices::contains(first, end.saturating_add(1)),
+        _ => false,
+    }
 }
 
 /// A descriptor; little-endian in guest memory.

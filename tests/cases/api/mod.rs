@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_guest_from_start_to_end", states::from_start_to_end),
     ("each_command_in_each_state", states::each_command),
     ("a_start_that_fails_changes_nothing", states::failed_start),
+    ("a_device_that_stays_delays_nobody", states::waiting),
     ("what_was_put_reads_back", resources::reads_back),
     ("what_cannot_be_is_refused", resources::refused),
     (

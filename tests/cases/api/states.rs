@@ -1,7 +1,10 @@
 //! Not started, Running, Paused, and back.
 
+use std::thread;
+
 use serde_json::{Value, json};
-use tests::service::Service;
+use tests::driven::until;
+use tests::service::{Service, request};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::{idle_kernel, put_kernel, short_kernel};
@@ -205,4 +208,66 @@ pub(super) fn failed_start() {
     assert_eq!(service.state(), "Running");
     assert_eq!(service.terminate().status, 143);
     assert!(!socket.exists());
+}
+
+/// A guest that never lets go of what it is asked for. Whoever asks for something else is served meanwhile.
+pub(super) fn waiting() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let service = Service::start(directory, &["--enable-pci"]);
+    put_kernel(&service, &idle_kernel(directory));
+    for id in ["a", "b"] {
+        let disk = tests::disk::sparse(directory, id, 1 << 20);
+        let drive = json!({"drive_id": id, "is_root_device": false, "path_on_host": disk});
+        service.put(&format!("/drives/{id}"), drive);
+    }
+    service.act("InstanceStart");
+    let pmem = tests::disk::sparse(directory, "pmem", 1 << 20);
+    service.put("/pmem/a", json!({"id": "a", "path_on_host": pmem}));
+    assert_eq!(service.get("/vm/config")["pmem"][0]["id"], "a");
+
+    let ask = |path: &'static str| {
+        let socket = service.socket().to_owned();
+        thread::spawn(move || request(&socket, "DELETE", path, None))
+    };
+    let asked = [ask("/drives/a"), ask("/pmem/a")];
+    let leaves = &["is being unplugged"];
+    // Until the monitor has got both.
+    let patch = json!({"drive_id": "a", "rate_limiter": {}});
+    until("a removal", || {
+        let drive = service.request("PATCH", "/drives/a", Some(&patch));
+        let pmem = service.request("PATCH", "/pmem/a", Some(&json!({"id": "a"})));
+        (drive.status == 400 && pmem.status == 400).then_some(())
+    });
+    service.refused("PATCH", "/drives/a", Some(&patch), leaves);
+    service.refused("DELETE", "/drives/a", None, leaves);
+    let again = json!({"drive_id": "a", "is_root_device": false, "path_on_host": pmem});
+    service.refused("PUT", "/drives/a", Some(&again), leaves);
+    service.refused("DELETE", "/pmem/a", None, leaves);
+    // Others are none of that.
+    service.patch("/drives/b", json!({"drive_id": "b", "rate_limiter": {}}));
+    service.patch("/vm", json!({"state": "Paused"}));
+    assert_eq!(service.get("/vm/config")["drives"][0]["drive_id"], "a");
+    service.get("/metrics");
+    service.patch("/vm", json!({"state": "Resumed"}));
+    assert!(
+        asked.iter().all(|asked| !asked.is_finished()),
+        "all of this waited for the guest"
+    );
+    for asked in asked {
+        let answer = asked.join().unwrap();
+        assert_eq!(answer.status, 400);
+        let message = answer.body["fault_message"].to_string();
+        assert!(message.contains("has not let go"), "{message}");
+    }
+    // It can be asked again, and the end does not wait for it.
+    let asked = ask("/drives/a");
+    until("a removal", || {
+        let answer = service.request("PATCH", "/drives/a", Some(&patch));
+        (answer.status == 400).then_some(())
+    });
+    service.act("Stop");
+    assert_eq!(service.wait().status, 0);
+    // It hears of that, or finds nobody.
+    let _ = asked.join();
 }

@@ -148,6 +148,51 @@ pub(super) fn many() {
     }
 }
 
+/// One that is stopped for a while misses what there is no room for, and says so.
+pub(super) fn lost() {
+    // Much more than all the buffers in between have room for.
+    const LINES: usize = 20_000;
+    let host = Host::new();
+    let mut guest = host.run("echo", &echo_kernel(), &[]);
+    guest.expect("ready");
+    let mut attached = Live::start(host.command(&["attach", "echo"]));
+    attached.expect("ready");
+    kill_process(attached.pid(), Signal::STOP).unwrap();
+    for number in 0..LINES {
+        guest.send(&format!("line {number} of what nobody reads just now"));
+    }
+    guest.expect(&format!("line {} of", LINES - 1));
+    kill_process(attached.pid(), Signal::CONT).unwrap();
+    attached.expect(&format!("line {} of", LINES - 1));
+    guest.send("q");
+    assert_eq!(guest.wait().status, 0);
+    let ended = attached.wait();
+    assert_eq!(ended.status, 0);
+    assert!(
+        ended.stderr.contains("output are missing here"),
+        "{}",
+        ended.stderr
+    );
+}
+
+/// Only a virtio console has a size.
+pub(super) fn size() {
+    let host = Host::new();
+    let serial = host.run("serial", &idle_kernel(), &[]);
+    let virtio = host.run("virtio", &idle_kernel(), &["--console", "virtio"]);
+    let ask = |id: &str, size: &str| host.mote(&["api", "--id", id, "PATCH", "/console", size]);
+    let size = r#"{"columns": 100, "rows": 30}"#;
+    ask("virtio", size).expect_status(0);
+    let refused = ask("serial", size).expect_status(22);
+    assert!(refused.text().contains("no virtio console"), "{refused:?}");
+    let refused = ask("virtio", r#"{"columns": 100, "rows": 0}"#).expect_status(22);
+    assert!(refused.text().contains("`rows`"), "{refused:?}");
+    host.ask(&["kill", "serial", "virtio"]);
+    for live in [serial, virtio] {
+        assert_eq!(live.wait().status, 0);
+    }
+}
+
 pub(super) fn refused() {
     let host = Host::new();
     let waiting = host.vmm("waiting", &[]);

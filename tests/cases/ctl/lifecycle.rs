@@ -174,6 +174,24 @@ pub(super) fn hanging() {
     assert!(why.contains("did not answer in time"), "{why}");
     host.mote(&["pause", "other", "stuck"])
         .expect_error(125, &["'stuck'", "did not answer in time"]);
+    // What is known of it without its help, and all of the next one.
+    let ended = host.mote(&["inspect", "--json", "stuck", "other"]);
+    let said: Vec<Value> = (ended.text().lines())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        (&said[0]["id"], &said[1]["id"]),
+        (&"stuck".into(), &"other".into())
+    );
+    assert!(said[0]["pid"].is_u64() && said[0]["memory"]["rss_bytes"].is_u64());
+    assert_eq!(said[0]["config"], Value::Null);
+    assert_eq!(said[1]["instance"]["state"], "Paused");
+    let why = said[0]["error"].as_str().unwrap();
+    assert!(why.contains("did not answer in time"), "{why}");
+    ended.expect_error(
+        125,
+        &["'stuck'", "did not answer in time", "run-time directory"],
+    );
     assert_eq!(host.ask(&["kill", "stuck"]), "stuck\n");
     assert_eq!(stuck.wait().status, 128 + 9);
     assert_eq!(files(host.run_dir()), ["other"]);

@@ -21,6 +21,12 @@ pub(super) fn shell() {
     assert_eq!(host.state("shell"), "Paused");
     host.ask(&["resume", "shell"]);
     session.expect("48");
+    // The last terminal that says its size is the one that counts.
+    session.resize(33, 101);
+    session.type_in(
+        "until [ \"$(stty size)\" = '33 101' ]; do sleep 0.1; done; echo now $((50 + 1))\r",
+    );
+    session.expect("now 51");
     session.type_in("\x10\x11");
     session.expect_end(0);
     assert!(host.ask(&["logs", "shell"]).contains("48"));

@@ -2,6 +2,7 @@
 
 mod console;
 mod entries;
+mod file;
 mod lifecycle;
 mod linux;
 mod request;
@@ -29,10 +30,17 @@ pub(crate) const CASES: &[Case] = &[
     ("attach_through_pipes", console::pipes),
     ("attach_on_a_terminal", console::terminal),
     ("many_are_attached", console::many),
+    ("who_is_too_slow_is_told", console::lost),
+    ("consoles_and_their_sizes", console::size),
     ("what_cannot_be_attached_to", console::refused),
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),
     ("a_foreground_guest_without_room", run::refused),
+    ("a_file_says_what_is_logged", file::logger),
+    ("a_file_says_where_metrics_go", file::metrics),
+    ("a_file_says_where_the_serial_port_leads", file::serial),
+    ("a_file_says_who_reads_metadata", file::metadata),
+    ("a_file_asks_for_what_cannot_be", file::refused),
 ];
 
 pub(crate) const LINUX_CASES: &[Case] = &[("a_shell_from_two_sides", linux::shell)];

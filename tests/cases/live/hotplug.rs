@@ -1,7 +1,7 @@
 //! Disks and cards that come and go, and what is left of them.
 
 use guest_probe::stream::Mode;
-use tests::disk::{filled, generations, qcow2, sparse};
+use tests::disk::{dax_image, filled, generations, hash, qcow2, sparse};
 use tests::driven::{Driven, until};
 use tests::monitor::files;
 use tests::network::{ip, serve_tcp, tap};
@@ -133,6 +133,91 @@ pub(super) fn unasked() {
     assert_eq!(guest.ask(&format!("plug disk {start}")), "1");
     guest.guest("await test -b /dev/vda");
     guest.guest("must guest-probe block check /dev/vda --seed 1");
+    guest.end();
+}
+
+/// Files become memory and go again: those that come later, one that is there from the start, and one that is only
+/// read. Disks reach what has come.
+pub(super) fn pmem() {
+    const SIZE: u64 = 4 * MIB;
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let first = filled(directory, "first", SIZE, 1);
+    // Not whole pages of 2 MiB.
+    let second = filled(directory, "second", SIZE + 4096, 2);
+    let there = filled(directory, "there", SIZE, 3);
+    let disk = sparse(directory, "disk", SIZE);
+    let dax = dax_image(directory, 64 * MIB);
+    let before = hash(&second);
+    let there_option = format!("{},id=there", there.display());
+    let disk_option = format!("{},id=d", disk.display());
+    let options = [
+        "--pci",
+        "--memory",
+        "256m",
+        "--pmem",
+        &there_option,
+        "--disk",
+        &disk_option,
+    ];
+    let mut guest = Driven::start_packaged(directory, &options);
+    guest.guest("must guest-probe block check /dev/pmem0 --seed 3");
+    let plug_first = format!("plug pmem {},id=a", first.display());
+    let mut held = None;
+    for round in 1..4 {
+        guest.ask(&plug_first);
+        guest.guest("await test -b /dev/pmem1");
+        guest.guest(&format!(
+            "must guest-probe block check /dev/pmem1 --seed 1 --generation {round} --direct"
+        ));
+        guest.guest(&format!(
+            "must guest-probe block fill /dev/pmem1 --seed 1 --generation {}",
+            round + 1
+        ));
+        assert!(guest.numbers("counters pmem a")["flushes"] > 0);
+        assert_eq!(guest.ask("unplug pmem a"), "gone");
+        guest.guest("must gone /dev/pmem1");
+        let next = round + 1;
+        assert_eq!(generations(&first, 1, SIZE), (next, next));
+        let held = *held.get_or_insert_with(|| guest.holds());
+        assert_eq!(guest.holds_again(held), held);
+    }
+
+    // In the same place a file that can only be read.
+    guest.ask(&format!("plug pmem {},id=b,ro", second.display()));
+    guest.guest("await test -b /dev/pmem1");
+    // What is behind the end of the file is zeroes.
+    let check = format!(
+        "must guest-probe block check /dev/pmem1 --seed 2 --size {} --direct",
+        SIZE + 4096
+    );
+    guest.guest(&check);
+    guest.guest("dd if=/dev/zero of=/dev/pmem1 bs=4k count=4 oflag=direct 2>/dev/null; true");
+    guest.guest(&check);
+    // Two at once; a disk reads into one of them, and writes from it.
+    guest.ask(&format!("plug pmem {},id=dax", dax.display()));
+    guest.guest("await test -b /dev/pmem2");
+    guest.guest("must mount -t ext4 -o dax /dev/pmem2 /mnt");
+    guest.guest("must guest-probe mapped /mnt/file /dev/vda --size 4m --seed 3");
+    guest.guest("must guest-probe block check /mnt/file --seed 3; must umount /mnt");
+    assert_eq!(guest.ask("unplug pmem b"), "gone");
+    assert_eq!(guest.ask("unplug pmem dax"), "gone");
+    assert_eq!(generations(&disk, 3, SIZE), (1, 1));
+    assert!(hash(&second) == before, "the file has changed");
+
+    // What was there from the start goes too, and comes back elsewhere.
+    assert_eq!(guest.ask("unplug pmem there"), "gone");
+    guest.guest("must gone /dev/pmem0");
+    guest.ask(&format!("plug pmem {},id=there", there.display()));
+    guest.guest("await test -b /dev/pmem0");
+    guest.guest("must guest-probe block check /dev/pmem0 --seed 3 --direct");
+    guest.refused(&plug_first.replace("=a", "=there"), &["same name"]);
+    let huge = sparse(directory, "huge", 65 << 30);
+    guest.refused(
+        &format!("plug pmem {},id=huge", huge.display()),
+        &["no place for 69793218560 bytes"],
+    );
+    assert_eq!(guest.ask("devices"), "disk 'd', persistent memory 'there'");
     guest.end();
 }
 

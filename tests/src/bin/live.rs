@@ -2,8 +2,8 @@
 //! on a Unix socket; each is answered with one line, `ok …` or `error …`.
 //!
 //! ```text
-//! devices                                  plug disk|net OPTIONS
-//! unplug disk|net ID [SECONDS]             resize ID
+//! devices                                  plug disk|net|pmem OPTIONS
+//! unplug disk|net|pmem ID [SECONDS]        resize ID
 //! replace ID PATH                          link ID up|down
 //! rate disk|net|pmem ID [LIMITS]           rate entropy|console [LIMITS]
 //! balloon SIZE                             balloon-stats
@@ -191,6 +191,7 @@ impl Driver {
         let device = match word(text) {
             ("disk", text) => cli::devices::disk("plugged", text, 1)?,
             ("net", text) => cli::devices::net("plugged", text)?,
+            ("pmem", text) => cli::devices::pmem("plugged", text)?,
             (kind, _) => return Err(format!("'{kind}' is no kind of device").into()),
         };
         Ok(self.hotplug.add(&device)?.number().to_string())

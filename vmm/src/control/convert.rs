@@ -7,14 +7,15 @@ use std::time::Duration;
 use api::command::Fault;
 use api::types::{
     Backend, Balloon, CacheType, CpuConfig, CpuidRegister, Drive, DriveFormat, IoEngine,
-    KvmCapability, MemoryHotplug, NetworkInterface, Overlay, Pmem, RateLimiter, TokenBucket, Vsock,
+    KvmCapability, MemoryHotplug, MmdsConfig, MmdsVersion, NetworkInterface, Overlay, Pmem,
+    RateLimiter, TokenBucket, Vsock,
 };
 use arch::cpu_config::{self, CapabilityModifier, CpuidModifier, MsrModifier};
 use devices::backend::disk;
 use devices::backend::tap::{TapConfig, TapSource};
 use devices::backend::user_net;
 use devices::backend::user_net::policy::{Policy, Rule};
-use devices::mmds::Mmds;
+use devices::mmds::{self, Mmds};
 use devices::rate_limiter::{Bucket, RateLimit};
 use devices::virtio::balloon;
 use devices::virtio::block::{BlockConfig, MAX_QUEUES};
@@ -35,6 +36,18 @@ pub fn bucket(bucket: TokenBucket) -> Option<Bucket> {
         bucket.refill_time,
         bucket.one_time_burst.unwrap_or(0),
     )
+}
+
+/// How metadata presents itself to the guest.
+pub fn metadata_config(config: &MmdsConfig) -> mmds::MmdsConfig {
+    mmds::MmdsConfig {
+        version: match config.version {
+            MmdsVersion::V1 => mmds::Version::V1,
+            MmdsVersion::V2 => mmds::Version::V2,
+        },
+        address: config.ipv4_address,
+        imds_compat: config.imds_compat,
+    }
 }
 
 pub(super) fn limits(limiter: Option<&RateLimiter>) -> RateLimit {

@@ -6,37 +6,25 @@ use api::types::{
 };
 use devices::virtio::mem::{MemControl, MemStatus};
 
-use super::{Control, chain, convert};
+use super::{Control, Execution, chain, convert};
 use crate::controls::DeviceId;
-use crate::pci;
 
 impl Control {
-    /// Files are opened at the start.
+    /// Files are opened at the start, or now if that was.
     pub(super) fn put_pmem(&mut self, pmem: Pmem) -> Result<(), Fault> {
-        if let Some(machine) = &self.machine {
-            // Guest memory is what it is from the start, for all devices.
-            let error = if machine.hotplug().has_bus() {
-                pci::Error::Fixed {
-                    id: DeviceId::Pmem(pmem.id),
-                }
-            } else {
-                pci::Error::NoBus
-            };
-            return Err(Fault::bad(super::running::hotplug_error(&error)));
+        match &self.machine {
+            None => self.resources.put_pmem(pmem),
+            Some(machine) => self.resources.plug_pmem(pmem, machine),
         }
-        self.resources.put_pmem(pmem)
     }
 
-    pub(super) fn delete_pmem(&self, id: &str) -> Result<(), Fault> {
-        self.find_pmem(id)?;
-        let removal = self
-            .machine()?
-            .hotplug()
-            .remove(&DeviceId::Pmem(id.to_owned()));
-        match removal {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Fault::bad(super::running::hotplug_error(&error))),
+    pub(super) fn delete_pmem(&mut self, id: String) -> Result<Execution, Fault> {
+        if self.find_pmem(&id)?.root_device {
+            return Err(Fault::bad(format!(
+                "Cannot unplug root device: the guest runs on persistent memory '{id}'"
+            )));
         }
+        self.unplug(DeviceId::Pmem(id))
     }
 
     fn find_pmem(&self, id: &str) -> Result<&Pmem, Fault> {

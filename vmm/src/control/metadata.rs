@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use api::command::Fault;
-use api::types::{MmdsConfig, MmdsVersion};
-use devices::mmds::{self, Mmds, StoreError};
+use api::types::MmdsConfig;
+use devices::mmds::{Mmds, StoreError};
 use serde_json::Value;
 
-use super::Control;
 use super::resources::Entry;
+use super::{Control, convert};
 
 impl Control {
     /// The metadata, in a state in which it can be asked for: before the start, or if the guest can reach it.
@@ -48,19 +48,11 @@ impl Control {
                 .any(|entry| entry.wire.wire.iface_id == *id)
         };
         if !config.network_interfaces.iter().all(is_known) {
-            return Err(Fault::bad(
-                "The list of network interface IDs provided contains at least one ID that does not \
-                 correspond to any existing network interface.",
-            ));
+            return Err(unknown_interface());
         }
-        self.settings.mmds.set_config(mmds::MmdsConfig {
-            version: match config.version {
-                MmdsVersion::V1 => mmds::Version::V1,
-                MmdsVersion::V2 => mmds::Version::V2,
-            },
-            address: config.ipv4_address,
-            imds_compat: config.imds_compat,
-        });
+        self.settings
+            .mmds
+            .set_config(convert::metadata_config(&config));
         for Entry { wire, made } in interfaces {
             let leads = config.network_interfaces.contains(&wire.wire.iface_id);
             let mmds = leads.then(|| Arc::clone(&self.settings.mmds));
@@ -75,6 +67,13 @@ impl Control {
         self.make_again();
         Ok(())
     }
+}
+
+pub(super) fn unknown_interface() -> Fault {
+    Fault::bad(
+        "The list of network interface IDs provided contains at least one ID that does not correspond to any \
+         existing network interface.",
+    )
 }
 
 fn refused(error: &StoreError) -> Fault {

@@ -2,14 +2,16 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
+//! then), `leaving` (devices that go), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
 //! machine that was not configured here), `whole` (a document at once, without an API).
 //!
-//! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It
-//! answers one command after the other; a command that fails changes nothing.
+//! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It carries out
+//! one command after the other, and waits for no guest: what one has to do first is answered later. A command that
+//! fails changes nothing.
 
 mod convert;
 mod document;
+mod leaving;
 mod memory;
 mod metadata;
 mod resources;
@@ -34,8 +36,9 @@ use crate::events::{StopRequest, Stopper};
 use crate::stage::{Maker, Orders};
 use crate::vm::{MachineHandle, Vm};
 
-pub use convert::bucket;
+pub use convert::{bucket, metadata_config};
 pub use document::document;
+pub use leaving::Ticket;
 use resources::Resources;
 pub use whole::{configure, root_words};
 
@@ -72,6 +75,19 @@ pub struct Settings {
     pub mmds: Arc<Mmds>,
 }
 
+/// What became of a command.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and it is passed on at once"
+)]
+pub enum Execution {
+    /// This.
+    Done(Response),
+    /// The guest has to do something first: [`Control::take_answer`] says when it has.
+    Later(Ticket),
+}
+
 /// See the module.
 pub struct Control {
     // Fixed configuration.
@@ -85,6 +101,7 @@ pub struct Control {
     resources: Resources,
     /// Once it runs.
     machine: Option<MachineHandle>,
+    departures: leaving::Departures,
 }
 
 impl Control {
@@ -98,6 +115,7 @@ impl Control {
             state: State::NotStarted,
             resources: Resources::default(),
             machine: None,
+            departures: leaving::Departures::default(),
         }
     }
 
@@ -128,19 +146,24 @@ impl Control {
         }
     }
 
-    /// Does what is asked.
-    pub fn execute(&mut self, command: Command) -> Result<Response, Fault> {
+    /// Does what is asked, or has the guest do it.
+    pub fn execute(&mut self, command: Command) -> Result<Execution, Fault> {
         command.check(self.state)?;
+        self.check_departures(&command)?;
+        self.forget_gone();
+        let answer = |response| Ok(Execution::Done(response));
         let done = match command {
             Command::GetInstance => {
                 let instance = InstanceInfo::new(&self.settings.id, self.state);
-                return Ok(Response::Instance(instance));
+                return answer(Response::Instance(instance));
             }
-            Command::GetVersion => return Ok(Response::Version(Version::default())),
-            Command::GetConfig => return Ok(Response::Config(Box::new(self.resources.document()))),
-            Command::GetMetrics => return Ok(Response::Text(self.face.metrics())),
+            Command::GetVersion => return answer(Response::Version(Version::default())),
+            Command::GetConfig => {
+                return answer(Response::Config(Box::new(self.resources.document())));
+            }
+            Command::GetMetrics => return answer(Response::Text(self.face.metrics())),
             Command::GetMachineConfig => {
-                return Ok(Response::MachineConfig(self.resources.machine.clone()));
+                return answer(Response::MachineConfig(self.resources.machine.clone()));
             }
             Command::PutMachineConfig(machine) => self.put_machine(machine),
             Command::PatchMachineConfig(patch) => {
@@ -176,38 +199,45 @@ impl Control {
             Command::PutLogger(logger) => self.put_logger(logger),
             Command::PutMetrics(metrics) => self.put_metrics(metrics),
             Command::PatchDrive(patch) => self.patch_drive(patch),
-            Command::DeleteDrive(id) => self.delete_drive(&id),
+            Command::DeleteDrive(id) => return self.delete_drive(id),
             Command::PatchInterface(patch) => self.patch_interface(patch),
-            Command::DeleteInterface(id) => self.delete_interface(&id),
-            Command::GetBalloon => return self.balloon().map(Response::Balloon),
+            Command::DeleteInterface(id) => return self.delete_interface(id),
+            Command::GetBalloon => return self.balloon().map(Response::Balloon).and_then(answer),
             Command::PatchBalloon(patch) => self.patch_balloon(&patch),
             Command::GetBalloonStatistics => {
-                return self.balloon_statistics().map(Response::BalloonStatistics);
+                return self
+                    .balloon_statistics()
+                    .map(Response::BalloonStatistics)
+                    .and_then(answer);
             }
             Command::PatchBalloonStatistics(patch) => self.patch_balloon_statistics(&patch),
             Command::PutMmdsConfig(config) => self.put_metadata_config(config),
             Command::PutMmds(document) => self.put_metadata(document),
             Command::PatchMmds(patch) => self.patch_metadata(&patch),
-            Command::GetMmds => return self.get_metadata().map(Response::Mmds),
+            Command::GetMmds => return self.get_metadata().map(Response::Mmds).and_then(answer),
+            Command::PatchConsole(patch) => self.patch_console(patch),
             Command::PatchVm(VmPatch { state }) => self.change_state(state),
             Command::Act(Action { action_type }) => self.act(action_type),
             Command::CreateSnapshot(snapshot) => create_snapshot(&snapshot),
             Command::LoadSnapshot(snapshot) => self.load_snapshot(&snapshot),
             Command::PutPmem(pmem) => self.put_pmem(pmem),
             Command::PatchPmem(patch) => self.patch_pmem(&patch),
-            Command::DeletePmem(id) => self.delete_pmem(&id),
+            Command::DeletePmem(id) => return self.delete_pmem(id),
             Command::PutMemoryHotplug(memory) => self.put_memory_hotplug(memory),
             Command::GetMemoryHotplug => {
-                return self.memory_hotplug_status().map(Response::MemoryHotplug);
+                return self
+                    .memory_hotplug_status()
+                    .map(Response::MemoryHotplug)
+                    .and_then(answer);
             }
             Command::PatchMemoryHotplug(patch) => self.patch_memory_hotplug(&patch),
             Command::StartHinting(HintingStart {
                 acknowledge_on_stop,
             }) => self.start_hinting(acknowledge_on_stop),
-            Command::GetHinting => return self.hinting().map(Response::Hinting),
+            Command::GetHinting => return self.hinting().map(Response::Hinting).and_then(answer),
             Command::StopHinting => self.stop_hinting(),
         };
-        done.map(|()| Response::Empty)
+        done.map(|()| Execution::Done(Response::Empty))
     }
 
     fn put_machine(&mut self, machine: MachineConfig) -> Result<(), Fault> {

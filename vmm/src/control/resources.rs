@@ -16,6 +16,7 @@ use devices::mmds::Mmds;
 
 use super::{chain, convert};
 use crate::config::Device;
+use crate::controls::DeviceId;
 use crate::stage::{Made, Maker};
 use crate::vm::MachineHandle;
 
@@ -38,16 +39,6 @@ impl<T> Entry<T> {
 }
 
 impl<T: Resource> Entry<T> {
-    /// The device, for a machine; made now if it could not be made before.
-    pub(super) fn take(&mut self, maker: &Maker) -> Result<(Device, Made), String> {
-        let device = self.wire.device().map_err(|fault| fault.message)?;
-        let made = match self.made.take() {
-            Some(made) => made,
-            None => make(&self.wire, maker).map_err(|fault| fault.message)?,
-        };
-        Ok((device, made))
-    }
-
     /// Makes the device, if it is not there and can be made.
     pub(super) fn make_again(&mut self, maker: &Maker) {
         if self.made.is_none() {
@@ -120,6 +111,20 @@ impl Resource for Interface {
     }
 }
 
+impl Resource for Pmem {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn describe(&self) -> String {
+        format!("persistent memory '{}'", self.id)
+    }
+
+    fn device(&self) -> Result<Device, Fault> {
+        Ok(convert::pmem(self))
+    }
+}
+
 impl Resource for Vsock {
     fn id(&self) -> &'static str {
         "vsock"
@@ -143,6 +148,11 @@ pub(super) fn make(resource: &impl Resource, maker: &Maker) -> Result<Made, Faul
             chain(&error)
         ))
     })
+}
+
+fn take<T: Resource>(entries: &mut [Entry<T>], id: &str) -> Option<Made> {
+    let mut entries = entries.iter_mut();
+    entries.find(|entry| entry.wire.id() == id)?.made.take()
 }
 
 /// Puts a resource in the place of the one of its name, or at the end. The former has to let go of what
@@ -239,6 +249,20 @@ impl Resources {
             pmem: self.pmem.clone(),
             memory_hotplug: self.memory_hotplug.clone(),
             serial: self.serial.clone(),
+        }
+    }
+
+    /// A device that was made when it was put, for a machine; None if it could not be made then, or is not made then.
+    pub(super) fn take_made(&mut self, id: &DeviceId) -> Option<Made> {
+        match id {
+            DeviceId::Disk(id) => take(&mut self.drives, id),
+            DeviceId::Card(id) => take(&mut self.interfaces, id),
+            DeviceId::Vsock => self.vsock.as_mut()?.made.take(),
+            DeviceId::Balloon
+            | DeviceId::Entropy
+            | DeviceId::Console
+            | DeviceId::Pmem(_)
+            | DeviceId::MemoryHotplug => None,
         }
     }
 
@@ -389,7 +413,24 @@ impl Resources {
         if drive.is_root_device {
             return Err(Fault::bad(SECOND_ROOT));
         }
-        plug(&mut self.drives, drive, machine)
+        check_free(self.drives.iter().map(|entry| &entry.wire), &drive)?;
+        plug(&drive, machine)?;
+        self.drives.push(Entry::in_machine(drive));
+        Ok(())
+    }
+
+    /// Brings persistent memory into a machine.
+    pub(super) fn plug_pmem(&mut self, pmem: Pmem, machine: &MachineHandle) -> Result<(), Fault> {
+        if pmem.root_device {
+            return Err(Fault::bad(format!(
+                "Persistent memory '{}' cannot become the root device: not supported after starting the microVM",
+                pmem.id
+            )));
+        }
+        check_free(self.pmem.iter(), &pmem)?;
+        plug(&pmem, machine)?;
+        self.pmem.push(pmem);
+        Ok(())
     }
 
     /// Brings an interface into a machine.
@@ -403,30 +444,36 @@ impl Resources {
             wire: interface,
             mmds: None,
         };
-        plug(&mut self.interfaces, interface, machine)
+        check_free(self.interfaces.iter().map(|entry| &entry.wire), &interface)?;
+        plug(&interface, machine)?;
+        self.interfaces.push(Entry::in_machine(interface));
+        Ok(())
     }
 }
 
-fn plug<T: Resource>(
-    entries: &mut Vec<Entry<T>>,
-    wire: T,
-    machine: &MachineHandle,
+/// Whether none of those that are there has the new one's name.
+fn check_free<'r, T: Resource + 'r>(
+    mut there: impl Iterator<Item = &'r T>,
+    new: &T,
 ) -> Result<(), Fault> {
-    if entries.iter().any(|entry| entry.wire.id() == wire.id()) {
+    if there.any(|other| other.id() == new.id()) {
         return Err(Fault::bad(format!(
             "Device ID in use: there is {} already",
-            wire.describe()
+            new.describe()
         )));
     }
-    machine.hotplug().add(&wire.device()?).map_err(|error| {
+    Ok(())
+}
+
+fn plug(new: &impl Resource, machine: &MachineHandle) -> Result<(), Fault> {
+    let plugged = machine.hotplug().add(&new.device()?);
+    plugged.map(|_| ()).map_err(|error| {
         Fault::bad(format!(
             "Cannot plug {}: {}",
-            wire.describe(),
+            new.describe(),
             super::running::hotplug_error(&error)
         ))
-    })?;
-    entries.push(Entry::in_machine(wire));
-    Ok(())
+    })
 }
 
 fn check_balloon(balloon: &Balloon, machine: &MachineConfig) -> Result<(), Fault> {

@@ -4,20 +4,17 @@ use std::time::Duration;
 
 use api::command::Fault;
 use api::types::{
-    Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, Drive, DrivePatch,
-    HintingStatus, NetworkInterface, NetworkInterfacePatch, RateLimiter,
+    Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, ConsolePatch, Drive,
+    DrivePatch, HintingStatus, NetworkInterface, NetworkInterfacePatch, RateLimiter,
 };
 use devices::virtio::balloon::{BalloonControl, BalloonStats, HintingError};
 use devices::virtio::block::ReplaceError;
 
 use super::resources::Entry;
-use super::{Control, chain, convert};
+use super::{Control, Execution, chain, convert};
 use crate::controls::DeviceId;
 use crate::pci;
 
-/// How long a guest may take to let go of a device before whoever asked hears that it has not. It may do so
-/// later.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 const PAGE_SIZE: u64 = 4096;
 
 /// What clients match, and then what it is.
@@ -105,17 +102,13 @@ impl Control {
         Ok(())
     }
 
-    pub(super) fn delete_drive(&mut self, id: &str) -> Result<(), Fault> {
-        if self.drive(id)?.wire.is_root_device {
+    pub(super) fn delete_drive(&mut self, id: String) -> Result<Execution, Fault> {
+        if self.drive(&id)?.wire.is_root_device {
             return Err(Fault::bad(format!(
                 "Cannot unplug root device: the guest runs on drive '{id}'"
             )));
         }
-        self.unplug(&DeviceId::Disk(id.into()))?;
-        self.resources
-            .drives
-            .retain(|entry| entry.wire.drive_id != id);
-        Ok(())
+        self.unplug(DeviceId::Disk(id))
     }
 
     pub(super) fn patch_interface(&mut self, change: NetworkInterfacePatch) -> Result<(), Fault> {
@@ -145,25 +138,21 @@ impl Control {
         Ok(())
     }
 
-    pub(super) fn delete_interface(&mut self, id: &str) -> Result<(), Fault> {
-        self.interface(id)?;
-        self.unplug(&DeviceId::Card(id.into()))?;
-        let interfaces = &mut self.resources.interfaces;
-        interfaces.retain(|entry| entry.wire.wire.iface_id != id);
-        Ok(())
+    pub(super) fn delete_interface(&mut self, id: String) -> Result<Execution, Fault> {
+        self.interface(&id)?;
+        self.unplug(DeviceId::Card(id))
     }
 
-    /// Asks the guest to let go of a device, and waits until it has.
-    fn unplug(&self, id: &DeviceId) -> Result<(), Fault> {
-        let removal = self.machine()?.hotplug().remove(id);
-        let removal = removal.map_err(|error| Fault::bad(hotplug_error(&error)))?;
-        if removal.wait(REMOVAL_TIMEOUT) {
-            return Ok(());
-        }
-        Err(Fault::bad(format!(
-            "The guest has not let go of the {id} within {} s; it may still do so: ask again",
-            REMOVAL_TIMEOUT.as_secs()
-        )))
+    pub(super) fn patch_console(&self, change: ConsolePatch) -> Result<(), Fault> {
+        let ConsolePatch { columns, rows } = change;
+        let console = self.machine()?.controls().console();
+        let console = console.ok_or_else(|| {
+            Fault::bad(
+                "There is no virtio console: a serial port knows nothing of its terminal's size",
+            )
+        })?;
+        console.resize(columns, rows);
+        Ok(())
     }
 
     fn balloon_control(&self) -> Result<BalloonControl, Fault> {

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use api::command::{Fault, State};
+use api::types::VmConfig;
 use arch::kernel::Protocol;
 
-use super::resources::Resources;
 use super::{Control, chain, convert, whole};
-use crate::config::{Config, ConsoleKind, Device, Payload};
-use crate::stage::{Made, Maker, Order, OrderError};
+use crate::config::{Config, ConsoleKind, Payload};
+use crate::stage::{Made, Order, OrderError};
 
 /// What a guest is told if nobody says otherwise: the words that clients of this API count on.
 const DEFAULT_WORDS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
@@ -40,8 +40,7 @@ impl Control {
     fn order(&mut self, asked: Instant) -> Result<Order, String> {
         let payload = self.payload()?;
         let console = self.face.console(self.resources.serial.as_ref())?;
-        let config = self.config()?;
-        let (config, devices) = match collect(&mut self.resources, &self.maker, config) {
+        let (config, devices) = match self.collect() {
             Ok(collected) => collected,
             Err(why) => {
                 self.make_again();
@@ -92,8 +91,26 @@ impl Control {
         line
     }
 
-    fn config(&self) -> Result<Config, String> {
+    /// The machine with all devices, and the devices, in the order in which the guest finds them.
+    fn collect(&mut self) -> Result<(Config, Vec<Made>), String> {
         let document = self.resources.document();
+        let mut config = self.config(&document)?;
+        let devices = whole::devices(&document, Some(&self.settings.mmds));
+        let mut all = Vec::new();
+        for device in devices.map_err(|fault| fault.message)? {
+            let id = device.id();
+            let made = match self.resources.take_made(&id) {
+                Some(made) => made,
+                None => (self.maker.make(&device))
+                    .map_err(|error| format!("Cannot make the {id}: {}", chain(&error)))?,
+            };
+            all.push(made);
+            config = (config.with_device(device)).map_err(|error| error.to_string())?;
+        }
+        Ok((config, all))
+    }
+
+    fn config(&self, document: &VmConfig) -> Result<Config, String> {
         let machine = &document.machine_config;
         let memory = machine.mem_size_mib.saturating_mul(convert::MIB);
         let config = Config::new(machine.vcpu_count.into(), memory)
@@ -106,7 +123,7 @@ impl Control {
             })
             .and_then(|config| config.with_console(ConsoleKind::Serial))
             .map_err(|error| error.to_string())?;
-        whole::machine(config, &document).map_err(|fault| fault.message)
+        whole::machine(config, document).map_err(|fault| fault.message)
     }
 
     /// Makes what went with a machine that could not be started. What cannot be made now is made at the
@@ -123,46 +140,6 @@ impl Control {
             entry.make_again(&self.maker);
         }
     }
-}
-
-/// All devices, in the order in which the guest finds them, and the configuration with them.
-fn collect(
-    resources: &mut Resources,
-    maker: &Maker,
-    mut config: Config,
-) -> Result<(Config, Vec<Made>), String> {
-    let mut all = Vec::new();
-    let mut add = |device: Device, made: Made| {
-        all.push(made);
-        config = (config.clone().with_device(device)).map_err(|error| error.to_string())?;
-        Ok::<_, String>(())
-    };
-    for entry in &mut resources.drives {
-        let (device, made) = entry.take(maker)?;
-        add(device, made)?;
-    }
-    for entry in &mut resources.interfaces {
-        let (device, made) = entry.take(maker)?;
-        add(device, made)?;
-    }
-    if let Some(entry) = &mut resources.vsock {
-        let (device, made) = entry.take(maker)?;
-        add(device, made)?;
-    }
-    let entropy = resources.entropy.as_ref();
-    let memory = resources.memory_hotplug.as_ref();
-    let memory = memory.map(convert::memory_hotplug).transpose();
-    let fixed = [
-        resources.balloon.as_ref().map(convert::balloon),
-        entropy.map(|entropy| convert::entropy(entropy.rate_limiter.as_ref())),
-        memory.map_err(|fault| fault.message)?,
-    ];
-    let pmem = resources.pmem.iter().map(convert::pmem);
-    for device in pmem.chain(fixed.into_iter().flatten()) {
-        let made = maker.make(&device).map_err(|error| chain(&error))?;
-        add(device, made)?;
-    }
-    Ok((config, all))
 }
 
 fn cannot_start(why: impl std::fmt::Display) -> Fault {

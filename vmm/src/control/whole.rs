@@ -1,16 +1,24 @@
 //! A whole document at once, for whoever builds a machine without an API: what a configuration file says.
 
+use std::sync::Arc;
+
 use api::command::Fault;
 use api::types::{CpuConfigSource, CpuTemplate, HugePages as WirePages, VmConfig};
+use devices::mmds::Mmds;
 
 use super::convert;
+use super::metadata::unknown_interface;
 use crate::config::{Config, Device, HugePages};
 
 /// The machine that `document` describes, from one with its vCPUs and its memory: what they are like, and all
-/// devices, in the order in which the guest finds them.
-pub fn configure(config: Config, document: &VmConfig) -> Result<Config, Fault> {
+/// devices, in the order in which the guest finds them. `metadata` is what interfaces lead to if they are to.
+pub fn configure(
+    config: Config,
+    document: &VmConfig,
+    metadata: Option<&Arc<Mmds>>,
+) -> Result<Config, Fault> {
     let mut config = machine(config, document)?;
-    for device in devices(document)? {
+    for device in devices(document, metadata)? {
         config = config
             .with_device(device)
             .map_err(|error| Fault::bad(error.to_string()))?;
@@ -47,7 +55,21 @@ pub(super) fn machine(config: Config, document: &VmConfig) -> Result<Config, Fau
         .with_cpu_config(cpu_config))
 }
 
-fn devices(document: &VmConfig) -> Result<Vec<Device>, Fault> {
+/// All devices, in the order in which the guest finds them.
+pub(super) fn devices(
+    document: &VmConfig,
+    metadata: Option<&Arc<Mmds>>,
+) -> Result<Vec<Device>, Fault> {
+    let leading = document.mmds_config.as_ref();
+    let leading = leading.map_or(&[][..], |config| &config.network_interfaces);
+    let is_known = |id: &String| {
+        let mut interfaces = document.network_interfaces.iter();
+        interfaces.any(|interface| interface.iface_id == *id)
+    };
+    if !leading.iter().all(is_known) {
+        return Err(unknown_interface());
+    }
+
     let mut devices = Vec::new();
     // The guest's first disk is its root.
     let (roots, others): (Vec<_>, Vec<_>) = document
@@ -58,7 +80,8 @@ fn devices(document: &VmConfig) -> Result<Vec<Device>, Fault> {
         devices.push(convert::drive(drive)?);
     }
     for interface in &document.network_interfaces {
-        devices.push(convert::interface(interface, None)?);
+        let metadata = metadata.filter(|_| leading.contains(&interface.iface_id));
+        devices.push(convert::interface(interface, metadata.cloned())?);
     }
     devices.extend(document.vsock.as_ref().map(convert::vsock));
     devices.extend(document.pmem.iter().map(convert::pmem));
@@ -113,7 +136,7 @@ mod tests {
                 "memory-hotplug": {"total_size_mib": 256},
                 "entropy": {}}"#,
         );
-        let config = configure(Config::new(2, 64 << 20).unwrap(), &document).unwrap();
+        let config = configure(Config::new(2, 64 << 20).unwrap(), &document, None).unwrap();
         assert!(config.smt());
         let ids: Vec<String> = config
             .devices()
@@ -159,7 +182,9 @@ mod tests {
             let document =
                 format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, {sections}}}"#);
             let config = Config::new(1, 64 << 20).unwrap();
-            configure(config, &read(&document)).unwrap_err().message
+            configure(config, &read(&document), None)
+                .unwrap_err()
+                .message
         };
         let template = refused(
             r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "T2"}"#,

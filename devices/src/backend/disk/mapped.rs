@@ -8,17 +8,21 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::inotify;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use super::Buffer;
 use super::engine::{Done, Engine, Op, OpKind};
 use super::file::HostFile;
 use super::open::{EngineKind, Error, engine, open_and_lock};
 use crate::backend::lost_pages::Guard;
+use crate::backend::written_by_devices::Writable;
+use crate::lock;
 
 /// Size and place of a mapping are multiples of this, in bytes: Linux takes no other persistent memory.
 pub const ALIGNMENT: u64 = 2 << 20;
@@ -31,8 +35,15 @@ pub struct MappedFile {
     read_only: bool,
     len: u64,
     // Runtime glue. The guard comes first: it needs the file.
-    guard: OnceLock<Guard>,
+    mapping: Mutex<Option<Mapping>>,
     file: Arc<HostFile>,
+}
+
+/// What is kept for as long as it is mapped.
+struct Mapping {
+    guard: Guard,
+    /// For a mapping in a region that devices may not write to otherwise.
+    _writable: Option<Writable>,
 }
 
 impl MappedFile {
@@ -52,7 +63,7 @@ impl MappedFile {
             path: path.to_owned(),
             read_only,
             len,
-            guard: OnceLock::new(),
+            mapping: Mutex::default(),
             file: Arc::new(file),
         })
     }
@@ -75,7 +86,8 @@ impl MappedFile {
     /// Fails if not all of it is any more what is in the file: somebody has cut that, or the host had no
     /// room for what was written.
     pub fn check_whole(&self) -> io::Result<()> {
-        if self.guard.get().is_none_or(Guard::is_whole) {
+        let mapping = lock(&self.mapping);
+        if mapping.as_ref().is_none_or(|it| it.guard.is_whole()) {
             return Ok(());
         }
         Err(io::Error::other(
@@ -99,32 +111,101 @@ impl MappedFile {
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
             .build()
             .map_err(io::Error::other)?;
+        let address = region.as_ptr();
         // SAFETY: the range is the start of the region, which was made just now and nobody knows; it is only
         // ever accessed as guest memory, which is volatile.
-        let address = unsafe {
-            libc::mmap(
-                region.as_ptr().cast(),
+        unsafe {
+            let flags = libc::MAP_SHARED;
+            map_over(
+                address,
                 whole_pages,
                 protection,
-                libc::MAP_SHARED | libc::MAP_FIXED,
+                flags,
                 self.file.as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            )?;
         }
-        let guard = Guard::new(
-            self.file.file().as_fd(),
-            address.expose_provenance(),
-            whole_pages,
-            !self.read_only,
-        )?;
-        if self.guard.set(guard).is_err() {
-            return Err(io::Error::other("it is mapped already"));
-        }
+        self.look_after(address, whole_pages, !self.read_only, None)?;
         GuestRegionMmap::new(region, GuestAddress(gpa))
             .ok_or_else(|| io::Error::other("there is no room at this address"))
+    }
+
+    /// Maps it over guest memory that is there, at `gpa`, and lets devices write to it if anybody may. Once.
+    ///
+    /// Devices may have been told to write to what was there before. Where the file is read-only that ends in memory
+    /// that is nobody's, as its pages are private here.
+    pub fn map_into(&self, memory: &GuestMemoryMmap, gpa: u64) -> io::Result<()> {
+        let to_size = |bytes: u64| usize::try_from(bytes).map_err(io::Error::other);
+        let size = to_size(self.size())?;
+        let whole_pages = to_size(self.len.next_multiple_of(PAGE_SIZE))?;
+        if lock(&self.mapping).is_some() {
+            return Err(io::Error::other("it is mapped already"));
+        }
+        let address = self.place_in(memory, gpa)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = if self.read_only {
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE
+        } else {
+            libc::MAP_SHARED
+        };
+        let mapped = forget(address, size).and_then(|()| {
+            // SAFETY: as in `forget`; the file is not longer than what it is mapped over.
+            unsafe {
+                map_over(
+                    address,
+                    whole_pages,
+                    protection,
+                    flags,
+                    self.file.as_raw_fd(),
+                )
+            }
+        });
+        let writable = (!self.read_only).then(|| Writable::new(address.addr(), size));
+        let kept = mapped.and_then(|()| self.look_after(address, whole_pages, true, writable));
+        if kept.is_err() {
+            // If that fails too, the file stays mapped, and nobody is told of it.
+            let _ = forget(address, size);
+        }
+        kept
+    }
+
+    /// Has nothing of it be guest memory any more: what is at `gpa`, where it was mapped, is memory of zeroes.
+    pub fn unmap(&self, memory: &GuestMemoryMmap, gpa: u64) -> io::Result<()> {
+        // First: what is there next is no business of its guard's.
+        drop(lock(&self.mapping).take());
+        let size = usize::try_from(self.size()).map_err(io::Error::other)?;
+        forget(self.place_in(memory, gpa)?, size)
+    }
+
+    /// Where `gpa` is, from which on one region of guest memory has all of the mapping.
+    fn place_in(&self, memory: &GuestMemoryMmap, gpa: u64) -> io::Result<*mut u8> {
+        let outside = || io::Error::other("there is no guest memory at this address");
+        let region = memory.find_region(GuestAddress(gpa)).ok_or_else(outside)?;
+        let offset = gpa - region.start_addr().0;
+        if self.size() > region.len() - offset || !gpa.is_multiple_of(ALIGNMENT) {
+            return Err(outside());
+        }
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        Ok(region.as_ptr().wrapping_add(offset))
+    }
+
+    fn look_after(
+        &self,
+        address: *mut u8,
+        len: usize,
+        is_writable: bool,
+        writable: Option<Writable>,
+    ) -> io::Result<()> {
+        let mut mapping = lock(&self.mapping);
+        if mapping.is_some() {
+            return Err(io::Error::other("it is mapped already"));
+        }
+        let file = self.file.file().as_fd();
+        let guard = Guard::new(file, address.expose_provenance(), len, is_writable)?;
+        *mapping = Some(Mapping {
+            guard,
+            _writable: writable,
+        });
+        Ok(())
     }
 
     /// Becomes readable when the file is changed by other means than its mappings, as when someone cuts it:
@@ -142,8 +223,8 @@ impl MappedFile {
     pub fn look_again(&self, watch: &OwnedFd) {
         // What has happened does not matter, and there is no more to read in the end.
         while rustix::io::read(watch, &mut [0; 4096]).is_ok_and(|count| count > 0) {}
-        if let Some(guard) = self.guard.get() {
-            guard.look_again();
+        if let Some(mapping) = &*lock(&self.mapping) {
+            mapping.guard.look_again();
         }
     }
 
@@ -160,6 +241,36 @@ impl MappedFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Maps a file, or nothing, over memory.
+///
+/// # Safety
+/// The range is whole pages of guest memory, which is only ever accessed as volatile memory.
+unsafe fn map_over(
+    address: *mut u8,
+    len: usize,
+    protection: libc::c_int,
+    flags: libc::c_int,
+    file: RawFd,
+) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    let mapped = unsafe {
+        let flags = flags | libc::MAP_FIXED;
+        libc::mmap(address.cast(), len, protection, flags, file, 0)
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Replaces what is mapped there by memory of zeroes. Whoever is still about to write finds room.
+fn forget(address: *mut u8, len: usize) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: `MappedFile::place_in` has found the range in one region of guest memory.
+    unsafe { map_over(address, len, protection, flags, -1) }
 }
 
 /// Makes durable what was written to a mapped file: by io_uring, so that nobody waits, if the host has it.

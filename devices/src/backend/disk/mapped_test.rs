@@ -104,3 +104,78 @@ fn a_file_that_is_cut_is_noticed() {
         other.write_all_at(&pattern(1 << 20), 0).unwrap();
     }
 }
+
+/// A region that is read-only as far as devices know, and that is longer than any file.
+fn window() -> GuestMemoryMmap {
+    let mapping = MmapRegionBuilder::new(16 << 20)
+        .with_mmap_prot(libc::PROT_READ)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(GPA)).unwrap();
+    GuestMemoryMmap::from_regions(vec![region]).unwrap()
+}
+
+/// Whether devices may write there.
+fn is_writable(memory: &GuestMemoryMmap, offset: u64, len: usize) -> bool {
+    crate::virtio::chain::is_writable(memory, GuestAddress(GPA + offset), len)
+}
+
+#[test]
+fn files_come_into_memory_and_go() {
+    let directory = TempDir::new();
+    let memory = window();
+    let path = directory.file("file", (1 << 20) + 100);
+    for round in 0..3_u8 {
+        let file = MappedFile::open(&path, false).unwrap();
+        assert!(!is_writable(&memory, 4 << 20, 1));
+        file.map_into(&memory, GPA + (4 << 20)).unwrap();
+        file.map_into(&memory, GPA + (8 << 20)).unwrap_err();
+        // What is behind the file is writable as well, and kept by nobody.
+        assert!(is_writable(&memory, 4 << 20, 2 << 20));
+        assert!(!is_writable(&memory, (4 << 20) - 1, 2));
+        assert!(!is_writable(&memory, (6 << 20) - 1, 2));
+        let at = GuestAddress(GPA + (4 << 20) + 7);
+        memory.write_slice(&[round; 3], at).unwrap();
+        file.check_whole().unwrap();
+        file.unmap(&memory, GPA + (4 << 20)).unwrap();
+        assert!(!is_writable(&memory, 4 << 20, 1));
+        // Who was told to write before does no harm.
+        memory.write_slice(b"late", at).unwrap();
+        drop(file);
+        assert_eq!(std::fs::read(&path).unwrap()[7..10], [round; 3]);
+    }
+
+    // Not where it does not fit.
+    let file = MappedFile::open(&path, false).unwrap();
+    for gpa in [0, GPA + 4096, GPA + (15 << 20), GPA + (16 << 20)] {
+        file.map_into(&memory, gpa).unwrap_err();
+    }
+    // Gone without a word, nobody may write there either.
+    file.map_into(&memory, GPA).unwrap();
+    drop(file);
+    assert!(!is_writable(&memory, 0, 1));
+}
+
+#[test]
+fn nothing_reaches_a_read_only_file_that_comes() {
+    let directory = TempDir::new();
+    let memory = window();
+    let path = directory.file("file", 1 << 20);
+    let file = MappedFile::open(&path, true).unwrap();
+    file.map_into(&memory, GPA).unwrap();
+    assert!(!is_writable(&memory, 0, 1));
+    let mut bytes = vec![0; 1 << 20];
+    memory.read_slice(&mut bytes, GuestAddress(GPA)).unwrap();
+    assert!(bytes == pattern(1 << 20));
+    // A device that was told to write to what was there before.
+    memory.write_slice(b"late", GuestAddress(GPA)).unwrap();
+    assert!(std::fs::read(&path).unwrap() == pattern(1 << 20));
+    // Cut, it is zeroes, and whoever writes there late finds room.
+    let other = OpenOptions::new().write(true).open(&path).unwrap();
+    other.set_len(4096).unwrap();
+    memory
+        .write_slice(b"late", GuestAddress(GPA + (1 << 19)))
+        .unwrap();
+    file.check_whole().unwrap_err();
+}

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use vm_memory::GuestRegionMmap;
+use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
 use super::PmemConfig;
 use crate::backend::disk::mapped::MappedFile;
@@ -81,6 +81,26 @@ impl PmemControl {
         // Mapped once only.
         let _ = self.0.start.set(gpa);
         Ok(region)
+    }
+
+    /// Maps it over guest memory that is there, at `gpa`, a multiple of the same: what the monitor does for one that
+    /// comes while the guest runs. KVM is to be told of it after that.
+    pub fn map_into(&self, memory: &GuestMemoryMmap, gpa: u64) -> io::Result<()> {
+        self.0.file.map_into(memory, gpa)?;
+        let _ = self.0.start.set(gpa);
+        Ok(())
+    }
+
+    /// Has nothing of it be guest memory any more, after KVM was told so.
+    pub fn unmap(&self, memory: &GuestMemoryMmap) -> io::Result<()> {
+        let Some(gpa) = self.0.start.get() else {
+            return Ok(());
+        };
+        let unmapped = self.0.file.unmap(memory, *gpa);
+        unmapped.inspect_err(|error| {
+            let id = &self.0.config.id;
+            log::error!("Persistent memory '{id}' cannot be unmapped: {error}");
+        })
     }
 
     /// Where the guest's writes to read-only memory come out of KVM, for the monitor to put there: they are
