@@ -87,6 +87,45 @@ pub fn echo_kernel() -> Vec<u8> {
     })
 }
 
+/// A kernel that answers each line that is typed at its serial port with `=N`, the how manieth it is, as a
+/// register and memory far above the kernel count; `=!` if they do not agree.
+pub fn counting_kernel() -> Vec<u8> {
+    const COUNTER: u64 = 24 << 20;
+    program(|a| {
+        let serial = layout::SERIAL_PORT;
+        out(a, serial + 1, 1)?;
+        out(a, serial + 2, 1)?;
+        a.xor(ebx, ebx)?;
+        let (mut poll, mut agree, mut print) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut poll)?;
+        a.mov(edx, u32::from(serial + 5))?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.jz(poll)?;
+        a.mov(edx, u32::from(serial))?;
+        a.in_(al, dx)?;
+        a.cmp(al, i32::from(b'\n'))?;
+        a.jne(poll)?;
+        a.inc(rbx)?;
+        a.mov(rsi, COUNTER)?;
+        a.inc(qword_ptr(rsi))?;
+        a.mov(ecx, i32::from(b'!'))?;
+        a.cmp(rbx, qword_ptr(rsi))?;
+        a.je(agree)?;
+        a.jmp(print)?;
+        a.set_label(&mut agree)?;
+        a.lea(ecx, rbx + i32::from(b'0'))?;
+        a.set_label(&mut print)?;
+        out(a, serial, b'=')?;
+        a.mov(edx, u32::from(serial))?;
+        a.mov(eax, ecx)?;
+        a.out(dx, al)?;
+        out(a, serial, b'\n')?;
+        a.jmp(poll)
+    })
+}
+
 /// A kernel that resets the machine when its power button is pressed.
 pub fn button_kernel() -> Vec<u8> {
     program(|a| {

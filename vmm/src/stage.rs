@@ -17,6 +17,7 @@ use crate::config::{Config, Device, Payload};
 use crate::controls::{Controls, Registered};
 use crate::event_loop::{Manager, Remote};
 use crate::events::{Events, StopReason, Stopper};
+use crate::snapshot::load::Saved;
 use crate::vm::{self, MachineHandle, Vm};
 
 /// See the module.
@@ -54,14 +55,22 @@ impl Maker {
     }
 }
 
+/// Where a machine comes from.
+pub enum Origin {
+    /// It boots this, and is started at once.
+    Boot(Payload),
+    /// It goes on where it stopped; not before it is told to.
+    Saved(Box<Saved>),
+}
+
 /// A machine that is to be built and started.
 pub struct Order {
     /// When it was asked for.
     pub asked: Instant,
     /// The machine. Its devices are those that have been made, in their order.
     pub config: Config,
-    /// What it boots.
-    pub payload: Payload,
+    /// Where it comes from.
+    pub origin: Origin,
     /// Its console.
     pub console: Option<Console>,
     /// Its devices.
@@ -194,17 +203,29 @@ impl Stage {
             let Order {
                 asked,
                 config,
-                payload,
+                origin,
                 console,
                 devices,
             } = order;
             let devices = devices.into_iter().map(|Made(device)| device).collect();
-            match builder::build_on(&mut self, &config, payload, console, devices) {
+            let (starts, built) = match origin {
+                Origin::Boot(payload) => (
+                    true,
+                    builder::build_on(&mut self, &config, payload, console, devices),
+                ),
+                Origin::Saved(saved) => (
+                    false,
+                    builder::restore_on(&mut self, &config, *saved, console, devices),
+                ),
+            };
+            match built {
                 Ok(mut parts) => {
                     parts.times.asked = asked;
                     let mut vm = Vm::new(self, parts);
                     meet(&mut vm);
-                    vm.start();
+                    if starts {
+                        vm.start();
+                    }
                     // Whoever asked may have gone.
                     let _ = answer.send(Ok(vm.handle()));
                     return Ok(Outcome::Machine(Box::new(vm)));

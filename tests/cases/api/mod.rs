@@ -3,6 +3,7 @@
 
 mod process;
 mod resources;
+mod snapshots;
 mod states;
 mod telemetry;
 
@@ -26,6 +27,8 @@ pub(crate) const CASES: &[Case] = &[
         resources::made_at_once,
     ),
     ("the_guests_metadata", resources::metadata),
+    ("a_guest_goes_on_in_another_process", snapshots::goes_on),
+    ("snapshots_that_cannot_be", snapshots::refused),
     ("the_monitor_as_a_process", process::ends),
     ("under_the_name_firecracker", process::firecracker),
     ("a_configuration_file", process::config_file),

@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then), `leaving` (devices that go), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
+//! then), `leaving` (devices that go), `snapshot` (to files and back), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
 //! machine that was not configured here), `whole` (a document at once, without an API).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It carries out
@@ -16,6 +16,7 @@ mod memory;
 mod metadata;
 mod resources;
 mod running;
+mod snapshot;
 mod start;
 mod whole;
 
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use api::command::{Command, Fault, Response, State};
 use api::types::{
     Action, ActionType, HintingStart, InstanceInfo, Logger, MachineConfig, Metrics, Serial,
-    SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, VmState,
+    Version, VmConfig, VmPatch, VmState,
 };
 use devices::error::chain;
 use devices::mmds::Mmds;
@@ -218,7 +219,7 @@ impl Control {
             Command::PatchConsole(patch) => self.patch_console(patch),
             Command::PatchVm(VmPatch { state }) => self.change_state(state),
             Command::Act(Action { action_type }) => self.act(action_type),
-            Command::CreateSnapshot(snapshot) => create_snapshot(&snapshot),
+            Command::CreateSnapshot(snapshot) => self.create_snapshot(&snapshot),
             Command::LoadSnapshot(snapshot) => self.load_snapshot(&snapshot),
             Command::PutPmem(pmem) => self.put_pmem(pmem),
             Command::PatchPmem(patch) => self.patch_pmem(&patch),
@@ -304,27 +305,4 @@ impl Control {
             .as_ref()
             .ok_or_else(|| Fault::bad("There is no guest"))
     }
-
-    fn load_snapshot(&self, snapshot: &SnapshotLoad) -> Result<(), Fault> {
-        if self.resources.has_any() {
-            return Err(Fault::bad(
-                "Cannot load a snapshot: the microVM has been configured already",
-            ));
-        }
-        let path = &snapshot.snapshot_path;
-        match File::open(path) {
-            Err(error) => Err(Fault::bad(format!(
-                "Cannot load the snapshot: its state file cannot be opened: {error} {path}"
-            ))),
-            Ok(_) => Err(Fault::bad(
-                "Cannot load the snapshot: this version of mote has no snapshots",
-            )),
-        }
-    }
-}
-
-fn create_snapshot(_: &SnapshotCreate) -> Result<(), Fault> {
-    Err(Fault::bad(
-        "Cannot create a snapshot: this version of mote has none",
-    ))
 }

@@ -10,7 +10,7 @@ use arch::kernel::Protocol;
 
 use super::{Control, chain, convert, whole};
 use crate::config::{Config, ConsoleKind, Payload};
-use crate::stage::{Made, Order, OrderError};
+use crate::stage::{Made, Order, OrderError, Origin};
 
 /// What a guest is told if nobody says otherwise: the words that clients of this API count on.
 const DEFAULT_WORDS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
@@ -50,7 +50,7 @@ impl Control {
         Ok(Order {
             asked,
             config,
-            payload,
+            origin: Origin::Boot(payload),
             console,
             devices,
         })
@@ -92,7 +92,7 @@ impl Control {
     }
 
     /// The machine with all devices, and the devices, in the order in which the guest finds them.
-    fn collect(&mut self) -> Result<(Config, Vec<Made>), String> {
+    pub(super) fn collect(&mut self) -> Result<(Config, Vec<Made>), String> {
         let document = self.resources.document();
         let mut config = self.config(&document)?;
         let devices = whole::devices(&document, Some(&self.settings.mmds));

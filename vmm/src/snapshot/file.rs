@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A file that is being written. Unless it is committed, nothing of it is left.
-pub struct NewFile {
+pub(super) struct NewFile {
     file: File,
     /// Where it is until then: in the same folder. None: committed.
     temporary: Option<PathBuf>,
@@ -17,7 +17,7 @@ pub struct NewFile {
 impl NewFile {
     /// Begins a file that will be at `path`, in place of whatever file is there. Its owner can read and write
     /// it, nobody else: it has all that a guest knows.
-    pub fn create(path: &Path) -> io::Result<Self> {
+    pub(super) fn create(path: &Path) -> io::Result<Self> {
         let name = path
             .file_name()
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -47,12 +47,12 @@ impl NewFile {
     }
 
     /// What is to be written to.
-    pub fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &File {
         &self.file
     }
 
     /// All of it is there, whatever happens to the host from now on.
-    pub fn commit(mut self) -> io::Result<()> {
+    pub(super) fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         if let Some(temporary) = &self.temporary {
             fs::rename(temporary, &self.path)?;

@@ -1,0 +1,141 @@
+//! `/snapshot/create` and `/snapshot/load`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use api::command::{Fault, State};
+use api::types::{
+    Backend, MacAddress, MemBackend, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType,
+    VmConfig,
+};
+
+use super::resources::Resources;
+use super::{Control, chain};
+use crate::snapshot::load::Saved;
+use crate::stage::{Order, Origin};
+
+fn cannot_create(why: impl std::fmt::Display) -> Fault {
+    Fault::bad(format!("Cannot create a snapshot: {why}"))
+}
+
+fn cannot_load(why: impl std::fmt::Display) -> Fault {
+    Fault::bad(format!("Cannot load the snapshot: {why}"))
+}
+
+impl Control {
+    /// Writes the machine, which is paused, to files. If that fails, nothing of them is left.
+    pub(super) fn create_snapshot(&self, snapshot: &SnapshotCreate) -> Result<(), Fault> {
+        if snapshot.snapshot_type == SnapshotType::Diff {
+            return Err(cannot_create(
+                "there are no differential ones (snapshot_type) in this version of mote",
+            ));
+        }
+        let machine = self.machine()?;
+        let mut document = self.resources.document();
+        for interface in &mut document.network_interfaces {
+            // One that was made up is the guest's by now.
+            let card = machine.controls().card(&interface.iface_id);
+            interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
+        }
+        let config = serde_json::to_string(&document).map_err(cannot_create)?;
+        machine
+            .snapshots()
+            .write(
+                &config,
+                Path::new(&snapshot.snapshot_path),
+                Path::new(&snapshot.mem_file_path),
+            )
+            .map_err(|error| cannot_create(chain(&error)))?;
+        Ok(())
+    }
+
+    /// Builds the machine that a snapshot is of. If that fails, all is as before.
+    pub(super) fn load_snapshot(&mut self, snapshot: &SnapshotLoad) -> Result<(), Fault> {
+        let asked = Instant::now();
+        if self.resources.has_any() {
+            return Err(cannot_load("the microVM has been configured already"));
+        }
+        let memory = match (&snapshot.mem_backend, &snapshot.mem_file_path) {
+            (
+                Some(MemBackend {
+                    backend_type: MemBackendType::Uffd,
+                    ..
+                }),
+                _,
+            ) => {
+                return Err(cannot_load(
+                    "memory from a page-fault server (backend_type Uffd) is not there in this version of mote",
+                ));
+            }
+            (Some(backend), _) => &backend.backend_path,
+            (None, Some(path)) => path,
+            (None, None) => return Err(cannot_load("there is no memory (mem_backend)")),
+        };
+        let saved = Saved::open(Path::new(&snapshot.snapshot_path), Path::new(memory))
+            .map_err(|error| cannot_load(chain(&error)))?;
+        let (mut document, _) =
+            VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;
+        change(&mut document, snapshot)?;
+        let before = std::mem::replace(&mut self.resources, Resources::of_document(document));
+        match self.restore(asked, saved) {
+            Ok(()) => {}
+            Err(why) => {
+                self.resources = before;
+                return Err(cannot_load(why));
+            }
+        }
+        if snapshot.resume_vm
+            && let Some(machine) = &self.machine
+        {
+            machine.resume();
+            self.set_state(State::Running);
+        } else {
+            self.set_state(State::Paused);
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, asked: Instant, saved: Saved) -> Result<(), String> {
+        let console = self.face.console(self.resources.serial.as_ref())?;
+        let (config, devices) = self.collect()?;
+        let order = Order {
+            asked,
+            config,
+            origin: Origin::Saved(Box::new(saved)),
+            console,
+            devices,
+        };
+        let machine = self.orders.start(order).map_err(|error| chain(&error))?;
+        machine.resume_devices();
+        self.machine = Some(machine);
+        Ok(())
+    }
+}
+
+/// What is to be otherwise than it was when the snapshot was taken.
+fn change(document: &mut VmConfig, snapshot: &SnapshotLoad) -> Result<(), Fault> {
+    for change in &snapshot.network_overrides {
+        let found = (document.network_interfaces.iter_mut())
+            .find(|interface| interface.iface_id == change.iface_id);
+        let Some(interface) = found else {
+            return Err(cannot_load(format!(
+                "it has no network interface '{}' (network_overrides)",
+                change.iface_id
+            )));
+        };
+        if interface.backend == Backend::User {
+            return Err(cannot_load(format!(
+                "network interface '{}' has no tap that another could take the place of (network_overrides)",
+                change.iface_id
+            )));
+        }
+        interface.host_dev_name = Some(change.host_dev_name.clone());
+    }
+    if let Some(change) = &snapshot.vsock_override {
+        let Some(vsock) = &mut document.vsock else {
+            return Err(cannot_load("it has no vsock device (vsock_override)"));
+        };
+        vsock.uds_path.clone_from(&change.uds_path);
+    }
+    Ok(())
+}
