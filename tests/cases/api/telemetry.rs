@@ -1,17 +1,16 @@
 //! What a monitor counts and tells.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::BufRead;
 use std::path::Path;
 
 use arch::layout;
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use tests::DEADLINE;
 use tests::driven::until;
 use tests::executable;
 use tests::openmetrics::{self, Samples};
-use tests::service::Service;
+use tests::service::{self, Service};
 use tests::tiny::code_asm::{byte_ptr, eax, ebx, qword_ptr, rax, rbx};
 use tests::tiny::{out, reset};
 use vmm_sys_util::tempdir::TempDir;
@@ -104,6 +103,63 @@ pub(super) fn file() {
     assert_eq!(self::lines(&path).len(), 2);
 }
 
+/// The last line before a crash, and the signals that are survived.
+pub(super) fn crashes() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let kernel = idle_kernel(directory);
+    for (number, signal, key) in [
+        (11, Signal::SEGV, "sigsegv"),
+        (7, Signal::BUS, "sigbus"),
+        (4, Signal::ILL, "sigill"),
+        (24, Signal::XCPU, "sigxcpu"),
+        (6, Signal::ABORT, ""),
+    ] {
+        let path = directory.join(format!("metrics{number}"));
+        let log = directory.join(format!("log{number}"));
+        let options = [
+            "--metrics-path",
+            path.to_str().unwrap(),
+            "--log-path",
+            log.to_str().unwrap(),
+        ];
+        let service = Service::start(directory, &options);
+        put_kernel(&service, &kernel);
+        service.act("InstanceStart");
+        for survived in [Signal::PIPE, Signal::XFSZ] {
+            rustix::process::kill_process(service.pid(), survived).unwrap();
+        }
+        until("the guest's mark", || {
+            let samples = scrape(&service);
+            let exits = samples["mote_vcpu_exits_total"].iter();
+            exits
+                .filter(|(labels, _)| labels["cause"] == "io_out")
+                .any(|(_, count)| *count == 1.0)
+                .then_some(())
+        });
+        service.patch("/vm", json!({"state": "Paused"}));
+        let ended = service.hit(signal);
+        assert_eq!(ended.status, 128 + number, "{ended:?}");
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 2, "{number}");
+        let last = &lines[1];
+        for signal in ["sigsegv", "sigbus", "sigill", "sigxcpu"] {
+            assert_eq!(last["signals"][signal], u64::from(signal == key), "{key}");
+        }
+        assert_eq!(last["signals"]["sigpipe"], 1);
+        assert_eq!(last["signals"]["sigxfsz"], 1);
+        assert_eq!(last["patch_api_requests"]["machine_cfg_count"], 0);
+        // With what devices and vCPUs have counted.
+        let exits: u64 = (lines.iter())
+            .map(|line| line["vcpu"]["exit_io_out"].as_u64().unwrap())
+            .sum();
+        assert_eq!(exits, 1, "{key}");
+        let log = fs::read_to_string(&log).unwrap();
+        let said = format!("Shutting down VM after intercepting signal {number}.");
+        assert!(log.contains(&said), "{log}");
+    }
+}
+
 #[track_caller]
 fn scrape(service: &Service) -> Samples {
     let answer = service.request("GET", "/metrics", None);
@@ -134,6 +190,9 @@ pub(super) fn text() {
         "/balloon",
         json!({"amount_mib": 8, "deflate_on_oom": false}),
     );
+    let memory = tests::disk::sparse(directory, "memory", 2 << 20);
+    service.put("/pmem/log", json!({"id": "log", "path_on_host": memory}));
+    service.put("/hotplug/memory", json!({"total_size_mib": 256}));
     let socket = directory.join("v.sock");
     service.put("/vsock", json!({"guest_cid": 3, "uds_path": socket}));
     service.put(
@@ -196,6 +255,35 @@ pub(super) fn text() {
         ),
         0.0
     );
+    for (name, labels, wanted) in [
+        ("mote_pmem_flushes_total", &[("device", "log")][..], 0),
+        (
+            "mote_pmem_errors_total",
+            &[("device", "log"), ("cause", "guest")],
+            0,
+        ),
+        ("mote_pmem_throttled_total", &[("device", "log")], 0),
+        ("mote_hotplug_memory_bytes", &[("kind", "total")], 256 << 20),
+        ("mote_hotplug_memory_bytes", &[("kind", "plugged")], 0),
+        (
+            "mote_hotplug_memory_operations_total",
+            &[("operation", "plug")],
+            0,
+        ),
+        (
+            "mote_hotplug_memory_failures_total",
+            &[("operation", "unplug_all")],
+            0,
+        ),
+        (
+            "mote_hotplug_memory_moved_bytes_total",
+            &[("what", "unplugged")],
+            0,
+        ),
+        ("mote_hotplug_memory_errors_total", &[("cause", "host")], 0),
+    ] {
+        assert_eq!(value(name, labels), f64::from(wanted), "{name}");
+    }
     assert_eq!(
         value("mote_api_requests_total", &[("request", "PUT /actions")]),
         1.0
@@ -218,17 +306,7 @@ pub(super) fn text() {
 
 /// The events of a monitor, from now on to its end.
 fn listen(service: &Service) -> impl Iterator<Item = Value> + use<> {
-    let mut stream = UnixStream::connect(service.socket()).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream
-        .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .unwrap();
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    while line.trim_end() != "" || line.is_empty() {
-        line.clear();
-        stream.read_line(&mut line).unwrap();
-    }
+    let (_, stream) = service::open(service.socket(), "/events", "");
     // A chunk has its size on a line before it, which is no object.
     let lines = stream.lines().map_while(Result::ok);
     lines
