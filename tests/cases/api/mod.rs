@@ -36,6 +36,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_configuration_file", process::config_file),
     ("wrong_flags", process::wrong_flags),
     ("the_metrics_file", telemetry::file),
+    ("a_guest_that_fills_the_log", telemetry::log_limit),
     ("metrics_of_a_crash", telemetry::crashes),
     ("metrics_as_text", telemetry::text),
     ("what_happens_is_told", telemetry::events),

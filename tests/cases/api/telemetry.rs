@@ -11,7 +11,7 @@ use tests::driven::until;
 use tests::executable;
 use tests::openmetrics::{self, Samples};
 use tests::service::{self, Service};
-use tests::tiny::code_asm::{byte_ptr, eax, ebx, qword_ptr, rax, rbx};
+use tests::tiny::code_asm::{byte_ptr, dword_ptr, eax, ebx, ecx, qword_ptr, rax, rbx};
 use tests::tiny::{out, reset};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -158,6 +158,68 @@ pub(super) fn crashes() {
         let said = format!("Shutting down VM after intercepting signal {number}.");
         assert!(log.contains(&said), "{log}");
     }
+}
+
+/// A driver that makes the same mistake again and again is heard for a while, and then counted.
+pub(super) fn log_limit() {
+    const TIMES: u32 = 1000;
+    const SECOND_LARGE_PAGE: u32 = layout::PAGE_TABLES_START as u32 + 2 * 4096 + 8;
+    const PRESENT_WRITABLE_LARGE: u32 = 0x83;
+    // virtio-mmio: status, the features, a queue that is nowhere in memory, and the driver is ready.
+    const MISTAKE: [(u32, u32); 10] = [
+        (0x70, 0),
+        (0x70, 0b0011),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 0b1011),
+        (0x30, 0),
+        (0x38, 8),
+        (0x84, 0xff),
+        (0x44, 1),
+        (0x70, 0b1111),
+    ];
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let kernel = directory.join("kernel");
+    let code = executable::program(|a| {
+        // The first slot is at 2 MiB then, which the tables reach.
+        let page = u32::try_from(layout::VIRTIO_MMIO_START).unwrap() | PRESENT_WRITABLE_LARGE;
+        a.mov(ebx, SECOND_LARGE_PAGE)?;
+        a.mov(eax, page)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.mov(ecx, TIMES)?;
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        for (register, value) in MISTAKE {
+            a.mov(ebx, (2 << 20) + register)?;
+            a.mov(dword_ptr(rbx), value)?;
+        }
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        reset(a)
+    });
+    fs::write(&kernel, code).unwrap();
+    let (log, metrics) = (directory.join("log"), directory.join("metrics"));
+    let options = [
+        "--log-path",
+        log.to_str().unwrap(),
+        "--metrics-path",
+        metrics.to_str().unwrap(),
+    ];
+    let service = Service::start(directory, &options);
+    service.put("/entropy", json!({}));
+    put_kernel(&service, &kernel);
+    service.act("InstanceStart");
+    assert_eq!(service.wait().status, 0);
+    let log = fs::read_to_string(&log).unwrap();
+    let said = log.lines().filter(|line| line.contains(" device: "));
+    let said = u64::try_from(said.count()).unwrap();
+    let left_out: u64 = lines(&metrics)
+        .iter()
+        .map(|line| line["logger"]["rate_limited_log_count"].as_u64().unwrap())
+        .sum();
+    assert!(said >= 10 && left_out > 0, "{said} and {left_out}: {log}");
+    assert_eq!(said + left_out, u64::from(TIMES), "{log}");
 }
 
 #[track_caller]
