@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod ctl;
+pub mod description;
 pub mod disk;
 pub mod driven;
 pub mod executable;
