@@ -1,6 +1,7 @@
 //! The API of `mote vmm`, over its socket. Guests are kernels of a few instructions, so that this runs wherever
 //! there is a /dev/kvm; [`super::api_linux`] has Linux.
 
+mod described;
 mod process;
 mod resources;
 mod states;
@@ -33,6 +34,9 @@ pub(crate) const CASES: &[Case] = &[
     ("metrics_as_text", telemetry::text),
     ("what_happens_is_told", telemetry::events),
     ("a_boot_is_timed", telemetry::boot_timer),
+    ("schemathesis_before_the_start", described::before_start),
+    ("schemathesis_while_it_runs", described::running),
+    ("schemathesis_while_it_is_paused", described::paused),
 ];
 
 /// A kernel in `directory` that halts for good.
