@@ -16,6 +16,7 @@ pub mod measure;
 pub mod monitor;
 pub mod network;
 pub mod openmetrics;
+pub mod python;
 pub mod sandbox;
 pub mod service;
 pub mod terminal;

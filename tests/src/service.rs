@@ -135,7 +135,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `mote vmm` with these options; its socket is in `directory`.
+    /// Starts `mote vmm` with these options in `directory`, where its socket is too.
     pub fn start<S: AsRef<OsStr>>(directory: &Path, options: &[S]) -> Self {
         let mut command = Command::new(monitor::path());
         command.arg("vmm");
@@ -153,6 +153,8 @@ impl Service {
         let socket = directory.join("api.sock");
         command.arg("--api-sock").arg(&socket).args(options);
         command.env("XDG_RUNTIME_DIR", directory);
+        // So is what a client names without a directory.
+        command.current_dir(directory);
         let live = Live::start(command);
         let deadline = Instant::now() + DEADLINE;
         while UnixStream::connect(&socket).is_err() {

@@ -1,6 +1,7 @@
 //! The API of `mote vmm`, over its socket. Guests are kernels of a few instructions, so that this runs wherever
 //! there is a /dev/kvm; [`super::api_linux`] has Linux.
 
+mod described;
 mod fields;
 mod hostile;
 mod process;
@@ -47,6 +48,9 @@ pub(crate) const CASES: &[Case] = &[
     ("clients_that_die", hostile::deaths),
     ("ten_thousand_clients", hostile::crowd),
     ("clients_of_a_byte_a_second", hostile::slowness),
+    ("schemathesis_before_the_start", described::before_start),
+    ("schemathesis_while_it_runs", described::running),
+    ("schemathesis_while_it_is_paused", described::paused),
 ];
 
 /// A kernel in `directory` that halts for good.
