@@ -19,6 +19,15 @@ say() { echo "tests/run.sh: $*"; }
 missing=()
 PATH=$PATH:/usr/sbin:/sbin
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
+install_missing() {
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    as_root=""
+    [ "$(id -u)" = 0 ] || as_root=sudo
+    $as_root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    missing=()
+}
 need cc build-essential
 need git git
 need mke2fs e2fsprogs
@@ -27,13 +36,8 @@ need mkfs.erofs erofs-utils
 need ip iproute2
 need curl curl
 [ -x /bin/busybox ] && /bin/busybox --list | grep -qx insmod || missing+=(busybox-static)
-if [ ${#missing[@]} -gt 0 ]; then
-    say "installing ${missing[*]}"
-    as_root=""
-    [ "$(id -u)" = 0 ] || as_root=sudo
-    $as_root apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+/usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+install_missing
 command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
 command -v cargo >/dev/null || { say "there is no Rust toolchain: install one (https://rustup.rs)"; exit 1; }
 
@@ -41,6 +45,9 @@ kernels=${XDG_CACHE_HOME:-$HOME/.cache}/mote/kernel
 say "kernels"
 resources/kernel/packaged.sh >"$log/packaged" || { cat "$log/packaged"; exit 1; }
 resources/kernel/build.sh --bzimages >"$log/build" || { tail -n 50 "$log/build"; exit 1; }
+say "Python programs"
+PYTHON_TOOLS=$(tests/python/install.sh)
+export PYTHON_TOOLS
 
 # --- Build --------------------------------------------------------------------------------------
 say "build"
@@ -55,7 +62,9 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: attach:: live::)
+linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: client:: attach:: live::)
+# What the library that the case of client:: runs needs beside a Linux guest, as Debian's packages.
+client_packages=(python3-minimal libpython3-stdlib openssh-client dropbear-bin iptables)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1
@@ -65,13 +74,15 @@ suite() {
 
 # Runs the Linux cases in an emulated host, and tiny guests: every N-th of them, from the I-th on.
 in_emulated_host() {
-    local tuned packaged tool tools=()
+    local tuned packaged package tool tools=()
     for tool in mke2fs mksquashfs mkfs.erofs ip; do tools+=(--file "$(realpath "$(command -v $tool)"):/usr/sbin/$tool"); done
+    for package in "${client_packages[@]}"; do tools+=(--package "$package"); done
     tuned=$(readlink -f "$kernels/tuned")
     packaged=$(readlink -f "$kernels/packaged")
     tests/emulated-host/run --memory 12G --timeout 2400 \
         --env HOME=/root --env MOTE=/usr/bin/mote --env "TEST_SHARD=$1/$2" --env TEST_LINUX=1 \
         --env GUEST_PROBE=/usr/bin/guest-probe --env MOTE_LIVE=/usr/bin/mote-live \
+        --file "$PYTHON_TOOLS/clients:/usr/lib/python-tools/clients" --env PYTHON_TOOLS=/usr/lib/python-tools \
         --file "$(command -v curl):/usr/bin/curl" --file resources/examples:/examples --env EXAMPLES=/examples \
         --file "$mote:/usr/bin/mote" --file "$cases:/usr/bin/cases" --file /bin/busybox \
         --file "$probe:/usr/bin/guest-probe" --file "$live:/usr/bin/mote-live" "${tools[@]}" \
@@ -85,6 +96,8 @@ if [ -z "$filter" ]; then
     suite unit cargo test --quiet --workspace --exclude tests
 fi
 if "$mote" doctor >"$log/doctor"; then
+    for package in "${client_packages[@]}"; do dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package"); done
+    install_missing
     say "end-to-end tests"
     suite cases env "MOTE=$mote" "MOTE_LIVE=$live" "GUEST_PROBE=$probe" "$cases" ${filter:+"$filter"}
 else

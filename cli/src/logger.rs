@@ -2,18 +2,20 @@
 //! the API writes Firecracker's lines, to standard output, a file or a FIFO, and never waits for a reader.
 #![expect(unsafe_code, reason = "local time is the C library's")]
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use api::types::{LogLevel, Logger as Change};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use thiserror::Error;
 
+use crate::log_limit::{Limits, Verdict};
 use crate::message::say;
 
 /// Why there is no log.
@@ -61,6 +63,7 @@ struct State {
     show_level: bool,
     show_origin: bool,
     module: Option<String>,
+    limits: Limits,
 }
 
 struct Logger(Mutex<State>);
@@ -71,10 +74,13 @@ static LOGGER: Logger = Logger(Mutex::new(State {
     show_level: false,
     show_origin: false,
     module: None,
+    limits: Limits::new(),
 }));
 
 /// Lines that there was no room for.
 static MISSED: AtomicU64 = AtomicU64::new(0);
+/// Lines that were left out, as there were too many of their kind.
+static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
 impl Logger {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -91,7 +97,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let state = self.lock();
+        let mut state = self.lock();
         let is_named = |module: &String| {
             record
                 .module_path()
@@ -100,15 +106,37 @@ impl Log for Logger {
         if !state.module.as_ref().is_none_or(is_named) {
             return;
         }
-        let written = match &state.target {
-            Target::Messages => {
-                say(record.args());
+        match state.limits.ask(record, Instant::now()) {
+            Verdict::LeaveOut => {
+                LEFT_OUT.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            Target::Stdout => io::stdout().write_all(state.line(record).as_bytes()),
+            Verdict::Log(0) => {}
+            Verdict::Log(left_out) => {
+                state.write(
+                    record,
+                    &format_args!("{left_out} lines like the next one were left out."),
+                );
+            }
+        }
+        state.write(record, record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+impl State {
+    /// Writes a line of where a record comes from.
+    fn write(&self, record: &Record, text: &fmt::Arguments) {
+        let written = match &self.target {
+            Target::Messages => {
+                say(text);
+                return;
+            }
+            Target::Stdout => io::stdout().write_all(self.line(record, text).as_bytes()),
             Target::File(file) => {
                 let mut file = file;
-                file.write_all(state.line(record).as_bytes())
+                file.write_all(self.line(record, text).as_bytes())
             }
         };
         if written.is_err() {
@@ -116,12 +144,8 @@ impl Log for Logger {
         }
     }
 
-    fn flush(&self) {}
-}
-
-impl State {
     /// `TIME [ID:THREAD:LEVEL:FILE:LINE] TEXT`.
-    fn line(&self, record: &Record) -> String {
+    fn line(&self, record: &Record, text: &fmt::Arguments) -> String {
         let thread = std::thread::current();
         let thread = thread.name().unwrap_or("-");
         let mut place = format!("{}:{thread}", self.id);
@@ -133,7 +157,7 @@ impl State {
             let (file, line) = (record.file().unwrap_or("-"), record.line().unwrap_or(0));
             place.push_str(&format!(":{file}:{line}"));
         }
-        format!("{} [{place}] {}\n", local_time(), record.args())
+        format!("{} [{place}] {text}\n", local_time())
     }
 }
 
@@ -201,6 +225,7 @@ pub(crate) fn serve(settings: &LogSettings) -> Result<(), Error> {
         show_level: settings.show_level,
         show_origin: settings.show_origin,
         module: settings.module.clone(),
+        limits: Limits::new(),
     };
     install(filter(settings.level));
     Ok(())
@@ -241,6 +266,11 @@ pub(crate) fn is_said() -> bool {
 /// How many lines nobody will read.
 pub(crate) fn missed() -> u64 {
     MISSED.load(Ordering::Relaxed)
+}
+
+/// How many lines were left out, as a guest had caused too many of their kind.
+pub(crate) fn left_out() -> u64 {
+    LEFT_OUT.load(Ordering::Relaxed)
 }
 
 fn install(level: LevelFilter) {

@@ -7,17 +7,9 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
-use crate::message;
+use crate::{disaster, message};
 
 const STDIN: RawFd = 0;
-/// Signals of a bug in mote: the terminal is restored before they end the process as they always do.
-const FATAL: [libc::c_int; 5] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGILL,
-    libc::SIGFPE,
-    libc::SIGABRT,
-];
 
 /// What the terminal was before.
 static BEFORE: OnceLock<libc::termios> = OnceLock::new();
@@ -86,8 +78,8 @@ pub(crate) fn size() -> Option<(u16, u16)> {
     Some((size.ws_col, size.ws_row))
 }
 
-/// Async-signal-safe.
-fn restore() {
+/// As it was before, if it was changed. Async-signal-safe.
+pub(crate) fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
         && let Some(before) = BEFORE.get()
     {
@@ -106,23 +98,6 @@ fn restore_on_disaster() {
             restore();
             default_hook(info);
         }));
-        for signal in FATAL {
-            // SAFETY: the handler is async-signal-safe; SA_RESETHAND lets the signal end the process
-            // when the instruction that raised it is run again.
-            unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = on_fatal as extern "C" fn(libc::c_int) as usize;
-                action.sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER;
-                libc::sigaction(signal, &raw const action, std::ptr::null_mut());
-            }
-        }
+        disaster::handle();
     });
-}
-
-extern "C" fn on_fatal(signal: libc::c_int) {
-    restore();
-    // SAFETY: raise is async-signal-safe, and the handler is the default one again.
-    unsafe {
-        libc::raise(signal);
-    }
 }

@@ -53,14 +53,20 @@ fn of_process(totals: &mut Totals, process: &Process, program: &dyn Program) {
         missed_metrics_count: Count(process.missed_lines()),
         metrics_fails: Count(process.failed_writes()),
         missed_log_count: Count(program.missed_log_lines()),
-        rate_limited_log_count: Count(0),
+        rate_limited_log_count: Count(program.limited_log_lines()),
     };
     totals.vmm = Vmm {
         panic_count: Value(process.panics()),
     };
+    let signals = program.signals();
     totals.signals = Signals {
+        sigbus: Value(signals.bus),
+        sigsegv: Value(signals.segv),
+        sigxfsz: Value(signals.xfsz),
+        sigxcpu: Value(signals.xcpu),
+        sigpipe: Count(signals.pipe),
         sighup: Value(u64::from(process.was_hung_up())),
-        ..Signals::default()
+        sigill: Value(signals.ill),
     };
 }
 

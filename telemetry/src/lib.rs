@@ -27,7 +27,7 @@ use devices::lock;
 use vmm::{BootMark, Insight, StopReason, StopRequest};
 
 pub use event::{Device, End, Event, Milestone};
-pub use program::{Program, Started};
+pub use program::{Program, SignalCounts, Started};
 pub use requests::{Requests, Submitted};
 
 use program::{Process, cpu_time, micros};

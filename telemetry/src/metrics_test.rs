@@ -17,6 +17,18 @@ impl Program for Quiet {
         2
     }
 
+    fn limited_log_lines(&self) -> u64 {
+        5
+    }
+
+    fn signals(&self) -> SignalCounts {
+        SignalCounts {
+            pipe: 3,
+            xfsz: 4,
+            ..SignalCounts::default()
+        }
+    }
+
     fn metadata(&self) -> devices::mmds::Counters {
         devices::mmds::Counters::default()
     }
@@ -94,6 +106,13 @@ fn lines_have_what_has_come_since_the_one_before() {
     assert_eq!(asked, [3, 2, 0, 0]);
     assert_eq!(lines[0]["logger"]["missed_log_count"], 2);
     assert_eq!(lines[1]["logger"]["missed_log_count"], 0);
+    assert_eq!(lines[0]["logger"]["rate_limited_log_count"], 5);
+    assert_eq!(lines[1]["logger"]["rate_limited_log_count"], 0);
+    // The one is counted from line to line, the other from the beginning.
+    for (line, pipe, xfsz) in [(0, 3, 4), (1, 0, 4)] {
+        assert_eq!(lines[line]["signals"]["sigpipe"], pipe);
+        assert_eq!(lines[line]["signals"]["sigxfsz"], xfsz);
+    }
     assert_eq!(lines[1]["put_api_requests"]["drive_fails"], 1);
     assert_eq!(lines[1]["deprecated_api"]["deprecated_http_api_calls"], 1);
     assert_eq!(lines[2]["vmm"]["panic_count"], 1);

@@ -10,8 +10,29 @@ use rustix::time::{ClockId, clock_gettime};
 pub trait Program: Send + Sync {
     /// Lines of the log that nobody will read.
     fn missed_log_lines(&self) -> u64;
+    /// Lines of the log that were left out, as the guest had caused too many of their kind.
+    fn limited_log_lines(&self) -> u64;
+    /// Signals that have come.
+    fn signals(&self) -> SignalCounts;
     /// What the guest's metadata service has done.
     fn metadata(&self) -> devices::mmds::Counters;
+}
+
+/// How often each signal has come, of those that nobody sends who means well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SignalCounts {
+    /// SIGBUS.
+    pub bus: u64,
+    /// SIGSEGV.
+    pub segv: u64,
+    /// SIGXFSZ, which is survived.
+    pub xfsz: u64,
+    /// SIGXCPU.
+    pub xcpu: u64,
+    /// SIGPIPE, which is survived.
+    pub pipe: u64,
+    /// SIGILL.
+    pub ill: u64,
 }
 
 /// What whoever started the process says of that, in microseconds.

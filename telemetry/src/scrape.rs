@@ -36,6 +36,8 @@ pub(crate) fn scrape(sources: &Sources<'_>) -> String {
         let controls = insight.controls();
         disks(&mut text, controls);
         cards(&mut text, controls);
+        persistent_memory(&mut text, controls);
+        plugged_memory(&mut text, controls);
         others(&mut text, controls);
     }
     text.finish()
@@ -416,6 +418,100 @@ fn cards(text: &mut Text, controls: &Controls) {
             counters.over_limit,
         );
     }
+}
+
+fn persistent_memory(text: &mut Text, controls: &Controls) {
+    let ids = controls.ids();
+    let memories: Vec<_> = ids
+        .iter()
+        .filter_map(|id| match id {
+            DeviceId::Pmem(id) => Some((id.as_str(), controls.pmem(id)?.counters())),
+            _ => None,
+        })
+        .collect();
+    let mut flushes = text.family(
+        "mote_pmem_flushes",
+        Kind::Counter,
+        "Flushes of persistent memory that went well.",
+    );
+    for (device, counters) in &memories {
+        flushes.sample(&[("device", device)], counters.flushes);
+    }
+    let mut errors = text.family(
+        "mote_pmem_errors",
+        Kind::Counter,
+        "Flushes that the host failed, and requests that are wrong.",
+    );
+    for (device, counters) in &memories {
+        errors.sample(
+            &[("device", device), ("cause", "host")],
+            counters.host_errors,
+        );
+        errors.sample(
+            &[("device", device), ("cause", "guest")],
+            counters.bad_requests,
+        );
+    }
+    let mut throttled = text.family(
+        "mote_pmem_throttled",
+        Kind::Counter,
+        "Times that flushes waited for the rate limit.",
+    );
+    for (device, counters) in &memories {
+        throttled.sample(&[("device", device)], counters.throttled);
+    }
+}
+
+fn plugged_memory(text: &mut Text, controls: &Controls) {
+    let Some(memory) = controls.memory_hotplug() else {
+        return;
+    };
+    let (status, counters) = (memory.status(), memory.counters());
+    let mut sizes = text.family(
+        "mote_hotplug_memory_bytes",
+        Kind::Gauge,
+        "Memory that can be plugged, that the guest is to plug, and that it has plugged.",
+    );
+    sizes.sample(&[("kind", "total")], status.total);
+    sizes.sample(&[("kind", "requested")], status.requested);
+    sizes.sample(&[("kind", "plugged")], status.plugged);
+    let operations = [
+        ("plug", &counters.plug),
+        ("unplug", &counters.unplug),
+        ("unplug_all", &counters.unplug_all),
+        ("state", &counters.state),
+    ];
+    let mut counts = text.family(
+        "mote_hotplug_memory_operations",
+        Kind::Counter,
+        "What the guest asked for: blocks to plug and to unplug, all to unplug, which are plugged.",
+    );
+    for (operation, counted) in operations {
+        counts.sample(&[("operation", operation)], counted.count);
+    }
+    let mut failures = text.family(
+        "mote_hotplug_memory_failures",
+        Kind::Counter,
+        "Requests of those that did not get what they asked for.",
+    );
+    for (operation, counted) in operations {
+        failures.sample(&[("operation", operation)], counted.failed);
+    }
+    let mut moved = text.family(
+        "mote_hotplug_memory_moved_bytes",
+        Kind::Counter,
+        "Memory that was plugged and unplugged.",
+    );
+    moved.sample(&[("what", "plugged")], counters.plug.bytes);
+    let unplugged = counters.unplug.bytes + counters.unplug_all.bytes;
+    moved.sample(&[("what", "unplugged")], unplugged);
+    let mut errors = text.family(
+        "mote_hotplug_memory_errors",
+        Kind::Counter,
+        "Memory that did not go back to the host, and requests that are wrong.",
+    );
+    errors.sample(&[("cause", "host")], counters.discard_errors);
+    errors.sample(&[("cause", "guest")], counters.bad_requests);
 }
 
 fn others(text: &mut Text, controls: &Controls) {

@@ -9,6 +9,7 @@ mod bad_input;
 mod balloon;
 mod block;
 mod boot;
+mod client;
 mod console;
 mod console_ends;
 mod console_virtio;
@@ -87,6 +88,7 @@ fn main() {
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
+        ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),
         ("memory", memory::CASES, &no_linux),
         ("live", live::CASES, &no_linux),

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod ctl;
+pub mod description;
 pub mod disk;
 pub mod driven;
 pub mod executable;
@@ -15,6 +16,7 @@ pub mod measure;
 pub mod monitor;
 pub mod network;
 pub mod openmetrics;
+pub mod python;
 pub mod sandbox;
 pub mod service;
 pub mod terminal;

@@ -18,7 +18,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// The binary under test: `$MOTE`, else the one that cargo built beside this test.
 pub fn path() -> PathBuf {
     if let Some(path) = env::var_os("MOTE") {
-        return path.into();
+        // Some run it in another directory.
+        return std::path::absolute(path).unwrap();
     }
     let test = env::current_exe().unwrap();
     let path = test.ancestors().nth(2).unwrap().join("mote");

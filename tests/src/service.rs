@@ -8,12 +8,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use crate::DEADLINE;
 use crate::live::Live;
 use crate::monitor::{self, Ended};
+use crate::{DEADLINE, description};
 
 /// How often a socket that does not exist yet is looked at.
 const INTERVAL: Duration = Duration::from_millis(2);
@@ -37,10 +37,11 @@ impl Answer {
     }
 }
 
-/// Sends a request on a connection of its own; `body` is sent as it is.
+/// Sends a request on a connection of its own; `body` is sent as it is. Fails if the description of the API does not
+/// have the answer.
+#[track_caller]
 pub fn request(socket: &Path, method: &str, path: &str, body: Option<&str>) -> Answer {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut stream = connect(socket);
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
     if let Some(body) = body {
         let length = body.len();
@@ -51,11 +52,49 @@ pub fn request(socket: &Path, method: &str, path: &str, body: Option<&str>) -> A
     head.push_str("\r\n");
     head.push_str(body.unwrap_or_default());
     stream.write_all(head.as_bytes()).unwrap();
-    read_answer(&mut BufReader::new(stream))
+    let answer = read_answer(&mut BufReader::new(stream));
+    description::check(method, path, &answer);
+    answer
+}
+
+/// Asks for what does not end, with more headers, and reads the answer's head. Fails as [`request`] does.
+#[track_caller]
+pub fn open(socket: &Path, path: &str, headers: &str) -> (Answer, BufReader<UnixStream>) {
+    let mut stream = connect(socket);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut answer = read_head(&mut stream);
+    if answer.header("content-length").is_some() {
+        read_body(&mut stream, &mut answer);
+    } else if answer.header("transfer-encoding").is_some() {
+        // All of it is text.
+        answer.body = "".into();
+    }
+    description::check("GET", path, &answer);
+    (answer, stream)
+}
+
+/// A connection on which nothing takes longer than it takes a hanging monitor to be found out.
+pub fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
 }
 
 /// Reads one answer of a connection.
 pub fn read_answer(stream: &mut impl BufRead) -> Answer {
+    let mut answer = read_head(stream);
+    if answer.header("content-length").is_some() {
+        read_body(stream, &mut answer);
+    } else {
+        assert_eq!(answer.status, 204, "{answer:?}");
+    }
+    answer
+}
+
+fn read_head(stream: &mut impl BufRead) -> Answer {
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();
     let mut words = line.split_whitespace();
@@ -72,22 +111,21 @@ pub fn read_answer(stream: &mut impl BufRead) -> Answer {
         let (name, value) = line.split_once(':').unwrap();
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut answer = Answer {
+    Answer {
         status,
         headers,
         body: Value::Null,
-    };
-    if let Some(length) = answer.header("content-length") {
-        let mut body = vec![0; length.parse().unwrap()];
-        stream.read_exact(&mut body).unwrap();
-        answer.body = match serde_json::from_slice(&body) {
-            Ok(body) => body,
-            Err(_) => Value::String(String::from_utf8(body).unwrap()),
-        };
-    } else {
-        assert_eq!(status, 204, "{answer:?}");
     }
-    answer
+}
+
+fn read_body(stream: &mut impl BufRead, answer: &mut Answer) {
+    let length = answer.header("content-length").unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    answer.body = match serde_json::from_slice(&body) {
+        Ok(body) => body,
+        Err(_) => Value::String(String::from_utf8(body).unwrap()),
+    };
 }
 
 /// A monitor with an API.
@@ -97,7 +135,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `mote vmm` with these options; its socket is in `directory`.
+    /// Starts `mote vmm` with these options in `directory`, where its socket is too.
     pub fn start<S: AsRef<OsStr>>(directory: &Path, options: &[S]) -> Self {
         let mut command = Command::new(monitor::path());
         command.arg("vmm");
@@ -115,6 +153,8 @@ impl Service {
         let socket = directory.join("api.sock");
         command.arg("--api-sock").arg(&socket).args(options);
         command.env("XDG_RUNTIME_DIR", directory);
+        // So is what a client names without a directory.
+        command.current_dir(directory);
         let live = Live::start(command);
         let deadline = Instant::now() + DEADLINE;
         while UnixStream::connect(&socket).is_err() {
@@ -131,12 +171,18 @@ impl Service {
         &self.socket
     }
 
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.live.pid()
+    }
+
     /// The process with the guest's console.
     pub fn live(&mut self) -> &mut Live {
         &mut self.live
     }
 
-    /// Sends a request.
+    /// Sends a request. Fails if the description of the API does not have the answer.
+    #[track_caller]
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let body = body.map(Value::to_string);
         request(&self.socket, method, path, body.as_deref())
@@ -203,6 +249,13 @@ impl Service {
     pub fn terminate(self) -> Ended {
         rustix::process::kill_process(self.live.pid(), Signal::TERM).unwrap();
         self.wait()
+    }
+
+    /// Has it hit by a signal that it cannot tidy up after.
+    #[track_caller]
+    pub fn hit(self, signal: Signal) -> Ended {
+        rustix::process::kill_process(self.live.pid(), signal).unwrap();
+        self.live.wait()
     }
 
     /// Waits for its end, and checks that its socket is gone.

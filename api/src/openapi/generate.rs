@@ -191,7 +191,14 @@ fn answers(operation: &Operation) -> Value {
         ),
         Success::Upgrade => (
             "101",
-            json!({ "description": "The connection is the console's." }),
+            json!({
+                "description": "The connection is the console's.",
+                "headers": { "Mote-Backlog": {
+                    "description": "How many of the first bytes that come were printed before.",
+                    "required": true,
+                    "schema": { "type": "integer", "minimum": 0 },
+                } },
+            }),
         ),
     };
     if matches!(

@@ -259,7 +259,7 @@ fn rewritten(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
         (
             431,
             "HTTP/1.1 431 Request Header Fields Too Large",
-            "There are too many headers, or they are too long.",
+            "There are too many headers, or they are too long, or the body is that they announce.",
         ),
     ];
     answers.into_iter().find_map(|(status, line, message)| {

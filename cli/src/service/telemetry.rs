@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use ::telemetry::{AlreadySet, Event, Metrics, Program, Started};
+use ::telemetry::{AlreadySet, Event, Metrics, Program, SignalCounts, Started};
 use devices::mmds::{self, Mmds};
 use vmm::BootMark;
 
 use super::args::{Name, VmmArgs};
 use super::handler::Shared;
-use crate::logger;
 use crate::run::report_mark;
+use crate::{disaster, logger};
 
 /// What this program counts by itself.
 struct Rest {
@@ -22,6 +22,14 @@ struct Rest {
 impl Program for Rest {
     fn missed_log_lines(&self) -> u64 {
         logger::missed()
+    }
+
+    fn limited_log_lines(&self) -> u64 {
+        logger::left_out()
+    }
+
+    fn signals(&self) -> SignalCounts {
+        disaster::counts()
     }
 
     fn metadata(&self) -> mmds::Counters {
@@ -48,7 +56,7 @@ pub(super) fn start(shared: &Arc<Shared>, mmds: Arc<Mmds>, main: Instant) -> Arc
 }
 
 /// Has metrics written to a file or FIFO.
-pub(super) fn write_to(metrics: &Metrics, path: impl AsRef<Path>) -> Result<(), String> {
+pub(super) fn write_to(metrics: &Arc<Metrics>, path: impl AsRef<Path>) -> Result<(), String> {
     const AGAIN: &str = "Reinitialization of metrics not allowed.";
     if metrics.has_sink() {
         return Err(AGAIN.into());
@@ -62,7 +70,19 @@ pub(super) fn write_to(metrics: &Metrics, path: impl AsRef<Path>) -> Result<(), 
     })?;
     metrics
         .set_sink(sink)
-        .map_err(|AlreadySet| AGAIN.to_owned())
+        .map_err(|AlreadySet| AGAIN.to_owned())?;
+    let metrics = Arc::downgrade(metrics);
+    let last_line = move |signal| {
+        if let Some(metrics) = metrics.upgrade() {
+            // What cannot be written is not.
+            let _ = metrics.flush();
+        }
+        log::error!("Shutting down VM after intercepting signal {signal}.");
+    };
+    if let Err(error) = disaster::say_last(last_line).and_then(|()| disaster::count_survived()) {
+        log::warn!("Metrics will have no last line if the monitor crashes: {error}");
+    }
+    Ok(())
 }
 
 /// What the flags say of the start of this process.

@@ -19,8 +19,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Once, OnceLock};
 
 /// More than a guest has devices.
 const MAX_GUARDS: usize = 64;
@@ -188,12 +188,18 @@ pub fn replace() -> bool {
     any
 }
 
+/// What handled SIGBUS before.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
 fn handle_signal() {
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_signal;
-    // SAFETY: the action is complete, and its handler does nothing that a handler may not do: it
+    // SAFETY: the actions are complete, and the handler does nothing that a handler may not do: it
     // reads and writes atomics and makes system calls. It has the stack for signals that each
     // thread of Rust's has.
     unsafe {
+        let mut before: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut before);
+        let _ = BEFORE.set(before);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as libc::sighandler_t;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
@@ -202,26 +208,42 @@ fn handle_signal() {
     }
 }
 
-extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+/// For a handler of SIGBUS: whether it was about such a page, which is replaced now.
+pub fn has_replaced(info: &libc::siginfo_t) -> bool {
     BUSY.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: the kernel passes a siginfo of a fault, whose address is set; errno is this thread's, and
-    // whoever was interrupted finds it as it was.
+    // SAFETY: a siginfo of a fault has its address; errno is this thread's, and whoever was interrupted finds it
+    // as it was.
     let is_replaced = unsafe {
         let errno = *libc::__errno_location();
-        let address = (*info).si_addr().addr();
-        let is_replaced = (*info).si_code == libc::BUS_ADRERR
+        let is_replaced = info.si_code == libc::BUS_ADRERR
             && ENTRIES
                 .iter()
-                .find(|entry| entry.contains(address))
-                .is_some_and(|entry| entry.replace_at(address));
+                .find(|entry| entry.contains(info.si_addr().addr()))
+                .is_some_and(|entry| entry.replace_at(info.si_addr().addr()));
         *libc::__errno_location() = errno;
         is_replaced
     };
     BUSY.fetch_sub(1, Ordering::SeqCst);
-    if !is_replaced {
-        // It comes again, and ends the process as it would have without this handler.
-        // SAFETY: as above.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    is_replaced
+}
+
+extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo, which is there for as long as this runs.
+    let info = unsafe { &*info };
+    if has_replaced(info) {
+        return;
+    }
+    // It comes again, and is handled as it would have been without this.
+    // SAFETY: sigaction(2) and raise(3) are for handlers too; the action is one that was in force.
+    unsafe {
+        match BEFORE.get() {
+            Some(before) => libc::sigaction(signal, before, std::ptr::null_mut()),
+            None => 0,
+        };
+        if info.si_code <= 0 {
+            // Nobody who was sent it by someone else brings it about by going on.
+            libc::raise(signal);
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! The API of `mote vmm`, over its socket. Guests are kernels of a few instructions, so that this runs wherever
 //! there is a /dev/kvm; [`super::api_linux`] has Linux.
 
+mod described;
+mod fields;
+mod hostile;
 mod process;
 mod resources;
 mod snapshots;
@@ -18,6 +21,10 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("a_guest_from_start_to_end", states::from_start_to_end),
     ("each_command_in_each_state", states::each_command),
+    ("all_requests_are_in_the_table", states::all_requests),
+    ("devices_are_plugged_in_each_state", states::with_pci),
+    ("each_field_of_each_request", fields::each_field),
+    ("all_fields_are_in_the_table", fields::all_fields),
     ("a_start_that_fails_changes_nothing", states::failed_start),
     ("a_device_that_stays_delays_nobody", states::waiting),
     ("what_was_put_reads_back", resources::reads_back),
@@ -34,9 +41,19 @@ pub(crate) const CASES: &[Case] = &[
     ("a_configuration_file", process::config_file),
     ("wrong_flags", process::wrong_flags),
     ("the_metrics_file", telemetry::file),
+    ("a_guest_that_fills_the_log", telemetry::log_limit),
+    ("metrics_of_a_crash", telemetry::crashes),
     ("metrics_as_text", telemetry::text),
     ("what_happens_is_told", telemetry::events),
     ("a_boot_is_timed", telemetry::boot_timer),
+    ("clients_that_send_nonsense", hostile::nonsense),
+    ("clients_that_lie_about_lengths", hostile::lies),
+    ("clients_that_die", hostile::deaths),
+    ("ten_thousand_clients", hostile::crowd),
+    ("clients_of_a_byte_a_second", hostile::slowness),
+    ("schemathesis_before_the_start", described::before_start),
+    ("schemathesis_while_it_runs", described::running),
+    ("schemathesis_while_it_is_paused", described::paused),
 ];
 
 /// A kernel in `directory` that halts for good.

@@ -1,18 +1,17 @@
 //! What a monitor counts and tells.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::BufRead;
 use std::path::Path;
 
 use arch::layout;
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use tests::DEADLINE;
 use tests::driven::until;
 use tests::executable;
 use tests::openmetrics::{self, Samples};
-use tests::service::Service;
-use tests::tiny::code_asm::{byte_ptr, eax, ebx, qword_ptr, rax, rbx};
+use tests::service::{self, Service};
+use tests::tiny::code_asm::{byte_ptr, dword_ptr, eax, ebx, ecx, qword_ptr, rax, rbx};
 use tests::tiny::{out, reset};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -104,6 +103,125 @@ pub(super) fn file() {
     assert_eq!(self::lines(&path).len(), 2);
 }
 
+/// The last line before a crash, and the signals that are survived.
+pub(super) fn crashes() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let kernel = idle_kernel(directory);
+    for (number, signal, key) in [
+        (11, Signal::SEGV, "sigsegv"),
+        (7, Signal::BUS, "sigbus"),
+        (4, Signal::ILL, "sigill"),
+        (24, Signal::XCPU, "sigxcpu"),
+        (6, Signal::ABORT, ""),
+    ] {
+        let path = directory.join(format!("metrics{number}"));
+        let log = directory.join(format!("log{number}"));
+        let options = [
+            "--metrics-path",
+            path.to_str().unwrap(),
+            "--log-path",
+            log.to_str().unwrap(),
+        ];
+        let service = Service::start(directory, &options);
+        put_kernel(&service, &kernel);
+        service.act("InstanceStart");
+        for survived in [Signal::PIPE, Signal::XFSZ] {
+            rustix::process::kill_process(service.pid(), survived).unwrap();
+        }
+        until("the guest's mark", || {
+            let samples = scrape(&service);
+            let exits = samples["mote_vcpu_exits_total"].iter();
+            exits
+                .filter(|(labels, _)| labels["cause"] == "io_out")
+                .any(|(_, count)| *count == 1.0)
+                .then_some(())
+        });
+        service.patch("/vm", json!({"state": "Paused"}));
+        let ended = service.hit(signal);
+        assert_eq!(ended.status, 128 + number, "{ended:?}");
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 2, "{number}");
+        let last = &lines[1];
+        for signal in ["sigsegv", "sigbus", "sigill", "sigxcpu"] {
+            assert_eq!(last["signals"][signal], u64::from(signal == key), "{key}");
+        }
+        assert_eq!(last["signals"]["sigpipe"], 1);
+        assert_eq!(last["signals"]["sigxfsz"], 1);
+        assert_eq!(last["patch_api_requests"]["machine_cfg_count"], 0);
+        // With what devices and vCPUs have counted.
+        let exits: u64 = (lines.iter())
+            .map(|line| line["vcpu"]["exit_io_out"].as_u64().unwrap())
+            .sum();
+        assert_eq!(exits, 1, "{key}");
+        let log = fs::read_to_string(&log).unwrap();
+        let said = format!("Shutting down VM after intercepting signal {number}.");
+        assert!(log.contains(&said), "{log}");
+    }
+}
+
+/// A driver that makes the same mistake again and again is heard for a while, and then counted.
+pub(super) fn log_limit() {
+    const TIMES: u32 = 1000;
+    const SECOND_LARGE_PAGE: u32 = layout::PAGE_TABLES_START as u32 + 2 * 4096 + 8;
+    const PRESENT_WRITABLE_LARGE: u32 = 0x83;
+    // virtio-mmio: status, the features, a queue that is nowhere in memory, and the driver is ready.
+    const MISTAKE: [(u32, u32); 10] = [
+        (0x70, 0),
+        (0x70, 0b0011),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 0b1011),
+        (0x30, 0),
+        (0x38, 8),
+        (0x84, 0xff),
+        (0x44, 1),
+        (0x70, 0b1111),
+    ];
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let kernel = directory.join("kernel");
+    let code = executable::program(|a| {
+        // The first slot is at 2 MiB then, which the tables reach.
+        let page = u32::try_from(layout::VIRTIO_MMIO_START).unwrap() | PRESENT_WRITABLE_LARGE;
+        a.mov(ebx, SECOND_LARGE_PAGE)?;
+        a.mov(eax, page)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.mov(ecx, TIMES)?;
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        for (register, value) in MISTAKE {
+            a.mov(ebx, (2 << 20) + register)?;
+            a.mov(dword_ptr(rbx), value)?;
+        }
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        reset(a)
+    });
+    fs::write(&kernel, code).unwrap();
+    let (log, metrics) = (directory.join("log"), directory.join("metrics"));
+    let options = [
+        "--log-path",
+        log.to_str().unwrap(),
+        "--metrics-path",
+        metrics.to_str().unwrap(),
+    ];
+    let service = Service::start(directory, &options);
+    service.put("/entropy", json!({}));
+    put_kernel(&service, &kernel);
+    service.act("InstanceStart");
+    assert_eq!(service.wait().status, 0);
+    let log = fs::read_to_string(&log).unwrap();
+    let said = log.lines().filter(|line| line.contains(" device: "));
+    let said = u64::try_from(said.count()).unwrap();
+    let left_out: u64 = lines(&metrics)
+        .iter()
+        .map(|line| line["logger"]["rate_limited_log_count"].as_u64().unwrap())
+        .sum();
+    assert!(said >= 10 && left_out > 0, "{said} and {left_out}: {log}");
+    assert_eq!(said + left_out, u64::from(TIMES), "{log}");
+}
+
 #[track_caller]
 fn scrape(service: &Service) -> Samples {
     let answer = service.request("GET", "/metrics", None);
@@ -134,6 +252,9 @@ pub(super) fn text() {
         "/balloon",
         json!({"amount_mib": 8, "deflate_on_oom": false}),
     );
+    let memory = tests::disk::sparse(directory, "memory", 2 << 20);
+    service.put("/pmem/log", json!({"id": "log", "path_on_host": memory}));
+    service.put("/hotplug/memory", json!({"total_size_mib": 256}));
     let socket = directory.join("v.sock");
     service.put("/vsock", json!({"guest_cid": 3, "uds_path": socket}));
     service.put(
@@ -196,6 +317,35 @@ pub(super) fn text() {
         ),
         0.0
     );
+    for (name, labels, wanted) in [
+        ("mote_pmem_flushes_total", &[("device", "log")][..], 0),
+        (
+            "mote_pmem_errors_total",
+            &[("device", "log"), ("cause", "guest")],
+            0,
+        ),
+        ("mote_pmem_throttled_total", &[("device", "log")], 0),
+        ("mote_hotplug_memory_bytes", &[("kind", "total")], 256 << 20),
+        ("mote_hotplug_memory_bytes", &[("kind", "plugged")], 0),
+        (
+            "mote_hotplug_memory_operations_total",
+            &[("operation", "plug")],
+            0,
+        ),
+        (
+            "mote_hotplug_memory_failures_total",
+            &[("operation", "unplug_all")],
+            0,
+        ),
+        (
+            "mote_hotplug_memory_moved_bytes_total",
+            &[("what", "unplugged")],
+            0,
+        ),
+        ("mote_hotplug_memory_errors_total", &[("cause", "host")], 0),
+    ] {
+        assert_eq!(value(name, labels), f64::from(wanted), "{name}");
+    }
     assert_eq!(
         value("mote_api_requests_total", &[("request", "PUT /actions")]),
         1.0
@@ -218,17 +368,7 @@ pub(super) fn text() {
 
 /// The events of a monitor, from now on to its end.
 fn listen(service: &Service) -> impl Iterator<Item = Value> + use<> {
-    let mut stream = UnixStream::connect(service.socket()).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream
-        .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .unwrap();
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    while line.trim_end() != "" || line.is_empty() {
-        line.clear();
-        stream.read_line(&mut line).unwrap();
-    }
+    let (_, stream) = service::open(service.socket(), "/events", "");
     // A chunk has its size on a line before it, which is no object.
     let lines = stream.lines().map_while(Result::ok);
     lines
