@@ -24,6 +24,7 @@ mod net;
 mod pci;
 mod pmem;
 mod service;
+mod snapshot;
 mod tiny;
 mod tiny_machine;
 mod vsock;
@@ -88,6 +89,7 @@ fn main() {
         ("pci", pci::CASES, &no_linux),
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
+        ("snapshot", snapshot::CASES, &no_linux),
         ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),
         ("memory", memory::CASES, &no_linux),

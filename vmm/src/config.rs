@@ -309,7 +309,7 @@ impl Config {
     }
 
     /// Notes that KVM is to log which pages the guest writes to, for snapshots of what has changed. As
-    /// long as there are no snapshots, nobody asks for that log and none is kept.
+    /// long as there are only snapshots of all, nobody asks for that log and none is kept.
     pub fn with_dirty_page_tracking(mut self, track: bool) -> Self {
         self.track_dirty_pages = track;
         self

@@ -128,12 +128,11 @@ impl Hardware {
         lock(&self.ioapic)
             .restore(ioapic)
             .map_err(Error::of("IOAPIC"))?;
-        match (&self.serial, &legacy.serial) {
-            (Some(serial), Some(state)) => lock(serial)
+        // A guest without a console here sees its output vanish, and one that had none gets a new port.
+        if let (Some(serial), Some(state)) = (&self.serial, &legacy.serial) {
+            lock(serial)
                 .restore(state)
-                .map_err(Error::of("serial port"))?,
-            // A guest without a console here sees its output vanish, and one that had none gets a new port.
-            (None, _) | (_, None) => {}
+                .map_err(Error::of("serial port"))?;
         }
         match (&self.i8042, &legacy.i8042) {
             (Some(i8042), Some(state)) => lock(i8042)

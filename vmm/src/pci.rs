@@ -97,8 +97,11 @@ pub(crate) struct Pci {
     ports: Arc<Mutex<PciConfig>>,
     // Volatile state.
     /// The devices by slot, those included that have gone; none is kept by this.
-    devices: Mutex<BTreeMap<Slot, (String, Weak<Mutex<PciDevice>>)>>,
+    devices: Mutex<BTreeMap<Slot, Named>>,
 }
+
+/// A device with its name.
+type Named = (String, Weak<Mutex<PciDevice>>);
 
 impl Pci {
     /// A bus with a host bridge, on the machine's buses.

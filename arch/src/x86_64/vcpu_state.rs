@@ -178,7 +178,10 @@ impl VcpuState {
         vcpu.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))?;
         vcpu.set_sregs(&self.sregs)
             .map_err(refused("KVM_SET_SREGS"))?;
-        vcpu.set_xcrs(&self.xcrs).map_err(refused("KVM_SET_XCRS"))?;
+        // A CPU without XSAVE has none, and its KVM takes none.
+        if self.xcrs.nr_xcrs > 0 {
+            vcpu.set_xcrs(&self.xcrs).map_err(refused("KVM_SET_XCRS"))?;
+        }
         set_xsave(vcpu, &self.xsave).map_err(refused("KVM_SET_XSAVE"))?;
         vcpu.set_debug_regs(&self.debug_regs)
             .map_err(refused("KVM_SET_DEBUGREGS"))?;

@@ -131,6 +131,19 @@ pub(super) fn refused() {
             "directory",
         ),
         (
+            json!({"snapshot_path": directory.join("m"), "mem_file_path": directory.join("m")}),
+            "same",
+        ),
+        (
+            json!({"snapshot_path": "/dev/null", "mem_file_path": directory.join("m")}),
+            "/dev/null",
+        ),
+        (
+            json!({"snapshot_path": directory.join("s"), "mem_file_path": directory.join("m"),
+                   "snapshot_type": "Diff"}),
+            "snapshot_type",
+        ),
+        (
             json!({"snapshot_path": "/no/state", "mem_file_path": directory.join("m")}),
             "/no/state",
         ),
@@ -182,4 +195,27 @@ pub(super) fn refused() {
     second.put("/snapshot/load", from.clone());
     second.refused("PUT", "/snapshot/load", Some(&from), &["after starting"]);
     assert_eq!(second.terminate().status, 143);
+}
+
+/// What came while the guest ran is not where a new machine would have it.
+pub(super) fn of_what_has_moved() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let service = counting(directory, &["--enable-pci"]);
+    let disk = directory.join("late");
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    service.put(
+        "/drives/late",
+        json!({"drive_id": "late", "is_root_device": false, "path_on_host": disk}),
+    );
+    service.patch("/vm", json!({"state": "Paused"}));
+    let body = create(directory);
+    service.refused(
+        "PUT",
+        "/snapshot/create",
+        Some(&body),
+        &["have come or gone"],
+    );
+    assert!(!directory.join("state").exists() && !directory.join("memory").exists());
+    assert_eq!(service.terminate().status, 143);
 }

@@ -107,7 +107,6 @@ fn table(directory: &Path) -> Vec<Row> {
     let inactive = [Forbidden, inactive, inactive];
     let undriven = Refused("has no driver for it");
     let undriven = [Forbidden, undriven, undriven];
-    let none = Refused("has none");
     let serial = Refused("serial");
     let drive = json!({"drive_id": "a", "is_root_device": false, "path_on_host": path("disk")});
     let mut rows = vec![
@@ -217,7 +216,7 @@ fn table(directory: &Path) -> Vec<Row> {
             "PUT",
             "/snapshot/create",
             json!({"snapshot_path": path("s"), "mem_file_path": path("m")}),
-            [Forbidden, Refused("pause it first"), none],
+            [Forbidden, Refused("pause it first"), Done],
         ),
         row(
             "PUT",

@@ -9,10 +9,13 @@ use api::types::{
     VmConfig,
 };
 
+use devices::pci::root::Slot;
+
 use super::resources::Resources;
-use super::{Control, chain};
+use super::{Control, chain, whole};
 use crate::snapshot::load::Saved;
 use crate::stage::{Order, Origin};
+use crate::vm::MachineHandle;
 
 fn cannot_create(why: impl std::fmt::Display) -> Fault {
     Fault::bad(format!("Cannot create a snapshot: {why}"))
@@ -32,6 +35,7 @@ impl Control {
         }
         let machine = self.machine()?;
         let mut document = self.resources.document();
+        self.check_places(&document, machine)?;
         for interface in &mut document.network_interfaces {
             // One that was made up is the guest's by now.
             let card = machine.controls().card(&interface.iface_id);
@@ -46,6 +50,31 @@ impl Control {
                 Path::new(&snapshot.mem_file_path),
             )
             .map_err(|error| cannot_create(chain(&error)))?;
+        Ok(())
+    }
+
+    /// Whether all of the guest is where it would be if it was built like this.
+    fn check_places(&self, document: &VmConfig, machine: &MachineHandle) -> Result<(), Fault> {
+        let controls = machine.controls();
+        let plugged = controls
+            .memory_hotplug()
+            .map(|memory| memory.status().plugged);
+        if plugged.is_some_and(|bytes| bytes > 0) {
+            return Err(cannot_create(
+                "memory has been plugged (/hotplug/memory): this version of mote has no snapshots of that",
+            ));
+        }
+        let devices = whole::devices(document, None)?;
+        let moved = self.resources.plugged_pmem
+            || self.settings.pci
+                && (1..).zip(&devices).any(|(slot, device)| {
+                    controls.slot(&device.id()).map(Slot::number) != Some(slot)
+                });
+        if moved {
+            return Err(cannot_create(
+                "devices have come or gone while the guest ran: this version of mote has no snapshots of that",
+            ));
+        }
         Ok(())
     }
 
@@ -71,8 +100,12 @@ impl Control {
             (None, Some(path)) => path,
             (None, None) => return Err(cannot_load("there is no memory (mem_backend)")),
         };
-        let saved = Saved::open(Path::new(&snapshot.snapshot_path), Path::new(memory))
-            .map_err(|error| cannot_load(chain(&error)))?;
+        let saved = Saved::open(
+            Path::new(&snapshot.snapshot_path),
+            Path::new(memory),
+            snapshot.clock_realtime,
+        )
+        .map_err(|error| cannot_load(chain(&error)))?;
         let (mut document, _) =
             VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;
         change(&mut document, snapshot)?;
@@ -114,6 +147,9 @@ impl Control {
 
 /// What is to be otherwise than it was when the snapshot was taken.
 fn change(document: &mut VmConfig, snapshot: &SnapshotLoad) -> Result<(), Fault> {
+    if snapshot.track_dirty_pages || snapshot.enable_diff_snapshots {
+        document.machine_config.track_dirty_pages = true;
+    }
     for change in &snapshot.network_overrides {
         let found = (document.network_interfaces.iter_mut())
             .find(|interface| interface.iface_id == change.iface_id);

@@ -21,8 +21,11 @@ impl NewFile {
         let name = path
             .file_name()
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        if path.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
+        match fs::symlink_metadata(path) {
+            Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            // A device, a socket, or somebody's link is not to be replaced by a file.
+            Ok(there) if !there.is_file() => return Err(io::ErrorKind::AlreadyExists.into()),
+            _ => {}
         }
         let mut temporary = OsString::from(".");
         temporary.push(name);
@@ -128,6 +131,7 @@ mod tests {
         assert!(NewFile::create(&folder.join("missing/state")).is_err());
         assert!(NewFile::create(folder).is_err());
         assert!(NewFile::create(Path::new("/")).is_err());
+        assert!(NewFile::create(Path::new("/dev/null")).is_err());
         assert_eq!(names(folder), [""; 0]);
     }
 }

@@ -62,8 +62,8 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens a snapshot.
-    pub fn open(state_path: &Path, memory_path: &Path) -> Result<Self, Error> {
+    /// Opens a snapshot. `advance`: the guest's clock goes on as if it had run since; else it stood still.
+    pub fn open(state_path: &Path, memory_path: &Path, advance: bool) -> Result<Self, Error> {
         let open = |path: &Path| {
             File::open(path).map_err(|source| Error::Open {
                 path: path.to_owned(),
@@ -73,7 +73,11 @@ impl Saved {
         let mut file = open(state_path)?;
         let memory = open(memory_path)?;
         let file = StateFile::read(&mut file)?;
-        let state = file.state()?;
+        let mut state: VmState = file.state()?;
+        if advance {
+            let since = super::nanoseconds_since_1970().saturating_sub(state.taken);
+            state.clock.clock = state.clock.clock.saturating_add(since);
+        }
         Ok(Self {
             state,
             memory,

@@ -214,7 +214,6 @@ fn present(
     let mut at = addresses.start;
     while at < addresses.end {
         let pages = ((addresses.end - at) / PAGE_SIZE).min(entries.len() as u64 / 8);
-        #[expect(clippy::cast_possible_truncation, reason = "at most the buffer")]
         let wanted = &mut entries[..pages as usize * 8];
         pagemap.read_exact_at(wanted, at / PAGE_SIZE * 8)?;
         let (words, _) = wanted.as_chunks::<8>();

@@ -14,3 +14,10 @@ pub mod save;
 pub mod state;
 
 mod file;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+fn nanoseconds_since_1970() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, Shape, VcpuState};
@@ -48,6 +47,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// One file cannot be both.
+    #[error("The state file and the memory file cannot be the same")]
+    SamePath,
     /// The host has no randomness.
     #[error("Cannot make an id for the memory file")]
     Random(#[source] std::io::Error),
@@ -87,6 +89,9 @@ impl Source {
             let path = path.to_owned();
             |source| Error::File { path, source }
         };
+        if state_path == memory_path {
+            return Err(Error::SamePath);
+        }
         // What can be known to fail fails before anything stands still.
         let memory_file = NewFile::create(memory_path).map_err(of(memory_path))?;
         let state_file = NewFile::create(state_path).map_err(of(state_path))?;
@@ -125,11 +130,10 @@ impl Source {
             .into_iter()
             .collect::<Result<_, _>>()?;
         let (ioapic, legacy, virtio) = hardware.save();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(VmState {
             memory_id: random_id()?,
             memory: regions.to_vec(),
-            taken: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
+            taken: super::nanoseconds_since_1970(),
             clock: vm.get_clock().map_err(kvm::refused("KVM_GET_CLOCK"))?,
             vcpus,
             ioapic,

@@ -1,0 +1,134 @@
+//! Linux guests that go on in another process.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+
+use guest_probe::load::serve_streams;
+use serde_json::{Value, json};
+use tests::disk::filled;
+use tests::driven::{SCRIPT, guest_does};
+use tests::guest::{self, tuned_kernel};
+use tests::service::Service;
+use vmm_sys_util::tempdir::TempDir;
+
+use crate::Case;
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) const CASES: &[Case] = &[
+    ("linux_goes_on_under_load", on_mmio),
+    ("linux_on_pci_goes_on_under_load", on_pci),
+];
+
+fn on_mmio() {
+    goes_on(&[], 2);
+}
+
+fn on_pci() {
+    goes_on(&["--enable-pci"], 1);
+}
+
+fn start(directory: &Path, options: &[&str], cpus: u32) -> Service {
+    let disk = filled(directory, "disk", 8 * MIB, 1);
+    let initrd = guest::probing(directory, SCRIPT);
+    let service = Service::start(directory, options);
+    service.put(
+        "/boot-source",
+        json!({
+            "kernel_image_path": tuned_kernel().join("vmlinux"), "initrd_path": initrd,
+            "boot_args": "console=ttyS0 quiet reboot=k panic=-1 ip=dhcp",
+        }),
+    );
+    service.put(
+        "/machine-config",
+        json!({"vcpu_count": cpus, "mem_size_mib": 128}),
+    );
+    service.put(
+        "/drives/d",
+        json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk, "cache_type": "Writeback"}),
+    );
+    service.put(
+        "/network-interfaces/e",
+        json!({"iface_id": "e", "backend": "user"}),
+    );
+    service.put(
+        "/vsock",
+        json!({"guest_cid": 3, "uds_path": directory.join("v.sock")}),
+    );
+    service.put(
+        "/balloon",
+        json!({"amount_mib": 16, "deflate_on_oom": true, "stats_polling_interval_s": 1}),
+    );
+    service.put("/entropy", json!({}));
+    service.act("InstanceStart");
+    service
+}
+
+fn files(directory: &Path) -> (Value, Value) {
+    let (state, memory) = (directory.join("state"), directory.join("memory"));
+    let create = json!({"snapshot_path": state, "mem_file_path": memory});
+    let load = json!({
+        "snapshot_path": state, "resume_vm": true,
+        "mem_backend": {"backend_type": "File", "backend_path": memory},
+    });
+    (create, load)
+}
+
+/// Disk, network, memory, processes and time of a guest that is moved from process to process while it
+/// writes and reads what it has written.
+fn goes_on(options: &[&str], cpus: u32) {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    serve_streams(listener);
+    let send = format!(
+        "must guest-probe load tcp 10.0.2.2:{port} --mode send --amount 262144 | grep DONE"
+    );
+    let (create, load) = files(directory);
+
+    let mut service = start(directory, options, cpus);
+    service.live().expect("READY");
+    let does = |service: &mut Service, command: &str| guest_does(service.live(), command);
+    does(&mut service, &send);
+    does(
+        &mut service,
+        "date +%s >/tmp/start; mkdir /tmp/kept; echo kept >/tmp/kept/file; held=here",
+    );
+    does(
+        &mut service,
+        "guest-probe block verify /dev/vda --seed 1 --threads 2 --operations 300 --direct >/tmp/log 2>&1 & true",
+    );
+    for _ in 0..3 {
+        service.patch("/vm", json!({"state": "Paused"}));
+        service.put("/snapshot/create", create.clone());
+        assert_eq!(service.terminate().status, 143);
+        service = Service::start(directory, options);
+        service.put("/snapshot/load", load.clone());
+        assert_eq!(service.state(), "Running");
+        let said = does(&mut service, "cat /tmp/kept/file; echo $held");
+        assert!(said.contains("kept") && said.contains("here"), "{said}");
+        // A driver that knew nothing of it, and a host's end that is new.
+        does(&mut service, &send);
+        does(
+            &mut service,
+            "must test $(dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c) = 64",
+        );
+        does(&mut service, "must test $(date +%s) -ge $(cat /tmp/start)");
+    }
+    // All that was written before, between and after was read as it was written.
+    does(&mut service, "must wait $!; cat /tmp/log");
+    does(
+        &mut service,
+        "must guest-probe block verify /dev/vda --seed 2 --threads 1 --operations 50 --direct",
+    );
+    service.patch("/balloon", json!({"amount_mib": 0}));
+    does(
+        &mut service,
+        "must test $(ls /proc | grep -c '^[0-9]') -gt 3",
+    );
+    service.live().send("end");
+    guest::expect_success(&service.wait());
+    assert!(fs::metadata(directory.join("memory")).unwrap().len() == 128 << 20);
+}
