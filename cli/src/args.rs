@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::ctl;
 use crate::quantity::{parse_duration, parse_size};
-use crate::service::args::VmmArgs;
+use crate::service::args::{RestoreArgs, VmmArgs};
 
 /// A KVM microVM monitor: real virtual machines that start like containers.
 #[derive(Debug, Parser)]
@@ -25,6 +25,7 @@ impl Cli {
     pub(crate) fn parse_line(line: &[OsString]) -> Result<Self, clap::Error> {
         let command = match line.get(1).and_then(|name| name.to_str()) {
             Some("run") => parse_alone("mote run", line).map(Command::Run),
+            Some("restore") => parse_alone("mote restore", line).map(Command::Restore),
             Some("vmm") => parse_alone("mote vmm", line).map(Command::Vmm),
             _ => None,
         };
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Serve Firecracker's API on a Unix socket, and the guest that it is told to run
     Vmm(Box<VmmArgs>),
+    /// Have a guest go on that was written by `mote snapshot`, its console on the terminal
+    Restore(Box<RestoreArgs>),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
     /// Talk to guests that run
@@ -240,6 +243,7 @@ mod tests {
         for words in [
             "mote run --cpus 2 --memory 64m -vv --disk a --disk b -- echo --hello",
             "mote vmm --api-sock /tmp/a.sock --id x",
+            "mote restore dir --id x --net e=tap1",
             "mote doctor --json",
         ] {
             let line = line(words);

@@ -110,6 +110,13 @@ fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
             Err(error) => fail(&error),
         },
         Command::Vmm(args) => serve(&args, Name::Mote, started),
+        Command::Restore(args) => match args.vmm() {
+            Ok(args) => serve(&args, Name::Mote, started),
+            Err(why) => {
+                say(&why);
+                Status::MoteError
+            }
+        },
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Ctl(command) => ctl::execute(&command),
     }

@@ -95,7 +95,7 @@ impl VirtioDevice for Counted {
         self.0.pause()
     }
 
-    fn save(&self) -> DeviceState {
+    fn save(&self) -> Result<DeviceState, BadState> {
         self.0.save()
     }
 

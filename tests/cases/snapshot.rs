@@ -130,5 +130,5 @@ fn goes_on(options: &[&str], cpus: u32) {
     );
     service.live().send("end");
     guest::expect_success(&service.wait());
-    assert!(fs::metadata(directory.join("memory")).unwrap().len() == 128 << 20);
+    assert!(fs::metadata(directory.join("memory")).unwrap().len() > 128 << 20);
 }

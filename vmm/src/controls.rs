@@ -418,7 +418,7 @@ impl VirtioDevice for Registered {
         self.device.pause()
     }
 
-    fn save(&self) -> DeviceState {
+    fn save(&self) -> Result<DeviceState, BadState> {
         self.device.save()
     }
 

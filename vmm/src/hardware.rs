@@ -22,8 +22,8 @@ use crate::snapshot::state::{LegacyState, VirtioState};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A device's state is not one that it can have.
-    #[error("The state of the {device} cannot be taken")]
+    /// A device's state cannot be had, or is not one that it can have.
+    #[error("The {device} and a snapshot do not go together")]
     Device {
         /// Which device.
         device: String,
@@ -95,7 +95,7 @@ impl Hardware {
     }
 
     /// Takes their states; all of them stand still.
-    pub(crate) fn save(&self) -> (IoApicState, LegacyState, VirtioState) {
+    pub(crate) fn save(&self) -> Result<(IoApicState, LegacyState, VirtioState), Error> {
         let [primary, secondary] = &self.pics;
         let legacy = LegacyState {
             serial: self.serial.as_ref().map(|serial| lock(serial).save()),
@@ -108,13 +108,14 @@ impl Hardware {
         let virtio = match &self.virtio {
             Virtio::Mmio(devices) => {
                 let save = |(name, device): &(String, Arc<Mutex<MmioDevice>>)| {
-                    (name.clone(), lock(device).save())
+                    let state = lock(device).save();
+                    Ok((name.clone(), state.map_err(Error::of(name.as_str()))?))
                 };
-                VirtioState::Mmio(devices.iter().map(save).collect())
+                VirtioState::Mmio(devices.iter().map(save).collect::<Result<_, _>>()?)
             }
-            Virtio::Pci(pci) => pci.save(),
+            Virtio::Pci(pci) => pci.save()?,
         };
-        (lock(&self.ioapic).save(), legacy, virtio)
+        Ok((lock(&self.ioapic).save(), legacy, virtio))
     }
 
     /// Gives the states to the devices of a new machine, which stand still then.

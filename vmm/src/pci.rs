@@ -159,14 +159,18 @@ impl Pci {
     }
 
     /// The state of the bus and of its devices, which stand still.
-    pub(crate) fn save(&self) -> VirtioState {
-        let save = |(slot, name, device): (Slot, String, Arc<Mutex<PciDevice>>)| {
-            Some((name, slot.number(), lock(&device).save()?))
-        };
-        VirtioState::Pci {
-            hotplug: lock(&self.hotplug).save(),
-            functions: self.devices().into_iter().filter_map(save).collect(),
+    pub(crate) fn save(&self) -> Result<VirtioState, hardware::Error> {
+        let mut functions = Vec::new();
+        for (slot, name, device) in self.devices() {
+            let state = lock(&device).save();
+            if let Some(state) = state.map_err(hardware::Error::of(name.as_str()))? {
+                functions.push((name, slot.number(), state));
+            }
         }
+        Ok(VirtioState::Pci {
+            hotplug: lock(&self.hotplug).save(),
+            functions,
+        })
     }
 
     /// Gives their states to the devices of a new machine.

@@ -58,8 +58,8 @@ impl VirtioDevice for Idle {
     fn deactivate(&mut self) -> Vec<Queue> {
         Vec::new()
     }
-    fn save(&self) -> devices::virtio::state::DeviceState {
-        devices::virtio::state::DeviceState::Stateless
+    fn save(&self) -> Result<devices::virtio::state::DeviceState, devices::state::BadState> {
+        Ok(devices::virtio::state::DeviceState::Stateless)
     }
     fn restore(
         &mut self,

@@ -12,6 +12,7 @@ mod kill;
 mod logs;
 mod pause;
 mod ps;
+pub(crate) mod snapshot;
 mod stop;
 
 use std::io::{self, Write};
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Stop(stop::Args),
     /// End guests at once
     Kill(kill::Args),
+    /// Write a guest to files, from which `mote restore` has it go on
+    Snapshot(snapshot::Args),
     /// Print a guest's log, or what it has printed last on its console
     Logs(logs::Args),
     /// Be at a guest's console
@@ -69,6 +72,7 @@ pub(crate) fn execute(command: &Command) -> Status {
         Command::Resume(args) => return pause::resume(args),
         Command::Stop(args) => return stop::stop(args),
         Command::Kill(args) => return kill::kill(args),
+        Command::Snapshot(args) => snapshot::snapshot(args),
         Command::Logs(args) => logs::logs(args),
         Command::Attach(args) => attach::attach(args),
         Command::Api(args) => api::api(args),

@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 
 use api::socket::Existing;
-use api::types::LogLevel;
+use api::types::{
+    LogLevel, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
+};
 use clap::Parser;
+use vmm::snapshot::load::Saved;
 
 use crate::config_file::Unknown;
+use crate::ctl::snapshot;
 use crate::logger::LogSettings;
+use crate::message::chain;
 use crate::status::Status;
 
 /// Longest name of an instance.
@@ -184,6 +189,79 @@ pub(crate) struct VmmArgs {
     /// System call filters of one's own: not there yet
     #[arg(long, value_name = "FILE", value_parser = refuse_filter)]
     pub seccomp_filter: Option<PathBuf>,
+
+    /// What `mote restore` loads first.
+    #[arg(skip)]
+    pub restore: Option<SnapshotLoad>,
+}
+
+/// `mote restore`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RestoreArgs {
+    /// Directory of the snapshot
+    #[arg(value_name = "DIR", conflicts_with_all = ["config_file", "enable_pci"])]
+    pub directory: PathBuf,
+
+    /// Another tap of the host for a network card; may be given several times
+    #[arg(long, value_name = "CARD=TAP", value_parser = parse_override)]
+    pub net: Vec<NetworkOverride>,
+
+    /// Another Unix socket for the connections between guest and host
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<String>,
+
+    /// Leave the guest paused
+    #[arg(long)]
+    pub paused: bool,
+
+    /// The rest.
+    #[command(flatten)]
+    pub vmm: VmmArgs,
+}
+
+impl RestoreArgs {
+    /// As what `mote vmm` is to do. Fails with a sentence.
+    pub(crate) fn vmm(&self) -> Result<VmmArgs, String> {
+        let path = |name| {
+            let path = self.directory.join(name);
+            let text = path.to_str().map(str::to_owned);
+            text.ok_or_else(|| format!("{} is no text", path.display()))
+        };
+        let (state, memory) = (path(snapshot::STATE)?, path(snapshot::MEMORY)?);
+        let pci = Saved::has_pci(state.as_ref())
+            .map_err(|error| format!("Cannot load the snapshot: {}", chain(&error)))?;
+        Ok(VmmArgs {
+            enable_pci: pci,
+            restore: Some(SnapshotLoad {
+                snapshot_path: state,
+                mem_backend: Some(MemBackend {
+                    backend_type: MemBackendType::File,
+                    backend_path: memory,
+                }),
+                mem_file_path: None,
+                enable_diff_snapshots: false,
+                track_dirty_pages: false,
+                resume_vm: !self.paused,
+                network_overrides: self.net.clone(),
+                vsock_override: self
+                    .vsock
+                    .clone()
+                    .map(|uds_path| VsockOverride { uds_path }),
+                clock_realtime: false,
+            }),
+            ..self.vmm.clone()
+        })
+    }
+}
+
+fn parse_override(text: &str) -> Result<NetworkOverride, String> {
+    match text.split_once('=') {
+        Some((card, tap)) if !card.is_empty() && !tap.is_empty() => Ok(NetworkOverride {
+            iface_id: card.into(),
+            host_dev_name: tap.into(),
+        }),
+        _ => Err("write it as CARD=TAP, such as eth0=tap1".into()),
+    }
 }
 
 impl VmmArgs {

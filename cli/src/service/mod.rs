@@ -175,7 +175,8 @@ pub(crate) fn vmm(
     let first = metadata.map(Command::PutMmds);
     let first = first
         .into_iter()
-        .chain(file.into_iter().flat_map(handler::commands_of));
+        .chain(file.into_iter().flat_map(handler::commands_of))
+        .chain(args.restore.clone().map(Command::LoadSnapshot));
     let carrier = handler::carry_out(
         control,
         jobs,
@@ -226,6 +227,11 @@ pub(crate) fn vmm(
                 .into_iter()
                 .flatten()
                 .cloned()
+                .chain(
+                    args.restore
+                        .iter()
+                        .map(|load| load.snapshot_path.clone().into()),
+                )
                 .collect(),
             fault,
         }),

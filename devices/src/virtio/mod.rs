@@ -152,8 +152,9 @@ pub trait VirtioDevice: Send {
         self.deactivate()
     }
 
-    /// What it has become by its driver's doing. Only called when idle.
-    fn save(&self) -> DeviceState;
+    /// What it has become by its driver's doing. Only called when idle. Fails if the host did not take what
+    /// would have to be there for another one to go on.
+    fn save(&self) -> Result<DeviceState, BadState>;
 
     /// Takes the state of another one of the same configuration. Only called on a new device, before its
     /// first activation, which says `resumed`. If it fails, the device is not to be used.

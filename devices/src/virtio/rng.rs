@@ -139,8 +139,8 @@ impl VirtioDevice for Rng {
         worker.map(|worker| worker.queue).into_iter().collect()
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Stateless
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Stateless)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

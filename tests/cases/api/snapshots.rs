@@ -80,7 +80,7 @@ pub(super) fn goes_on() {
         first.patch("/vm", json!({"state": "Paused"}));
         first.put("/snapshot/create", create(directory));
         let memory = fs::metadata(directory.join("memory")).unwrap();
-        assert_eq!(memory.len(), MEMORY_MIB << 20);
+        assert_eq!(memory.len(), (MEMORY_MIB << 20) + 16);
         assert!(memory.blocks() * 512 < 8 << 20, "{}", memory.blocks());
         assert_eq!(memory.mode() & 0o777, 0o600);
         // It goes on as if nothing had been.
@@ -191,6 +191,33 @@ pub(super) fn refused() {
     fs::write(directory.join("memory"), &memory[..memory.len() - 4096]).unwrap();
     second.refused("PUT", "/snapshot/load", Some(&from), &["memory file"]);
     fs::write(directory.join("memory"), &memory).unwrap();
+    // That of another snapshot.
+    let mut others = memory.clone();
+    *others.last_mut().unwrap() ^= 1;
+    fs::write(directory.join("memory"), &others).unwrap();
+    second.refused(
+        "PUT",
+        "/snapshot/load",
+        Some(&from),
+        &["written with this state"],
+    );
+    fs::write(directory.join("memory"), &memory).unwrap();
+    // A disk that has gone on without the guest.
+    let disk = fs::File::options()
+        .write(true)
+        .open(directory.join("disk"))
+        .unwrap();
+    let modified = disk.metadata().unwrap().modified().unwrap();
+    disk.set_modified(modified + std::time::Duration::from_secs(1))
+        .unwrap();
+    second.refused(
+        "PUT",
+        "/snapshot/load",
+        Some(&from),
+        &["disk", "changed since"],
+    );
+    assert_eq!(second.get("/vm/config"), before);
+    disk.set_modified(modified).unwrap();
     // All of that has left it able to load it.
     second.put("/snapshot/load", from.clone());
     second.refused("PUT", "/snapshot/load", Some(&from), &["after starting"]);

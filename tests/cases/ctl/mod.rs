@@ -7,6 +7,7 @@ mod lifecycle;
 mod linux;
 mod request;
 mod run;
+mod snapshot;
 
 use crate::Case;
 
@@ -33,6 +34,11 @@ pub(crate) const CASES: &[Case] = &[
     ("who_is_too_slow_is_told", console::lost),
     ("consoles_and_their_sizes", console::size),
     ("what_cannot_be_attached_to", console::refused),
+    ("a_guest_goes_on_from_a_directory", snapshot::goes_on),
+    (
+        "snapshots_that_cannot_be_taken_or_loaded",
+        snapshot::refused,
+    ),
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),
     ("a_foreground_guest_without_room", run::refused),

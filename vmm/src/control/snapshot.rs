@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use api::command::{Fault, State};
 use api::types::{
-    Backend, MacAddress, MemBackend, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType,
-    VmConfig,
+    Backend, MacAddress, MemBackend, MemBackendType, Overlay, SnapshotCreate, SnapshotLoad,
+    SnapshotType, VmConfig,
 };
 
 use devices::pci::root::Slot;
 
 use super::resources::Resources;
-use super::{Control, chain, whole};
+use super::{Control, chain, convert, whole};
 use crate::snapshot::load::Saved;
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
@@ -46,6 +46,7 @@ impl Control {
             .snapshots()
             .write(
                 &config,
+                &images(&document),
                 Path::new(&snapshot.snapshot_path),
                 Path::new(&snapshot.mem_file_path),
             )
@@ -63,6 +64,17 @@ impl Control {
             return Err(cannot_create(
                 "memory has been plugged (/hotplug/memory): this version of mote has no snapshots of that",
             ));
+        }
+        if controls.console().is_some() {
+            return Err(cannot_create(
+                "the guest's console is a virtio console: this version of mote has snapshots with serial ports only",
+            ));
+        }
+        if let Some(drive) = (document.drives.iter()).find(|drive| drive.overlay == Overlay::Temp) {
+            return Err(cannot_create(format!(
+                "what the guest has written to drive '{}' ends with this monitor (overlay temp)",
+                drive.drive_id
+            )));
         }
         let devices = whole::devices(document, None)?;
         let moved = self.resources.plugged_pmem
@@ -139,10 +151,28 @@ impl Control {
             devices,
         };
         let machine = self.orders.start(order).map_err(|error| chain(&error))?;
+        if let Some(config) = &self.resources.mmds_config {
+            self.settings
+                .mmds
+                .set_config(convert::metadata_config(config));
+        }
         machine.resume_devices();
         self.machine = Some(machine);
         Ok(())
     }
+}
+
+/// The files that a machine uses.
+fn images(document: &VmConfig) -> Vec<String> {
+    let drives = document.drives.iter().flat_map(|drive| {
+        let overlay = match &drive.overlay {
+            Overlay::File(path) => Some(path.clone()),
+            Overlay::None | Overlay::Temp => None,
+        };
+        std::iter::once(drive.path_on_host.clone()).chain(overlay)
+    });
+    let pmem = document.pmem.iter().map(|pmem| pmem.path_on_host.clone());
+    drives.chain(pmem).collect()
 }
 
 /// What is to be otherwise than it was when the snapshot was taken.

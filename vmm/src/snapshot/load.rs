@@ -11,8 +11,9 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use super::format::{self, StateFile};
+use super::images::{self, ImageState};
 use super::memory;
-use super::state::VmState;
+use super::state::{VirtioState, VmState};
 use crate::hardware::{self, Hardware};
 use crate::kvm;
 
@@ -21,12 +22,12 @@ use crate::kvm;
 #[non_exhaustive]
 pub enum Error {
     /// A file cannot be opened. The text is one that clients know.
-    #[error("{source} {}", path.display())]
+    #[error("{error} {}", path.display())]
     Open {
         /// Which.
         path: PathBuf,
         /// What the host said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The state file.
     #[error(transparent)]
@@ -42,6 +43,9 @@ pub enum Error {
         /// In the configuration.
         configured: usize,
     },
+    /// A file that the guest uses.
+    #[error(transparent)]
+    Image(#[from] images::Error),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] vcpu_state::Error),
@@ -65,9 +69,9 @@ impl Saved {
     /// Opens a snapshot. `advance`: the guest's clock goes on as if it had run since; else it stood still.
     pub fn open(state_path: &Path, memory_path: &Path, advance: bool) -> Result<Self, Error> {
         let open = |path: &Path| {
-            File::open(path).map_err(|source| Error::Open {
+            File::open(path).map_err(|error| Error::Open {
                 path: path.to_owned(),
-                source,
+                error,
             })
         };
         let mut file = open(state_path)?;
@@ -85,13 +89,30 @@ impl Saved {
         })
     }
 
+    /// Whether the machine of this state file has a PCI bus.
+    pub fn has_pci(state_path: &Path) -> Result<bool, Error> {
+        let mut file = File::open(state_path).map_err(|error| Error::Open {
+            path: state_path.to_owned(),
+            error,
+        })?;
+        let state: VmState = StateFile::read(&mut file)?.state()?;
+        Ok(matches!(state.virtio, VirtioState::Pci { .. }))
+    }
+
     /// Checks what the configuration of the machine has to agree with.
     pub(crate) fn check(&self, cpus: u32, ram: u64) -> Result<(), Error> {
         let (saved, configured) = (self.state.vcpus.len(), cpus as usize);
         if saved != configured {
             return Err(Error::Vcpus { saved, configured });
         }
-        memory::check(&self.state.memory, ram_ranges(ram), &self.memory)?;
+        memory::check(
+            &self.state.memory,
+            ram_ranges(ram),
+            &self.state.memory_id,
+            &self.memory,
+        )?;
+        let mut images = self.state.images.iter();
+        images.try_for_each(ImageState::check)?;
         Ok(())
     }
 

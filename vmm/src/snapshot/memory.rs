@@ -51,10 +51,16 @@ pub enum Error {
         /// Bytes that the regions have.
         expected: u64,
     },
+    /// It is another snapshot's.
+    #[error("The memory file is not the one that was written with this state file")]
+    Other,
     /// The regions are not those of the machine.
     #[error("The state's memory regions are not those of a machine of its configuration")]
     Regions,
 }
+
+/// What memory file and state file of a snapshot have in common, and no others. It is at the memory file's end.
+pub type Id = [u8; 16];
 
 /// A region of guest memory, and where it is in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,25 +99,38 @@ pub fn lay_out(regions: impl IntoIterator<Item = (u64, u64)>) -> Vec<RegionState
 pub fn check(
     regions: &[RegionState],
     wanted: impl IntoIterator<Item = (u64, u64)>,
+    id: &Id,
     file: &File,
 ) -> Result<(), Error> {
     let wanted = lay_out(wanted);
     if regions != wanted {
         return Err(Error::Regions);
     }
-    let expected = wanted.last().map_or(0, RegionState::end);
+    let end = wanted.last().map_or(0, RegionState::end);
+    let expected = end + id.len() as u64;
     let found = file.metadata().map_err(Error::Read)?.len();
     if found != expected {
         return Err(Error::Size { found, expected });
+    }
+    let mut found = Id::default();
+    file.read_exact_at(&mut found, end).map_err(Error::Read)?;
+    if found != *id {
+        return Err(Error::Other);
     }
     Ok(())
 }
 
 /// Writes guest memory to a new file. Says how many bytes of it there are, those that are zero left out.
 /// Nothing changes the memory meanwhile that is to be in the file.
-pub fn write(memory: &GuestMemoryMmap, regions: &[RegionState], file: &File) -> Result<u64, Error> {
+pub fn write(
+    memory: &GuestMemoryMmap,
+    regions: &[RegionState],
+    id: &Id,
+    file: &File,
+) -> Result<u64, Error> {
     let size = regions.last().map_or(0, RegionState::end);
     file.set_len(size).map_err(Error::Write)?;
+    file.write_all_at(id, size).map_err(Error::Write)?;
     let mut written = 0;
     let mut buffer = vec![0; CHUNK];
     for region in regions {

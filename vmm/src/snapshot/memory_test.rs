@@ -6,6 +6,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::*;
 
 const MIB: u64 = 1 << 20;
+const ID: Id = *b"0123456789abcdef";
 
 /// Two regions, as around the device hole.
 fn guest_memory() -> (GuestMemoryMmap, Vec<(u64, u64)>) {
@@ -34,11 +35,11 @@ fn what_is_in_memory_is_in_the_file_and_nothing_else() {
         .write_slice(&[0; 8192], GuestAddress(4 * MIB))
         .unwrap();
     let file = TempFile::new().unwrap().into_file();
-    let written = write(&memory, &regions, &file).unwrap();
+    let written = write(&memory, &regions, &ID, &file).unwrap();
     assert_eq!(written, 4096 + 2 * 4096 + 4096);
-    assert_eq!(file.metadata().unwrap().len(), 9 * MIB);
+    assert_eq!(file.metadata().unwrap().len(), 9 * MIB + 16);
     assert!(file.metadata().unwrap().blocks() * 512 < MIB);
-    check(&regions, ranges, &file).unwrap();
+    check(&regions, ranges, &ID, &file).unwrap();
     for region in &regions {
         let mut expected = vec![0; region.bytes as usize];
         memory
@@ -65,7 +66,7 @@ fn memory_of_a_file_is_saved_whether_or_not_it_was_touched() {
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
     let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
     let file = TempFile::new().unwrap().into_file();
-    let written = write(&memory, &lay_out([(0, 2 * MIB)]), &file).unwrap();
+    let written = write(&memory, &lay_out([(0, 2 * MIB)]), &ID, &file).unwrap();
     assert_eq!(written, 4096);
     let mut found = [0; 6];
     file.read_exact_at(&mut found, MIB).unwrap();
@@ -77,13 +78,15 @@ fn what_the_state_says_of_the_file_is_not_believed() {
     let ranges = [(0, 5 * MIB), (1 << 32, 3 * MIB)];
     let good = lay_out(ranges);
     let file = TempFile::new().unwrap().into_file();
-    let cut = check(&good, ranges, &file).unwrap_err();
+    let cut = check(&good, ranges, &ID, &file).unwrap_err();
     assert!(matches!(cut, Error::Size { found: 0, .. }), "{cut}");
-    file.set_len(9 * MIB).unwrap();
-    check(&good, ranges, &file).unwrap();
-    file.set_len(9 * MIB + 1).unwrap();
-    assert!(check(&good, ranges, &file).is_err());
-    file.set_len(9 * MIB).unwrap();
+    file.write_all_at(&ID, 9 * MIB).unwrap();
+    check(&good, ranges, &ID, &file).unwrap();
+    let other = check(&good, ranges, &Id::default(), &file);
+    assert!(matches!(other, Err(Error::Other)), "{other:?}");
+    file.set_len(9 * MIB + 17).unwrap();
+    assert!(check(&good, ranges, &ID, &file).is_err());
+    file.set_len(9 * MIB + 16).unwrap();
     for change in [
         |region: &mut RegionState| region.offset = u64::MAX,
         |region: &mut RegionState| region.bytes = u64::MAX,
@@ -91,10 +94,10 @@ fn what_the_state_says_of_the_file_is_not_believed() {
     ] {
         let mut bad = good.clone();
         change(&mut bad[1]);
-        let refused = check(&bad, ranges, &file);
+        let refused = check(&bad, ranges, &ID, &file);
         assert!(matches!(refused, Err(Error::Regions)), "{refused:?}");
     }
-    assert!(check(&good[..1], ranges, &file).is_err());
+    assert!(check(&good[..1], ranges, &ID, &file).is_err());
 }
 
 #[test]
@@ -102,7 +105,7 @@ fn memory_that_there_is_not_is_not_written() {
     let (memory, _) = guest_memory();
     let file = TempFile::new().unwrap().into_file();
     for range in [(1 << 33, MIB), (0, 6 * MIB), (4096, MIB)] {
-        let refused = write(&memory, &lay_out([range]), &file);
+        let refused = write(&memory, &lay_out([range]), &ID, &file);
         assert!(matches!(refused, Err(Error::NotRam { .. })), "{refused:?}");
     }
 }

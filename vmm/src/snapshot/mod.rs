@@ -1,13 +1,14 @@
 //! Snapshots: a machine as files, from which another process makes it again.
 //!
 //! Reading order: `state` (what there is of a machine besides its memory), `format` (the state file), `memory`
-//! (the memory file), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
+//! (the memory file), `images` (other files that the guest uses), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
 //! (back).
 //!
 //! A snapshot is two files. What is in them is not trusted: `format` checks sizes and checksums, each device and
 //! vCPU checks its own state, and `memory` checks that the memory file has what the state says.
 
 pub mod format;
+pub mod images;
 pub mod load;
 pub mod memory;
 pub mod save;

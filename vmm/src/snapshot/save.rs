@@ -13,9 +13,10 @@ use vm_memory::GuestMemoryMmap;
 
 use super::file::NewFile;
 use super::format;
+use super::images::{self, ImageState};
 use super::memory::{self, RegionState};
 use super::state::VmState;
-use crate::hardware::Hardware;
+use crate::hardware::{self, Hardware};
 use crate::kvm;
 use crate::vcpu::Vcpus;
 
@@ -38,6 +39,12 @@ pub enum Error {
     /// The state file's contents.
     #[error(transparent)]
     Format(#[from] format::Error),
+    /// A device.
+    #[error(transparent)]
+    Hardware(#[from] hardware::Error),
+    /// A file that the guest uses.
+    #[error(transparent)]
+    Image(#[from] images::Error),
     /// A file could not be made or written.
     #[error("Cannot write {}", path.display())]
     File {
@@ -78,10 +85,12 @@ pub struct Taken {
 
 impl Source {
     /// Writes a snapshot of the machine, whose vCPUs are paused and stay so: its memory to one file, all else
-    /// to another, with `config`, which describes it, in JSON. Its virtio devices stand still meanwhile.
+    /// to another, with `config`, which describes it, in JSON, and how the files are by then that it uses, `images`.
+    /// Its virtio devices stand still meanwhile.
     pub fn write(
         &self,
         config: &str,
+        images: &[String],
         state_path: &Path,
         memory_path: &Path,
     ) -> Result<Taken, Error> {
@@ -99,8 +108,13 @@ impl Source {
         let guest_memory = self.memory.upgrade().ok_or(Error::Ended)?;
         hardware.pause();
         let regions = memory::lay_out(ram_ranges(self.ram));
-        let taken = self.state(&hardware, &regions).and_then(|state| {
-            let bytes = memory::write(&guest_memory, &regions, memory_file.file())?;
+        let taken = self.state(&hardware, &regions, images).and_then(|state| {
+            let bytes = memory::write(
+                &guest_memory,
+                &regions,
+                &state.memory_id,
+                memory_file.file(),
+            )?;
             Ok((state, bytes))
         });
         hardware.resume();
@@ -119,7 +133,12 @@ impl Source {
         })
     }
 
-    fn state(&self, hardware: &Hardware, regions: &[RegionState]) -> Result<VmState, Error> {
+    fn state(
+        &self,
+        hardware: &Hardware,
+        regions: &[RegionState],
+        images: &[String],
+    ) -> Result<VmState, Error> {
         let vm = self.vm.upgrade().ok_or(Error::Ended)?;
         let kvm = kvm::open(&self.kvm_device)?;
         let shape = Shape::of(&kvm, &vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
@@ -129,10 +148,14 @@ impl Source {
             .ok_or(Error::Ended)?
             .into_iter()
             .collect::<Result<_, _>>()?;
-        let (ioapic, legacy, virtio) = hardware.save();
+        let (ioapic, legacy, virtio) = hardware.save()?;
         Ok(VmState {
             memory_id: random_id()?,
             memory: regions.to_vec(),
+            images: images
+                .iter()
+                .map(|path| ImageState::of(path))
+                .collect::<Result<_, _>>()?,
             taken: super::nanoseconds_since_1970(),
             clock: vm.get_clock().map_err(kvm::refused("KVM_GET_CLOCK"))?,
             vcpus,

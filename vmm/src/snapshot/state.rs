@@ -12,15 +12,18 @@ use devices::virtio::transport::pci::PciState;
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 
-use super::memory::RegionState;
+use super::images::ImageState;
+use super::memory::{Id, RegionState};
 
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmState {
     /// Which memory file belongs to it: random, and kept by both.
-    pub memory_id: [u8; 16],
+    pub memory_id: Id,
     /// Where its memory is in that file.
     pub memory: Vec<RegionState>,
+    /// The files that it uses.
+    pub images: Vec<ImageState>,
     /// Nanoseconds since 1970 when it was taken.
     pub taken: u64,
     /// The clock that KVM gives its guests.

@@ -350,6 +350,18 @@ impl Disk {
         completions.append(&mut self.done);
     }
 
+    /// Waits until all requests have ended, and writes what the image's files do not have yet: its map.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.drain();
+        for _ in 0..LAST_COMMITS {
+            if !self.image.is_dirty() {
+                break;
+            }
+            self.image.commit(self.is_durable())?;
+        }
+        Ok(())
+    }
+
     /// Waits until all requests have ended.
     pub fn drain(&mut self) {
         let mut reaped = std::mem::take(&mut self.reaped);
@@ -379,15 +391,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        self.drain();
-        for _ in 0..LAST_COMMITS {
-            if !self.image.is_dirty() {
-                break;
-            }
-            if let Err(error) = self.image.commit(self.is_durable()) {
-                log::error!("The map of a disk cannot be written: {error}");
-                break;
-            }
+        if let Err(error) = self.settle() {
+            log::error!("The map of a disk cannot be written: {error}");
         }
     }
 }

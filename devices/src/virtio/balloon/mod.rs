@@ -313,11 +313,11 @@ impl VirtioDevice for Balloon {
         worker.map(Worker::into_queues).unwrap_or_default()
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Balloon(BalloonState {
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Balloon(BalloonState {
             target: self.shared.target.load(Ordering::Acquire),
             actual: self.shared.actual.load(Ordering::Acquire),
-        })
+        }))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

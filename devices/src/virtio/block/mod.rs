@@ -190,6 +190,9 @@ pub struct Block {
     shared: Arc<Shared>,
     idle: Option<Idle>,
     worker: Option<Attached<Worker>>,
+    // Volatile state.
+    /// Whether all of it was written when it was last paused.
+    settled: io::Result<()>,
 }
 
 impl Block {
@@ -229,6 +232,7 @@ impl Block {
             shared,
             idle: Some(Idle { disk, limiter }),
             worker: None,
+            settled: Ok(()),
         };
         Ok((block, control))
     }
@@ -327,10 +331,26 @@ impl VirtioDevice for Block {
         queues
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Block(BlockState {
+    /// What the guest has written is in the image's files when this returns, for whoever opens them then.
+    fn pause(&mut self) -> Vec<Queue> {
+        let queues = self.deactivate();
+        self.settled = match &mut self.idle {
+            Some(idle) => idle.disk.settle(),
+            None => Ok(()),
+        };
+        queues
+    }
+
+    fn save(&self) -> Result<DeviceState, BadState> {
+        if let Err(error) = &self.settled {
+            return Err(BadState::Host {
+                what: "the map of a disk",
+                source: error.kind().into(),
+            });
+        }
+        Ok(DeviceState::Block(BlockState {
             writeback: self.shared.writeback.load(Ordering::Acquire),
-        })
+        }))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

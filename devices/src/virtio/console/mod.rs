@@ -213,8 +213,8 @@ impl VirtioDevice for Console {
         queues
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Stateless
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Stateless)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

@@ -247,8 +247,8 @@ impl VirtioDevice for Mem {
         worker.map(Worker::into_queue).into_iter().collect()
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Mem(self.shared.save())
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Mem(self.shared.save()))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

@@ -367,8 +367,8 @@ impl VirtioDevice for Net {
         queues
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Net(self.chosen)
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Net(self.chosen))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

@@ -158,8 +158,8 @@ impl VirtioDevice for Pmem {
         worker.map(Worker::stop).into_iter().collect()
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Stateless
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Stateless)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

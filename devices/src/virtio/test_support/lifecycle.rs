@@ -136,7 +136,7 @@ pub(crate) mod suite {
 
     /// What a device that stands still has done so far: nothing more happens in its rings.
     fn stands_still(driver: &mut Driver) -> CoreState {
-        let state = driver.core.save();
+        let state = driver.core.save().unwrap();
         for queue in &mut driver.queues {
             queue.take_used();
         }
@@ -144,7 +144,7 @@ pub(crate) mod suite {
         for queue in &mut driver.queues {
             assert_eq!(queue.take_used(), []);
         }
-        assert_eq!(driver.core.save(), state);
+        assert_eq!(driver.core.save().unwrap(), state);
         state
     }
 
@@ -167,7 +167,7 @@ pub(crate) mod suite {
         driver.core.pause();
         driver.reset();
         driver.core.resume();
-        assert!(!driver.core.save().active);
+        assert!(!driver.core.save().unwrap().active);
         driver.start(u64::MAX);
         assert!(!driver.is_broken());
     }
@@ -181,7 +181,7 @@ pub(crate) mod suite {
             let memory = Arc::clone(&driver.memory);
             let mut other = Driver::in_memory(make(), memory);
             other.core.restore(&state).unwrap();
-            assert_eq!(other.core.save(), state);
+            assert_eq!(other.core.save().unwrap(), state);
             other.core.interrupt_again();
             other.core.resume();
             assert_eq!(other.is_broken(), state.needs_reset);
@@ -189,7 +189,7 @@ pub(crate) mod suite {
         }
         // One that nobody drives yet.
         driver.reset();
-        let state = driver.core.save();
+        let state = driver.core.save().unwrap();
         let mut other = Driver::new(make());
         other.core.restore(&state).unwrap();
         other.core.resume();
@@ -200,7 +200,7 @@ pub(crate) mod suite {
     pub(crate) fn survives_hostile_states<D: VirtioDevice + 'static>(make: impl Fn() -> D) {
         let mut driver = Driver::started(make());
         driver.core.pause();
-        let good = driver.core.save();
+        let good = driver.core.save().unwrap();
         let restore = |state: &CoreState| {
             let mut other = Driver::in_memory(make(), Arc::clone(&driver.memory));
             let restored = other.core.restore(state);

@@ -405,7 +405,7 @@ impl Core {
     }
 
     /// What the driver has made of the device, which is paused or was never active.
-    pub fn save(&self) -> CoreState {
+    pub fn save(&self) -> Result<CoreState, BadState> {
         let position = |index| {
             let mut positions = self.paused.iter().flatten();
             let found = positions.find(|(other, _)| usize::from(*other) == index);
@@ -430,15 +430,15 @@ impl Core {
                 next_used,
             }
         };
-        CoreState {
+        Ok(CoreState {
             status: self.status,
             accepted: self.accepted,
             generation: self.interrupt.generation(),
             needs_reset: self.interrupt.is_reset_needed(),
             active: self.paused.is_some(),
             queues: self.queues.iter().enumerate().map(queue).collect(),
-            device: self.device.save(),
-        }
+            device: self.device.save()?,
+        })
     }
 
     /// Makes of a new device what `state` says. It is paused then, if its driver drives it.

@@ -99,14 +99,14 @@ impl MmioDevice {
     }
 
     /// See [`Core::save`].
-    pub fn save(&self) -> MmioState {
-        MmioState {
-            core: self.core.save(),
+    pub fn save(&self) -> Result<MmioState, BadState> {
+        Ok(MmioState {
+            core: self.core.save()?,
             device_features_select: self.device_features_select,
             driver_features_select: self.driver_features_select,
             queue_select: self.queue_select,
             interrupt_status: self.interrupts.pending.load(Ordering::Acquire),
-        }
+        })
     }
 
     /// See [`Core::restore`]. What the driver may have been told it is told again.

@@ -82,8 +82,8 @@ impl VirtioDevice for Queues {
     fn deactivate(&mut self) -> Vec<crate::virtio::queue::Queue> {
         Vec::new()
     }
-    fn save(&self) -> crate::virtio::state::DeviceState {
-        crate::virtio::state::DeviceState::Stateless
+    fn save(&self) -> Result<crate::virtio::state::DeviceState, crate::state::BadState> {
+        Ok(crate::virtio::state::DeviceState::Stateless)
     }
     fn restore(
         &mut self,

@@ -204,8 +204,8 @@ impl VirtioDevice for Vsock {
         queues
     }
 
-    fn save(&self) -> DeviceState {
-        DeviceState::Stateless
+    fn save(&self) -> Result<DeviceState, BadState> {
+        Ok(DeviceState::Stateless)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {

@@ -87,17 +87,19 @@ impl PciDevice {
     }
 
     /// See [`Core::save`](super::Core::save). None once it is unplugged.
-    pub fn save(&mut self) -> Option<PciState> {
-        let plugged = self.0.as_mut()?;
-        Some(PciState {
-            core: plugged.core.save(),
+    pub fn save(&mut self) -> Result<Option<PciState>, BadState> {
+        let Some(plugged) = &mut self.0 else {
+            return Ok(None);
+        };
+        Ok(Some(PciState {
+            core: plugged.core.save()?,
             space: plugged.space.save(),
             msix: plugged.msix.save(),
             signals: plugged.signals.save(),
             device_features_select: plugged.device_features_select,
             driver_features_select: plugged.driver_features_select,
             queue_select: plugged.queue_select,
-        })
+        }))
     }
 
     /// See [`Core::restore`](super::Core::restore). The memory goes where the guest had put it, and what the

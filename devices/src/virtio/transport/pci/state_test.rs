@@ -33,10 +33,10 @@ fn lived_in() -> PciDevice {
 
 #[test]
 fn another_function_goes_on_where_this_one_stopped() {
-    let state = lived_in().save().unwrap();
+    let state = lived_in().save().unwrap().unwrap();
     let (mut other, vectors) = device();
     other.restore(&state).unwrap();
-    assert_eq!(other.save().unwrap(), state);
+    assert_eq!(other.save().unwrap().unwrap(), state);
     // Its vector delivers what the guest has written to the table.
     let plugged = other.0.as_ref().unwrap();
     super::super::Delivery(Arc::clone(&plugged.signals)).used(0);
@@ -46,7 +46,7 @@ fn another_function_goes_on_where_this_one_stopped() {
 
 #[test]
 fn states_of_other_functions_are_refused() {
-    let good = serde_json::to_value(lived_in().save().unwrap()).unwrap();
+    let good = serde_json::to_value(lived_in().save().unwrap().unwrap()).unwrap();
     for path in ["/space", "/msix", "/signals/queues", "/core/queues"] {
         for grow in [false, true] {
             let mut bad = good.clone();
@@ -64,7 +64,7 @@ fn states_of_other_functions_are_refused() {
 
 #[test]
 fn the_identity_is_not_taken_from_a_state() {
-    let mut state = serde_json::to_value(lived_in().save().unwrap()).unwrap();
+    let mut state = serde_json::to_value(lived_in().save().unwrap().unwrap()).unwrap();
     state["space"][0] = serde_json::json!(0xff);
     let state: PciState = serde_json::from_value(state).unwrap();
     let (mut other, _) = device();
@@ -73,5 +73,5 @@ fn the_identity_is_not_taken_from_a_state() {
     other.read_config(0, &mut vendor);
     assert_eq!(u16::from_le_bytes(vendor), 0x1af4);
     other.unplug();
-    assert!(other.save().is_none() && other.restore(&state).is_err());
+    assert!(other.save().unwrap().is_none() && other.restore(&state).is_err());
 }
