@@ -126,6 +126,31 @@ pub fn counting_kernel() -> Vec<u8> {
     })
 }
 
+/// A kernel that writes to every page of `memory` bytes from 16 MiB on, at most the first GiB, and then prints lines with a
+/// dot for good.
+pub fn touching_kernel(memory: u32) -> Vec<u8> {
+    const FIRST: u32 = 16 << 20;
+    const PAGE: i32 = 4096;
+    program(|a| {
+        let (mut touch, mut print, mut wait) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.mov(edi, FIRST)?;
+        a.set_label(&mut touch)?;
+        a.mov(dword_ptr(rdi), edi)?;
+        a.add(edi, PAGE)?;
+        a.cmp(edi, memory as i32)?;
+        a.jb(touch)?;
+        a.set_label(&mut print)?;
+        out(a, layout::SERIAL_PORT, b'.')?;
+        out(a, layout::SERIAL_PORT, b'\n')?;
+        a.mov(ecx, 100_000)?;
+        a.set_label(&mut wait)?;
+        a.dec(ecx)?;
+        a.jnz(wait)?;
+        a.jmp(print)
+    })
+}
+
 /// A kernel that resets the machine when its power button is pressed.
 pub fn button_kernel() -> Vec<u8> {
     program(|a| {
