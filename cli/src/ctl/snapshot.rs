@@ -171,7 +171,6 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
 }
 
 fn mebibytes(bytes: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "one digit after the point")]
-    let number = bytes as f64 / (1 << 20) as f64;
+    let number = bytes as f64 / f64::from(1 << 20);
     format!("{number:.1} MiB")
 }
