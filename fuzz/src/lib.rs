@@ -14,6 +14,7 @@ mod net;
 mod pci;
 mod qcow2;
 pub mod seeds;
+mod snapshot;
 pub mod targets;
 mod vsock;
 

@@ -18,13 +18,14 @@ pub use crate::mmds::run as mmds;
 pub use crate::net::run as net;
 pub use crate::pci::run as pci;
 pub use crate::qcow2::run as qcow2;
+pub use crate::snapshot::run as snapshot;
 pub use crate::vsock::run as vsock;
 
 /// Runs one guest.
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names.
-pub const ALL: [(&str, Target); 12] = [
+pub const ALL: [(&str, Target); 13] = [
     ("transport", transport),
     ("pci", pci),
     ("block", block),
@@ -37,6 +38,7 @@ pub const ALL: [(&str, Target); 12] = [
     ("api_request", api_request),
     ("pmem", pmem),
     ("mem", mem),
+    ("snapshot", snapshot),
 ];
 
 /// virtio over MMIO, with the device that does least behind it.

@@ -7,12 +7,10 @@ use api::types::{
     LogLevel, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
 };
 use clap::Parser;
-use vmm::snapshot::load::Saved;
 
 use crate::config_file::Unknown;
 use crate::ctl::snapshot;
 use crate::logger::LogSettings;
-use crate::message::chain;
 use crate::status::Status;
 
 /// Longest name of an instance.
@@ -228,10 +226,7 @@ impl RestoreArgs {
             text.ok_or_else(|| format!("{} is no text", path.display()))
         };
         let (state, memory) = (path(snapshot::STATE)?, path(snapshot::MEMORY)?);
-        let pci = Saved::has_pci(state.as_ref())
-            .map_err(|error| format!("Cannot load the snapshot: {}", chain(&error)))?;
         Ok(VmmArgs {
-            enable_pci: pci,
             restore: Some(SnapshotLoad {
                 snapshot_path: state,
                 mem_backend: Some(MemBackend {

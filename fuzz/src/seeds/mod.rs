@@ -7,6 +7,7 @@ mod guest;
 mod mmds;
 mod net;
 mod pci;
+mod snapshot;
 mod vsock;
 
 /// Inputs of a target, each with its name.
@@ -16,7 +17,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 12] = [
+pub const TARGETS: [(&str, Maker); 13] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
@@ -29,6 +30,7 @@ pub const TARGETS: [(&str, Maker); 12] = [
     ("api_request", api_request::api_request),
     ("pmem", guest::pmem),
     ("mem", guest::mem),
+    ("snapshot", snapshot::snapshot),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].

@@ -121,13 +121,14 @@ impl Control {
         let (mut document, _) =
             VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;
         change(&mut document, snapshot)?;
-        let before = std::mem::replace(&mut self.resources, Resources::of_document(document));
-        match self.restore(asked, saved) {
-            Ok(()) => {}
-            Err(why) => {
-                self.resources = before;
-                return Err(cannot_load(why));
-            }
+        let resources = Resources::of_document(document);
+        let before = (
+            std::mem::replace(&mut self.resources, resources),
+            std::mem::replace(&mut self.settings.pci, saved.has_pci()),
+        );
+        if let Err(why) = self.restore(asked, saved) {
+            (self.resources, self.settings.pci) = before;
+            return Err(cannot_load(why));
         }
         if snapshot.resume_vm
             && let Some(machine) = &self.machine
@@ -143,6 +144,7 @@ impl Control {
     fn restore(&mut self, asked: Instant, saved: Saved) -> Result<(), String> {
         let console = self.face.console(self.resources.serial.as_ref())?;
         let (config, devices) = self.collect()?;
+        let config = config.with_keyboard(saved.has_keyboard());
         let order = Order {
             asked,
             config,

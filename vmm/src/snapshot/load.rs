@@ -75,9 +75,9 @@ impl Saved {
             })
         };
         let mut file = open(state_path)?;
-        let memory = open(memory_path)?;
         let file = StateFile::read(&mut file)?;
         let mut state: VmState = file.state()?;
+        let memory = open(memory_path)?;
         if advance {
             let since = super::nanoseconds_since_1970().saturating_sub(state.taken);
             state.clock.clock = state.clock.clock.saturating_add(since);
@@ -89,14 +89,14 @@ impl Saved {
         })
     }
 
-    /// Whether the machine of this state file has a PCI bus.
-    pub fn has_pci(state_path: &Path) -> Result<bool, Error> {
-        let mut file = File::open(state_path).map_err(|error| Error::Open {
-            path: state_path.to_owned(),
-            error,
-        })?;
-        let state: VmState = StateFile::read(&mut file)?.state()?;
-        Ok(matches!(state.virtio, VirtioState::Pci { .. }))
+    /// Whether its machine has a PCI bus.
+    pub fn has_pci(&self) -> bool {
+        matches!(self.state.virtio, VirtioState::Pci { .. })
+    }
+
+    /// Whether its machine has a keyboard.
+    pub fn has_keyboard(&self) -> bool {
+        self.state.legacy.i8042.is_some()
     }
 
     /// Checks what the configuration of the machine has to agree with.

@@ -1,0 +1,70 @@
+//! States of a small machine, as they are.
+
+use std::sync::{Arc, Mutex};
+
+use devices::event::{EventSink, GuestEvent};
+use devices::interrupt::{MsiMessage, MsiSink};
+use devices::ioapic::{IoApic, Pin};
+use devices::legacy::i8042::I8042;
+use devices::legacy::serial::Serial;
+use devices::virtio::rng::Rng;
+use vmm::snapshot::format;
+use vmm::snapshot::memory::lay_out;
+use vmm::snapshot::state::{LegacyState, VirtioState, VmState};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Seeds;
+use crate::Guest;
+
+struct Nobody;
+
+impl MsiSink for Nobody {
+    fn signal(&self, _: MsiMessage) {}
+    fn route(&self, _: u32, _: Option<MsiMessage>) {}
+}
+
+impl EventSink for Nobody {
+    fn event(&self, _: GuestEvent) {}
+}
+
+/// A file, and the state that is in it.
+pub(super) fn snapshot() -> Seeds {
+    let state = state();
+    vec![
+        ("file", format::encode("{}", &state).unwrap()),
+        ("state", postcard::to_stdvec(&state).unwrap()),
+    ]
+}
+
+fn state() -> VmState {
+    let ioapic = Arc::new(Mutex::new(IoApic::new(Arc::new(Nobody), 24)));
+    let line = |pin| Arc::new(Pin::new(Arc::clone(&ioapic), pin));
+    let mut serial = Serial::new(line(4), EventFd::new(EFD_NONBLOCK).unwrap());
+    devices::bus::BusDevice::write(&mut serial, 1, &[1]);
+    serial.receive(b"typed");
+    let mut i8042 = I8042::new(line(1), Arc::new(Nobody));
+    i8042.send_ctrl_alt_del().unwrap();
+    let mut guest = Guest::new(|event_loop| Rng::new(event_loop).unwrap());
+    guest.start(0);
+    guest.device.pause();
+    let rng = guest.device.save().unwrap();
+    let ioapic = ioapic.lock().unwrap().save();
+    VmState {
+        memory_id: *b"0123456789abcdef",
+        memory: lay_out([(0, 128 << 20)]),
+        images: Vec::new(),
+        taken: 1,
+        clock: kvm_bindings::kvm_clock_data::default(),
+        vcpus: Vec::new(),
+        ioapic,
+        legacy: LegacyState {
+            serial: Some(serial.save()),
+            i8042: Some(i8042.save()),
+            ged: 1,
+            acpi_pm: 0,
+            pics: [(0xff, 0); 2],
+            pci_address: 0,
+        },
+        virtio: VirtioState::Mmio(vec![("entropy device".into(), rng)]),
+    }
+}
