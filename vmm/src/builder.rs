@@ -46,7 +46,7 @@ use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
 use crate::snapshot::load::{self, Saved};
-use crate::stage::Stage;
+use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
 use crate::{kvm, memory};
@@ -139,7 +139,7 @@ pub(crate) fn build(
     console: Option<Console>,
 ) -> Result<Vm, Error> {
     let asked = Instant::now();
-    let origin = Origin::boot(payload, config)?;
+    let origin = Checked::new(Origin::Boot(payload), config)?;
     let mut stage = Stage::new()?;
     let devices = stage.maker.make_all(config.devices())?;
     let mut parts = assemble(&mut stage, config, origin, console, devices)?;
@@ -147,34 +147,22 @@ pub(crate) fn build(
     Ok(Vm::new(stage, parts))
 }
 
-/// Builds a machine on a stage, from devices that have been made there. The vCPUs are paused. If that
-/// fails, the stage is as it was, and the devices are gone.
+/// Builds a machine on a stage, from devices that have been made there. The vCPUs are paused; the virtio
+/// devices of one that was saved stand still too. If that fails, the stage is as it was, and the devices are
+/// gone.
 pub(crate) fn build_on(
     stage: &mut Stage,
     config: &Config,
-    payload: Payload,
+    origin: Origin,
     console: Option<Console>,
     devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
-    let origin = Origin::boot(payload, config)?;
+    let origin = Checked::new(origin, config)?;
     assemble(stage, config, origin, console, devices)
 }
 
-/// Builds a machine that goes on where a saved one stopped, as [`build_on`] does. Its virtio devices stand
-/// still too.
-pub(crate) fn restore_on(
-    stage: &mut Stage,
-    config: &Config,
-    saved: Saved,
-    console: Option<Console>,
-    devices: Vec<Registered>,
-) -> Result<Parts, Error> {
-    saved.check(config.cpus(), config.memory())?;
-    assemble(stage, config, Origin::Saved(saved), console, devices)
-}
-
 /// Where a machine comes from, checked.
-enum Origin {
+enum Checked {
     /// It boots.
     Boot {
         payload: Payload,
@@ -185,10 +173,18 @@ enum Origin {
     Saved(Saved),
 }
 
-impl Origin {
-    fn boot(payload: Payload, config: &Config) -> Result<Self, Error> {
-        let image = check_payload(&payload, config)?;
-        Ok(Self::Boot { payload, image })
+impl Checked {
+    fn new(origin: Origin, config: &Config) -> Result<Self, Error> {
+        match origin {
+            Origin::Boot(payload) => {
+                let image = check_payload(&payload, config)?;
+                Ok(Self::Boot { payload, image })
+            }
+            Origin::Saved(saved) => {
+                saved.check(config.cpus(), config.memory())?;
+                Ok(Self::Saved(*saved))
+            }
+        }
     }
 }
 
@@ -202,7 +198,6 @@ pub(crate) struct Parts {
     pub(crate) virtio_console: Option<console::ConsoleControl>,
     pub(crate) keyboard: Option<Keyboard>,
     pub(crate) power_button: PowerButton,
-    pub(crate) pci: Option<Arc<Pci>>,
     pub(crate) hardware: Arc<Hardware>,
     pub(crate) kvm_device: PathBuf,
     pub(crate) vm: Arc<VmFd>,
@@ -212,7 +207,7 @@ pub(crate) struct Parts {
 fn assemble(
     stage: &mut Stage,
     config: &Config,
-    origin: Origin,
+    origin: Checked,
     console: Option<Console>,
     mut devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
@@ -232,7 +227,7 @@ fn assemble(
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
-    if let Origin::Saved(saved) = &origin {
+    if let Checked::Saved(saved) = &origin {
         saved.map_memory(&memory)?;
     }
     times.memory = Instant::now();
@@ -257,18 +252,21 @@ fn assemble(
     times.devices = Instant::now();
     let cpuid = kvm::supported_cpuid(&kvm)?;
     above_ram.check_room(cpuid::physical_address_bits(&cpuid))?;
-    let vcpus = cpus::create(config, &vm, cpuid)?;
+    let vcpus = cpus::create(config, &vm)?;
+    if let Checked::Boot { .. } = origin {
+        cpus::set_up(config, &vcpus, cpuid)?;
+    }
     times.vcpus = Instant::now();
 
     match origin {
-        Origin::Boot { payload, image } => {
+        Checked::Boot { payload, image } => {
             let entry = load(config, payload, image, &memory, machine.console.is_some())?;
             regs::write_tables(&memory, entry.mode)?;
             if let Some(boot_vcpu) = vcpus.first() {
                 regs::set_up(boot_vcpu, &entry)?;
             }
         }
-        Origin::Saved(saved) => saved.restore(&kvm, &vm, &vcpus, &machine.hardware)?,
+        Checked::Saved(saved) => saved.restore(&vm, &vcpus, &machine.hardware)?,
     }
     times.loaded = Instant::now();
 
@@ -278,7 +276,6 @@ fn assemble(
         serial_port,
         keyboard,
         power_button,
-        pci,
         hardware,
     } = machine;
     let counters: Vec<Arc<ExitCounters>> = vcpus.iter().map(|_| Arc::default()).collect();
@@ -298,7 +295,6 @@ fn assemble(
         virtio_console,
         keyboard,
         power_button,
-        pci,
         hardware: Arc::new(hardware),
         kvm_device: config.kvm_device().to_owned(),
         vm,
@@ -363,7 +359,6 @@ struct Machine {
     serial_port: Option<SerialPort>,
     keyboard: Option<Keyboard>,
     power_button: PowerButton,
-    pci: Option<Arc<Pci>>,
     hardware: Hardware,
 }
 
@@ -446,10 +441,6 @@ impl Machine {
             }
             (pci_config, Virtio::Mmio(devices))
         };
-        let pci = match &virtio {
-            Virtio::Pci(pci) => Some(Arc::clone(pci)),
-            Virtio::Mmio(_) => None,
-        };
         let hardware = Hardware {
             ioapic: Arc::clone(&ioapic),
             serial: serial_port.as_ref().map(|port| Arc::clone(&port.0)),
@@ -467,7 +458,6 @@ impl Machine {
             serial_port,
             keyboard,
             power_button: PowerButton(ged),
-            pci,
         })
     }
 }

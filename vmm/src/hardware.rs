@@ -70,6 +70,14 @@ pub(crate) enum Virtio {
 }
 
 impl Hardware {
+    /// The PCI bus, if the machine has one.
+    pub(crate) fn pci(&self) -> Option<&Arc<Pci>> {
+        match &self.virtio {
+            Virtio::Pci(pci) => Some(pci),
+            Virtio::Mmio(_) => None,
+        }
+    }
+
     /// Has all virtio devices stand still. vCPUs do so already.
     pub(crate) fn pause(&self) {
         match &self.virtio {

@@ -208,17 +208,8 @@ impl Stage {
                 devices,
             } = order;
             let devices = devices.into_iter().map(|Made(device)| device).collect();
-            let (starts, built) = match origin {
-                Origin::Boot(payload) => (
-                    true,
-                    builder::build_on(&mut self, &config, payload, console, devices),
-                ),
-                Origin::Saved(saved) => (
-                    false,
-                    builder::restore_on(&mut self, &config, *saved, console, devices),
-                ),
-            };
-            match built {
+            let starts = matches!(origin, Origin::Boot(_));
+            match builder::build_on(&mut self, &config, origin, console, devices) {
                 Ok(mut parts) => {
                     parts.times.asked = asked;
                     let mut vm = Vm::new(self, parts);

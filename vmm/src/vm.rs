@@ -23,7 +23,7 @@ use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
-use crate::pci::{HotplugHandle, Pci};
+use crate::pci::HotplugHandle;
 use crate::snapshot::save::Source;
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
@@ -123,7 +123,6 @@ pub struct Vm {
     virtio_console: Option<ConsoleControl>,
     keyboard: Option<Keyboard>,
     power_button: PowerButton,
-    pci: Option<Arc<Pci>>,
     hardware: Arc<Hardware>,
     kvm_device: PathBuf,
     controls: Controls,
@@ -252,7 +251,6 @@ impl Vm {
             virtio_console,
             keyboard,
             power_button,
-            pci,
             hardware,
             kvm_device,
             vm,
@@ -269,7 +267,6 @@ impl Vm {
             virtio_console,
             keyboard,
             power_button,
-            pci,
             hardware,
             kvm_device,
             controls,
@@ -344,7 +341,7 @@ impl Vm {
     /// A handle that brings devices into the guest while it runs, and out of it again. Without a PCI
     /// bus all that it does fails.
     pub fn hotplug(&self) -> HotplugHandle {
-        HotplugHandle::new(self.pci.as_ref(), &self.event_loop, &self.controls)
+        HotplugHandle::new(self.hardware.pci(), &self.event_loop, &self.controls)
     }
 
     /// What would make devices for its stage.

@@ -85,20 +85,35 @@ pub enum Error {
     },
 }
 
-/// What is the same for all vCPUs of a VM.
+/// How large the extended registers of a VM's vCPUs are.
+#[derive(Clone, Copy)]
+pub struct XsaveSize {
+    words: usize,
+}
+
+impl XsaveSize {
+    /// Asks KVM.
+    pub fn of(vm: &VmFd) -> Self {
+        let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        Self {
+            // A KVM that does not say has the old size.
+            words: XSAVE_WORDS.max(bytes.div_ceil(size_of::<u32>())),
+        }
+    }
+}
+
+/// What there is to save of all vCPUs of a VM.
 pub struct Shape {
     msrs: Vec<u32>,
-    xsave_words: usize,
+    xsave: XsaveSize,
 }
 
 impl Shape {
     /// Asks KVM what there is to save.
     pub fn of(kvm: &Kvm, vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
-        let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
             msrs: kvm.get_msr_index_list()?.as_slice().to_vec(),
-            // A KVM that does not say has the old size.
-            xsave_words: XSAVE_WORDS.max(bytes.div_ceil(size_of::<u32>())),
+            xsave: XsaveSize::of(vm),
         })
     }
 }
@@ -150,7 +165,7 @@ impl VcpuState {
                 .as_slice()
                 .to_vec(),
             msrs: get_msrs(vcpu, &shape.msrs).map_err(refused("KVM_GET_MSRS"))?,
-            xsave: get_xsave(vcpu, shape.xsave_words).map_err(refused("KVM_GET_XSAVE2"))?,
+            xsave: get_xsave(vcpu, shape.xsave.words).map_err(refused("KVM_GET_XSAVE2"))?,
             events: vcpu
                 .get_vcpu_events()
                 .map_err(refused("KVM_GET_VCPU_EVENTS"))?,
@@ -159,9 +174,9 @@ impl VcpuState {
 
     /// Gives the state to vCPU `index` of a new VM, which has not been in the guest. The state may come from
     /// anywhere: KVM checks the registers, and what it does not is checked here.
-    pub fn restore(&self, vcpu: &VcpuFd, index: usize, shape: &Shape) -> Result<(), Error> {
+    pub fn restore(&self, vcpu: &VcpuFd, index: usize, xsave: XsaveSize) -> Result<(), Error> {
         let refused = |call| refused(call, index);
-        self.check(index, shape)?;
+        self.check(index, xsave)?;
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| Error::TooMany {
             index,
             what: "CPUID entries",
@@ -192,7 +207,7 @@ impl VcpuState {
             .map_err(refused("KVM_SET_VCPU_EVENTS"))
     }
 
-    fn check(&self, index: usize, shape: &Shape) -> Result<(), Error> {
+    fn check(&self, index: usize, xsave: XsaveSize) -> Result<(), Error> {
         if self.msrs.len() > MAX_MSRS {
             return Err(Error::TooMany {
                 index,
@@ -201,11 +216,11 @@ impl VcpuState {
             });
         }
         // KVM reads as much as its own size, whatever is there.
-        if self.xsave.len() != shape.xsave_words || self.xsave.len() > MAX_XSAVE_WORDS {
+        if self.xsave.len() != xsave.words || self.xsave.len() > MAX_XSAVE_WORDS {
             return Err(Error::XsaveSize {
                 index,
                 saved: self.xsave.len() * size_of::<u32>(),
-                host: shape.xsave_words * size_of::<u32>(),
+                host: xsave.words * size_of::<u32>(),
             });
         }
         Ok(())

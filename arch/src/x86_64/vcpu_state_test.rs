@@ -35,7 +35,7 @@ impl Machine {
     }
 
     fn restore(&self, state: &VcpuState) -> Result<(), Error> {
-        state.restore(&self.vcpu, 0, &self.shape)
+        state.restore(&self.vcpu, 0, self.shape.xsave)
     }
 }
 

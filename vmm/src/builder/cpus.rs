@@ -15,36 +15,33 @@ pub(super) fn check_capabilities(kvm: &Kvm, cpu_config: &CpuConfig) -> Result<()
     Ok(())
 }
 
-/// Creates the vCPUs. They have what all of them have in common; the boot vCPU's registers come later.
-pub(super) fn create(
-    config: &Config,
-    vm: &VmFd,
-    mut supported: CpuId,
-) -> Result<Vec<VcpuFd>, Error> {
+/// Creates the vCPUs, as they are after reset.
+pub(super) fn create(config: &Config, vm: &VmFd) -> Result<Vec<VcpuFd>, Error> {
+    (0..config.cpus())
+        .map(|index| {
+            let vcpu = vm.create_vcpu(index.into());
+            Ok(vcpu.map_err(kvm::refused("KVM_CREATE_VCPU"))?)
+        })
+        .collect()
+}
+
+/// Gives new vCPUs what all of them have in common at a boot; the boot vCPU's registers come later.
+pub(super) fn set_up(config: &Config, vcpus: &[VcpuFd], mut supported: CpuId) -> Result<(), Error> {
     config.cpu_config().change_cpuid(&mut supported)?;
-    let mut vcpus = Vec::with_capacity(config.cpus() as usize);
-    let mut template = None;
-    for index in 0..config.cpus() {
-        let vcpu = vm
-            .create_vcpu(index.into())
-            .map_err(kvm::refused("KVM_CREATE_VCPU"))?;
-        let template = match &mut template {
-            Some(template) => template,
-            empty => empty.insert(cpuid::Template::new(
-                &supported,
-                &cpuid::Settings {
-                    cpus: config.cpus(),
-                    smt: config.smt(),
-                    tsc_khz: vcpu.get_tsc_khz().ok(),
-                },
-            )),
-        };
+    let template = cpuid::Template::new(
+        &supported,
+        &cpuid::Settings {
+            cpus: config.cpus(),
+            smt: config.smt(),
+            tsc_khz: vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()),
+        },
+    );
+    for (index, vcpu) in (0..).zip(vcpus) {
         vcpu.set_cpuid2(&template.for_vcpu(index)?)
             .map_err(kvm::refused("KVM_SET_CPUID2"))?;
-        msr::set_up(&vcpu).map_err(kvm::refused("KVM_SET_MSRS"))?;
-        config.cpu_config().change_msrs(&vcpu)?;
-        regs::set_up_lapic(&vcpu)?;
-        vcpus.push(vcpu);
+        msr::set_up(vcpu).map_err(kvm::refused("KVM_SET_MSRS"))?;
+        config.cpu_config().change_msrs(vcpu)?;
+        regs::set_up_lapic(vcpu)?;
     }
-    Ok(vcpus)
+    Ok(())
 }

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use arch::boot::ram_ranges;
-use arch::vcpu_state::{self, Shape};
+use arch::vcpu_state::{self, XsaveSize};
 use kvm_bindings::kvm_clock_data;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
@@ -134,13 +134,12 @@ impl Saved {
     /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them.
     pub(crate) fn restore(
         &self,
-        kvm: &Kvm,
         vm: &VmFd,
         vcpus: &[VcpuFd],
         hardware: &Hardware,
     ) -> Result<(), Error> {
         let state = &self.state;
-        let shape = Shape::of(kvm, vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
+        let xsave = XsaveSize::of(vm);
         let clock = kvm_clock_data {
             clock: state.clock.clock,
             ..Default::default()
@@ -148,7 +147,7 @@ impl Saved {
         vm.set_clock(&clock)
             .map_err(kvm::refused("KVM_SET_CLOCK"))?;
         for (index, (vcpu, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
-            saved.restore(vcpu, index, &shape)?;
+            saved.restore(vcpu, index, xsave)?;
         }
         hardware.restore(&state.ioapic, &state.legacy, &state.virtio)?;
         Ok(())
