@@ -25,6 +25,7 @@ pub mod ioapic;
 pub mod legacy;
 pub mod mmds;
 pub mod pci;
+pub mod random;
 pub mod rate_limiter;
 pub mod state;
 pub mod virtio;

@@ -52,14 +52,27 @@ impl BadState {
         found: usize,
         expected: usize,
     ) -> Result<(), Self> {
-        if found == expected {
-            Ok(())
-        } else {
-            Err(Self::Count {
-                what,
-                found,
-                expected,
-            })
+        Self::check(found == expected, what, found, expected)
+    }
+
+    /// If there are more than there can be.
+    pub(crate) fn check_limit(what: &'static str, found: usize, limit: usize) -> Result<(), Self> {
+        Self::check(found <= limit, what, found, limit)
+    }
+
+    fn check(
+        is_right: bool,
+        what: &'static str,
+        found: usize,
+        expected: usize,
+    ) -> Result<(), Self> {
+        if is_right {
+            return Ok(());
         }
+        Err(Self::Count {
+            what,
+            found,
+            expected,
+        })
     }
 }

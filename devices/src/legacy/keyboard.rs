@@ -101,13 +101,8 @@ impl Keyboard {
     }
 
     pub(super) fn restore(&mut self, state: &KeyboardState) -> Result<(), BadState> {
-        if state.last.len() > ANSWER_MAX {
-            return Err(BadState::Count {
-                what: "bytes of the keyboard's last answer",
-                found: state.last.len(),
-                expected: ANSWER_MAX,
-            });
-        }
+        let last = state.last.len();
+        BadState::check_limit("bytes of the keyboard's last answer", last, ANSWER_MAX)?;
         self.command = state.command;
         self.last = Answer::of(&state.last);
         Ok(())

@@ -1,8 +1,7 @@
 //! The service on a card's link: what stands between the card and its backend, and takes the frames that
 //! are for the service.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -16,6 +15,7 @@ use super::Mmds;
 use super::stack::Stack;
 use crate::backend::user_backend::scatter;
 use crate::lock;
+use crate::random::random;
 use crate::virtio::net::backend::{HEADER_LEN, NetBackend, Offloads, Support};
 
 /// Flag of the header: the checksum is not filled in (section 5.1.6).
@@ -70,9 +70,8 @@ pub fn wrap(
     guest: Option<[u8; 6]>,
     mtu: u16,
 ) -> io::Result<Vec<Box<dyn NetBackend>>> {
-    let mut seed = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    let stack = Stack::new(Arc::clone(mmds), guest, mtu, u64::from_ne_bytes(seed));
+    let seed = u64::from_ne_bytes(random()?);
+    let stack = Stack::new(Arc::clone(mmds), guest, mtu, seed);
     let address = stack.address();
     let responder = Arc::new(Mutex::new(Responder {
         stack,

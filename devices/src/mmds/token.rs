@@ -2,14 +2,15 @@
 //! them, so any number of them costs nothing, and a new process knows none of those of the one before.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+
+use crate::random::random;
 
 /// Seconds that a token may be good for.
 pub(super) const TTL_RANGE: std::ops::RangeInclusive<u32> = 1..=21_600;
@@ -34,8 +35,7 @@ impl fmt::Debug for Tokens {
 
 impl Tokens {
     pub(super) fn new(instance_id: &str) -> io::Result<Self> {
-        let mut key = [0; 32];
-        File::open("/dev/urandom")?.read_exact(&mut key)?;
+        let key: [u8; 32] = random()?;
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&key)
             .map_err(|_| io::ErrorKind::InvalidInput)?;
         mac.update(instance_id.as_bytes());

@@ -16,12 +16,11 @@ use super::state::DeviceState;
 use super::worker::{Attached, EventLoop};
 use super::{ActivateError, Kind, Resources, VirtioDevice, restore_nothing};
 use crate::lock;
+use crate::random::SOURCE;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::state::BadState;
 
 const QUEUE_SIZES: [u16; 1] = [64];
-/// Where randomness comes from.
-const SOURCE: &str = "/dev/urandom";
 /// Bytes a request gets at most; its driver asks again. What a guest can make the host compute in one
 /// turn of the event loop is this times the size of the queue.
 const MAX_BYTES: usize = 4096;

@@ -1,12 +1,12 @@
 //! From a machine to files.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
 use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, Shape, VcpuState};
+use devices::random::random;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -150,7 +150,7 @@ impl Source {
             .collect::<Result<_, _>>()?;
         let (ioapic, legacy, virtio) = hardware.save()?;
         Ok(VmState {
-            memory_id: random_id()?,
+            memory_id: random().map_err(Error::Random)?,
             memory: regions.to_vec(),
             images: images
                 .iter()
@@ -164,13 +164,4 @@ impl Source {
             virtio,
         })
     }
-}
-
-fn random_id() -> Result<[u8; 16], Error> {
-    use std::io::Read;
-    let mut id = [0; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut id))
-        .map_err(Error::Random)?;
-    Ok(id)
 }

@@ -32,13 +32,8 @@ impl I8042 {
 
     /// See [`crate::state`].
     pub fn restore(&mut self, state: &I8042State) -> Result<(), BadState> {
-        if state.output.len() > OUTPUT_SIZE {
-            return Err(BadState::Count {
-                what: "bytes that the guest has to read",
-                found: state.output.len(),
-                expected: OUTPUT_SIZE,
-            });
-        }
+        let held = state.output.len();
+        BadState::check_limit("bytes that the guest has to read", held, OUTPUT_SIZE)?;
         self.keyboard.restore(&state.keyboard)?;
         self.control = state.control;
         self.output_port = state.output_port;

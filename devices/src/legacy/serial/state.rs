@@ -53,13 +53,7 @@ impl Serial {
             ("bytes in the receiver", &state.received),
             ("bytes in front of the receiver", &state.returned),
         ] {
-            if held.len() > FIFO_SIZE {
-                return Err(BadState::Count {
-                    what,
-                    found: held.len(),
-                    expected: FIFO_SIZE,
-                });
-            }
+            BadState::check_limit(what, held.len(), FIFO_SIZE)?;
         }
         if !TRIGGER_LEVELS.contains(&state.trigger) {
             return Err(BadState::Value {

@@ -1,11 +1,12 @@
 //! The address of a network card.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::str::FromStr;
 
 use thiserror::Error;
+
+use crate::random::random;
 
 /// Bit of the first byte: a group of cards, and not one.
 const GROUP: u8 = 1 << 0;
@@ -54,8 +55,7 @@ impl Mac {
     /// A random address that is locally administered: cards of any number of machines on one network do
     /// not get the same one.
     pub fn random() -> io::Result<Self> {
-        let mut bytes = [0; 6];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        let mut bytes: [u8; 6] = random()?;
         bytes[0] = bytes[0] & !GROUP | LOCAL;
         Ok(Self(bytes))
     }
