@@ -13,11 +13,12 @@ use std::env;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guest_probe::load::serve_streams;
 use tests::live::Live;
 use tests::service::request;
+use tests::times::MANY;
 use tests::{disk, guest, monitor};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -76,10 +77,7 @@ fn main() {
         .arg(&socket)
         .args(&options);
     let mut live = Live::start(command);
-    println!(
-        "{:24} {:>8} {:>8} {:>8} {:>8} {:>8}   milliseconds, {rounds} requests",
-        "", "minimum", "median", "p90", "p99", "maximum"
-    );
+    MANY.head(rounds, "requests");
     live.expect("IDLE");
     measure("idle", &socket, rounds);
     let before = operations(&socket);
@@ -114,19 +112,6 @@ fn measure(name: &str, socket: &Path, rounds: usize) {
             times.push(start.elapsed());
             assert!(answer.status < 300, "{answer:?}");
         }
-        print(&format!("{name}, {method} {path}"), times);
+        MANY.row(&format!("{name}, {method} {path}"), times);
     }
-}
-
-fn print(name: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    println!(
-        "{name:24} {:8.3} {:8.3} {:8.3} {:8.3} {:8.3}",
-        at(0),
-        at(50),
-        at(90),
-        at(99),
-        at(100)
-    );
 }

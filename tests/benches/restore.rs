@@ -15,10 +15,11 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
-use tests::service::Service;
+use tests::service::{Service, snapshot_to};
+use tests::times::FEW;
 use tests::{executable, monitor};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -39,10 +40,7 @@ fn main() {
     if sizes.is_empty() {
         sizes = vec![128 << 20, 1 << 30];
     }
-    println!(
-        "{:24} {:>8} {:>8} {:>8}   milliseconds, {rounds} rounds",
-        "", "minimum", "median", "p90"
-    );
+    FEW.head(rounds, "rounds");
     let directory = TempDir::new().unwrap();
     let nothing = directory.as_path().join("nothing");
     fs::write(&nothing, executable::nothing()).unwrap();
@@ -53,7 +51,7 @@ fn main() {
         Command::new(&nothing).status().unwrap();
         times.push(start.elapsed());
     }
-    print("exec and exit", times);
+    FEW.row("exec and exit", times);
     for bytes in sizes {
         restore(bytes, rounds);
     }
@@ -76,10 +74,7 @@ fn restore(bytes: u64, rounds: usize) {
     service.live().expect(".");
     service.patch("/vm", json!({"state": "Paused"}));
     let start = Instant::now();
-    service.put(
-        "/snapshot/create",
-        json!({"snapshot_path": directory.join("state"), "mem_file_path": directory.join("memory")}),
-    );
+    service.put("/snapshot/create", snapshot_to(directory));
     let created = start.elapsed();
     drop(service.terminate());
     let mut times = Vec::new();
@@ -104,15 +99,9 @@ fn restore(bytes: u64, rounds: usize) {
             times.push(first);
         }
     }
-    print(&format!("{mebibytes} MiB, first"), times);
+    FEW.row(&format!("{mebibytes} MiB, first"), times);
     println!(
         "{mebibytes} MiB were written in {:.0} ms",
         created.as_secs_f64() * 1e3
     );
-}
-
-fn print(name: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    println!("{name:24} {:8.3} {:8.3} {:8.3}", at(0), at(50), at(90));
 }

@@ -22,9 +22,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use std::{env, fs};
 
+use tests::times::FEW;
 use tests::{executable, guest, monitor};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -50,10 +51,7 @@ fn main() {
         }
     }
     let directory = TempDir::new().unwrap();
-    println!(
-        "{:24} {:>8} {:>8} {:>8}   milliseconds, {rounds} rounds",
-        "", "minimum", "median", "p90"
-    );
+    FEW.head(rounds, "rounds");
     let nothing = write(directory.as_path(), "nothing", &executable::nothing());
     measure("exec and exit", rounds, || Command::new(&nothing));
     for row in &rows {
@@ -122,9 +120,9 @@ fn measure(name: &str, rounds: usize, command: impl Fn() -> Command) {
         }
     }
     if !firsts.is_empty() {
-        print(&format!("{name}, first"), firsts);
+        FEW.row(&format!("{name}, first"), firsts);
     }
-    print(&format!("{name}, exit"), exits);
+    FEW.row(&format!("{name}, exit"), exits);
 }
 
 /// Starts monitors that wait for API calls, so many times.
@@ -162,12 +160,6 @@ fn measure_api(socket: &Path, rounds: usize) {
             answered.push(first);
         }
     }
-    print("mote vmm, connected", connected);
-    print("mote vmm, answered", answered);
-}
-
-fn print(name: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    println!("{name:24} {:8.3} {:8.3} {:8.3}", at(0), at(50), at(90));
+    FEW.row("mote vmm, connected", connected);
+    FEW.row("mote vmm, answered", answered);
 }

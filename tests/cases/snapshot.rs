@@ -5,11 +5,11 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use guest_probe::load::serve_streams;
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::disk::filled;
 use tests::driven::{SCRIPT, guest_does};
 use tests::guest::{self, tuned_kernel};
-use tests::service::Service;
+use tests::service::{Service, snapshot_from, snapshot_to};
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::Case;
@@ -65,16 +65,6 @@ fn start(directory: &Path, options: &[&str], cpus: u32) -> Service {
     service
 }
 
-fn files(directory: &Path) -> (Value, Value) {
-    let (state, memory) = (directory.join("state"), directory.join("memory"));
-    let create = json!({"snapshot_path": state, "mem_file_path": memory});
-    let load = json!({
-        "snapshot_path": state, "resume_vm": true,
-        "mem_backend": {"backend_type": "File", "backend_path": memory},
-    });
-    (create, load)
-}
-
 /// Disk, network, memory, processes and time of a guest that is moved from process to process while it
 /// writes and reads what it has written.
 fn goes_on(options: &[&str], cpus: u32) {
@@ -86,7 +76,9 @@ fn goes_on(options: &[&str], cpus: u32) {
     let send = format!(
         "must guest-probe load tcp 10.0.2.2:{port} --mode send --amount 262144 | grep DONE"
     );
-    let (create, load) = files(directory);
+    let create = snapshot_to(directory);
+    let mut load = snapshot_from(directory);
+    load["resume_vm"] = json!(true);
 
     let mut service = start(directory, options, cpus);
     service.live().expect("READY");

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use arch::layout;
 use arch::regs::CpuMode;
+use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, *};
 
 use crate::tiny::{assemble_at, out, reset};
@@ -61,25 +62,35 @@ pub fn idle_kernel() -> Vec<u8> {
     })
 }
 
+/// Has the serial port take input: it does so only with its receive interrupt on. With the FIFO on.
+fn open_serial(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    out(a, layout::SERIAL_PORT + 1, 1)?;
+    out(a, layout::SERIAL_PORT + 2, 1)
+}
+
+/// Waits for a byte from the serial port, which is in AL then, and the port in EDX. The label is that of the wait.
+fn read_serial(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let serial = layout::SERIAL_PORT;
+    let mut poll = a.create_label();
+    a.set_label(&mut poll)?;
+    a.mov(edx, u32::from(serial + 5))?;
+    a.in_(al, dx)?;
+    a.test(al, 1)?;
+    a.jz(poll)?;
+    a.mov(edx, u32::from(serial))?;
+    a.in_(al, dx)?;
+    Ok(poll)
+}
+
 /// A kernel that prints a line on its serial port and sends back what is typed there, until that is a `q`: then it
 /// resets the machine.
 pub fn echo_kernel() -> Vec<u8> {
     program(|a| {
-        let serial = layout::SERIAL_PORT;
-        // Receive interrupt on: the port takes input only then. FIFO on.
-        out(a, serial + 1, 1)?;
-        out(a, serial + 2, 1)?;
+        open_serial(a)?;
         for &byte in b"ready\r\n" {
-            out(a, serial, byte)?;
+            out(a, layout::SERIAL_PORT, byte)?;
         }
-        let mut poll = a.create_label();
-        a.set_label(&mut poll)?;
-        a.mov(edx, u32::from(serial + 5))?;
-        a.in_(al, dx)?;
-        a.test(al, 1)?;
-        a.jz(poll)?;
-        a.mov(edx, u32::from(serial))?;
-        a.in_(al, dx)?;
+        let poll = read_serial(a)?;
         a.out(dx, al)?;
         a.cmp(al, i32::from(b'q'))?;
         a.jne(poll)?;
@@ -93,18 +104,10 @@ pub fn counting_kernel() -> Vec<u8> {
     const COUNTER: u64 = 24 << 20;
     program(|a| {
         let serial = layout::SERIAL_PORT;
-        out(a, serial + 1, 1)?;
-        out(a, serial + 2, 1)?;
+        open_serial(a)?;
         a.xor(ebx, ebx)?;
-        let (mut poll, mut agree, mut print) =
-            (a.create_label(), a.create_label(), a.create_label());
-        a.set_label(&mut poll)?;
-        a.mov(edx, u32::from(serial + 5))?;
-        a.in_(al, dx)?;
-        a.test(al, 1)?;
-        a.jz(poll)?;
-        a.mov(edx, u32::from(serial))?;
-        a.in_(al, dx)?;
+        let poll = read_serial(a)?;
+        let (mut agree, mut print) = (a.create_label(), a.create_label());
         a.cmp(al, i32::from(b'\n'))?;
         a.jne(poll)?;
         a.inc(rbx)?;
@@ -132,8 +135,7 @@ pub fn touching_kernel(memory: u32) -> Vec<u8> {
     const FIRST: u32 = 16 << 20;
     const PAGE: i32 = 4096;
     program(|a| {
-        let (mut touch, mut print, mut wait) =
-            (a.create_label(), a.create_label(), a.create_label());
+        let (mut touch, mut print) = (a.create_label(), a.create_label());
         a.mov(edi, FIRST)?;
         a.set_label(&mut touch)?;
         a.mov(dword_ptr(rdi), edi)?;
@@ -143,10 +145,6 @@ pub fn touching_kernel(memory: u32) -> Vec<u8> {
         a.set_label(&mut print)?;
         out(a, layout::SERIAL_PORT, b'.')?;
         out(a, layout::SERIAL_PORT, b'\n')?;
-        a.mov(ecx, 100_000)?;
-        a.set_label(&mut wait)?;
-        a.dec(ecx)?;
-        a.jnz(wait)?;
         a.jmp(print)
     })
 }

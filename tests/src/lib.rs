@@ -20,6 +20,7 @@ pub mod python;
 pub mod sandbox;
 pub mod service;
 pub mod terminal;
+pub mod times;
 pub mod tiny;
 pub mod vsock;
 

@@ -129,6 +129,15 @@ impl Live {
             .unwrap();
     }
 
+    /// Types a line at a [`counting_kernel`](crate::executable::counting_kernel), and waits for its count of lines.
+    #[track_caller]
+    pub fn count(&mut self) -> u64 {
+        self.send("");
+        let line = self.expect("=");
+        let (_, count) = line.split_once('=').unwrap();
+        count.parse().unwrap()
+    }
+
     /// The process.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::live::Live;
 use crate::monitor::{self, Ended};
@@ -126,6 +126,19 @@ fn read_body(stream: &mut impl BufRead, answer: &mut Answer) {
         Ok(body) => body,
         Err(_) => Value::String(String::from_utf8(body).unwrap()),
     };
+}
+
+/// A request for a snapshot in `directory`.
+pub fn snapshot_to(directory: &Path) -> Value {
+    json!({"snapshot_path": directory.join("state"), "mem_file_path": directory.join("memory")})
+}
+
+/// A request to load the snapshot that is there; the guest stays paused.
+pub fn snapshot_from(directory: &Path) -> Value {
+    json!({
+        "snapshot_path": directory.join("state"),
+        "mem_backend": {"backend_type": "File", "backend_path": directory.join("memory")},
+    })
 }
 
 /// A monitor with an API.

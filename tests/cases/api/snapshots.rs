@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tests::executable;
-use tests::service::Service;
+use tests::service::{Service, snapshot_from, snapshot_to};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::put_kernel;
@@ -47,23 +47,8 @@ fn counting(directory: &Path, options: &[&str]) -> Service {
     service
 }
 
-/// Types a line, and waits for the guest's count of lines.
-fn count(service: &mut Service) -> u64 {
-    service.live().send("");
-    let line = service.live().expect("=");
-    let (_, count) = line.split_once('=').unwrap();
-    count.parse().unwrap()
-}
-
-fn create(directory: &Path) -> Value {
-    json!({"snapshot_path": directory.join("state"), "mem_file_path": directory.join("memory")})
-}
-
 fn load(directory: &Path, more: &Value) -> Value {
-    let mut load = json!({
-        "snapshot_path": directory.join("state"),
-        "mem_backend": {"backend_type": "File", "backend_path": directory.join("memory")},
-    });
+    let mut load = snapshot_from(directory);
     for (field, value) in more.as_object().unwrap() {
         load[field] = value.clone();
     }
@@ -75,10 +60,10 @@ pub(super) fn goes_on() {
         let directory = TempDir::new().unwrap();
         let directory = directory.as_path();
         let mut first = counting(directory, options);
-        assert_eq!(count(&mut first), 1);
-        assert_eq!(count(&mut first), 2);
+        assert_eq!(first.live().count(), 1);
+        assert_eq!(first.live().count(), 2);
         first.patch("/vm", json!({"state": "Paused"}));
-        first.put("/snapshot/create", create(directory));
+        first.put("/snapshot/create", snapshot_to(directory));
         let memory = fs::metadata(directory.join("memory")).unwrap();
         assert_eq!(memory.len(), (MEMORY_MIB << 20) + 16);
         assert!(memory.blocks() * 512 < 8 << 20, "{}", memory.blocks());
@@ -86,7 +71,7 @@ pub(super) fn goes_on() {
         // It goes on as if nothing had been.
         assert_eq!(first.state(), "Paused");
         first.patch("/vm", json!({"state": "Resumed"}));
-        assert_eq!(count(&mut first), 3);
+        assert_eq!(first.live().count(), 3);
         let document = first.get("/vm/config");
         assert_eq!(first.terminate().status, 143);
 
@@ -103,16 +88,16 @@ pub(super) fn goes_on() {
             expected["network-interfaces"][0]["guest_mac"].take();
             assert_eq!(found, expected);
             next.patch("/vm", json!({"state": "Resumed"}));
-            assert_eq!(count(&mut next), 3 + generation);
+            assert_eq!(next.live().count(), 3 + generation);
             next.patch("/vm", json!({"state": "Paused"}));
-            next.put("/snapshot/create", create(directory));
+            next.put("/snapshot/create", snapshot_to(directory));
             assert_eq!(next.terminate().status, 143);
         }
         let mut last = Service::start(directory, options);
         let resumed = load(directory, &json!({"resume_vm": true}));
         last.put("/snapshot/load", resumed);
         assert_eq!(last.state(), "Running");
-        assert_eq!(count(&mut last), 6);
+        assert_eq!(last.live().count(), 6);
         assert_eq!(last.terminate().status, 143);
     }
 }
@@ -121,8 +106,8 @@ pub(super) fn refused() {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
     let mut first = counting(directory, &[]);
-    assert_eq!(count(&mut first), 1);
-    let body = create(directory);
+    assert_eq!(first.live().count(), 1);
+    let body = snapshot_to(directory);
     first.refused("PUT", "/snapshot/create", Some(&body), &["pause"]);
     first.patch("/vm", json!({"state": "Paused"}));
     for (what, part) in [
@@ -236,7 +221,7 @@ pub(super) fn of_what_has_moved() {
         json!({"drive_id": "late", "is_root_device": false, "path_on_host": disk}),
     );
     service.patch("/vm", json!({"state": "Paused"}));
-    let body = create(directory);
+    let body = snapshot_to(directory);
     service.refused(
         "PUT",
         "/snapshot/create",

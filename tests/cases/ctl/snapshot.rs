@@ -21,19 +21,11 @@ fn counting(host: &Host, id: &str, options: &[&str]) -> Live {
     live
 }
 
-/// Types a line, and waits for the guest's count of lines.
-fn count(live: &mut Live) -> u64 {
-    live.send("");
-    let line = live.expect("=");
-    let (_, count) = line.split_once('=').unwrap();
-    count.parse().unwrap()
-}
-
 pub(super) fn goes_on() {
     for options in [&[][..], &["--enable-pci"]] {
         let host = Host::new();
         let mut first = counting(&host, "first", options);
-        assert_eq!(count(&mut first), 1);
+        assert_eq!(first.count(), 1);
         let saved = host.path().join("saved");
         let saved = saved.to_str().unwrap();
         assert_eq!(
@@ -42,15 +34,15 @@ pub(super) fn goes_on() {
         );
         // It runs on, and so do copies of it, each on its own.
         assert_eq!(host.state("first"), "Running");
-        assert_eq!(count(&mut first), 2);
+        assert_eq!(first.count(), 2);
         let mut copies: Vec<Live> = ["second", "third"]
             .map(|id| Live::start(host.command(&["restore", saved, "--id", id])))
             .into();
         for copy in &mut copies {
-            assert_eq!(count(copy), 2);
-            assert_eq!(count(copy), 3);
+            assert_eq!(copy.count(), 2);
+            assert_eq!(copy.count(), 3);
         }
-        assert_eq!(count(&mut first), 3);
+        assert_eq!(first.count(), 3);
         assert_eq!(host.state("third"), "Running");
 
         // Without --resume it stays as it was written.
@@ -63,7 +55,7 @@ pub(super) fn goes_on() {
             (ids.contains("fourth") && host.state("fourth") == "Paused").then_some(())
         });
         host.ask(&["resume", "fourth"]);
-        assert_eq!(count(&mut paused), 4);
+        assert_eq!(paused.count(), 4);
 
         let info = host.ask_json(&["snapshot", "info", saved, "--json"]);
         assert_eq!(info["vcpus"], 1);
@@ -121,7 +113,7 @@ pub(super) fn refused() {
     fails(&["snapshot", "first", taken], &["first", "directory"]);
     assert_eq!(fs::read_dir(taken).unwrap().count(), 1);
     assert_eq!(host.state("first"), "Running");
-    assert_eq!(count(&mut first), 1);
+    assert_eq!(first.count(), 1);
     // One that cannot be loaded leaves no guest.
     let broken = host.path().join("broken");
     fs::create_dir(&broken).unwrap();
