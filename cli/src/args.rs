@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::ctl;
 use crate::quantity::{parse_duration, parse_size};
 use crate::service::args::{RestoreArgs, VmmArgs};
+use crate::template;
 
 /// A KVM microVM monitor: real virtual machines that start like containers.
 #[derive(Debug, Parser)]
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Vmm(Box<VmmArgs>),
     /// Have a guest go on that was written by `mote snapshot`, its console on the terminal
     Restore(Box<RestoreArgs>),
+    /// Make and remove templates: guests that have been booted and wait for a command
+    Template(Box<template::Args>),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
     /// Talk to guests that run
@@ -67,8 +71,15 @@ pub(crate) struct DoctorArgs {
     pub json: bool,
 }
 
+/// Flags that say what a guest is that boots.
+const MACHINE_FLAGS: [&str; 22] = [
+    "kernel", "initrd", "cmdline", "append", "cpus", "memory", "smt", "huge_pages", "boot_timer", "rootfs", "disk",
+    "net", "metadata", "balloon", "pmem", "memory_hotplug", "entropy", "pci", "keyboard", "boot", "config_file",
+    "api_sock",
+];
+
 /// `mote run`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[command(after_help = "\
 EXIT STATUS
   0    the guest powered off or restarted
@@ -82,6 +93,10 @@ KEYS (when standard input is a terminal)
   Ctrl-A h  help        Ctrl-A Ctrl-A  send Ctrl-A
   Ctrl-A c  press Ctrl-Alt-Del, with --keyboard")]
 pub(crate) struct RunArgs {
+    /// Go on from a template that `mote template create` has made, instead of a boot
+    #[arg(long, value_name = "NAME", conflicts_with_all = MACHINE_FLAGS)]
+    pub template: Option<String>,
+
     /// Kernel: an ELF vmlinux or a bzImage [default: the tuned kernel of resources/kernel/build.sh,
     /// else the packaged one of resources/kernel/packaged.sh]
     #[arg(long, value_name = "FILE")]
@@ -210,7 +225,7 @@ pub(crate) struct RunArgs {
 }
 
 /// `--boot`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Boot {
     /// Linux 64-bit boot protocol
     Linux,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use api::types::{BootSource, VmConfig};
 use image::cache::Cache;
+use image::initramfs::Purpose;
 use thiserror::Error;
 
 use crate::args::RunArgs;
@@ -14,7 +15,7 @@ use crate::console::{ConsoleKind, ConsoleOption};
 use crate::devices::{is_root_read_only, pmem};
 
 /// Debian's busybox-static puts it here.
-const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// Why there is nothing to boot.
 #[derive(Debug, Error)]
@@ -62,6 +63,7 @@ pub(crate) fn choose(
     args: &RunArgs,
     file: &VmConfig,
     console: &ConsoleOption,
+    purpose: Purpose,
 ) -> Result<Guest, Error> {
     let cache = Cache::from_env();
     let source = Some(&file.boot_source).filter(|source| **source != BootSource::default());
@@ -95,12 +97,19 @@ pub(crate) fn choose(
         // A configuration file that names a kernel and no initrd means what it says.
         None if source.is_some() => None,
         // The kernel mounts its root by itself; a command is what the initial RAM disk is needed for.
-        None if has_root(args, file) && modules.is_none() && args.command.is_empty() => None,
+        None if has_root(args, file)
+            && modules.is_none()
+            && args.command.is_empty()
+            && purpose == Purpose::Shell =>
+        {
+            None
+        }
         None => {
             let initramfs = image::initramfs::default_initramfs(
                 &cache,
                 modules.as_deref(),
                 Path::new(BUSYBOX),
+                purpose,
             )?;
             Some((initramfs.file, initramfs.path))
         }
@@ -109,7 +118,7 @@ pub(crate) fn choose(
         kernel_path,
         kernel,
         initrd,
-        cmdline: cmdline(args, file, console),
+        cmdline: cmdline(args, file, console, purpose),
         console,
     })
 }
@@ -167,7 +176,7 @@ fn whole_cmdline<'a>(args: &'a RunArgs, file: &'a VmConfig) -> Option<&'a str> {
 }
 
 /// The whole command line as it is; otherwise mote's own words.
-fn cmdline(args: &RunArgs, file: &VmConfig, console: ConsoleKind) -> String {
+fn cmdline(args: &RunArgs, file: &VmConfig, console: ConsoleKind, purpose: Purpose) -> String {
     let mut cmdline = match whole_cmdline(args, file) {
         Some(whole) => whole.to_owned(),
         None => default_cmdline(args, console),
@@ -180,6 +189,9 @@ fn cmdline(args: &RunArgs, file: &VmConfig, console: ConsoleKind) -> String {
     if let Some(more) = &args.append {
         cmdline.push(' ');
         cmdline.push_str(more);
+    }
+    if purpose == Purpose::Jobs {
+        cmdline.push_str(" mote.jobs");
     }
     if !args.command.is_empty() {
         cmdline.push_str(" mote.exec=");

@@ -28,6 +28,7 @@ mod rundir;
 mod service;
 mod signals;
 pub mod status;
+mod template;
 mod terminal;
 
 use std::ffi::OsString;
@@ -102,13 +103,20 @@ fn serve(args: &VmmArgs, name: Name, started: Instant) -> Status {
 
 fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
     match cli.command {
-        Command::Run(args) => match run::run(&args, started, meet) {
-            Ok((status, remains)) => {
-                remains.leave_to_reaper();
-                status
+        Command::Run(args) => {
+            let ended = match &args.template {
+                Some(name) => template::run::run(&args, name, started),
+                None => run::run(&args, started, meet),
+            };
+            match ended {
+                Ok((status, remains)) => {
+                    remains.leave_to_reaper();
+                    status
+                }
+                Err(error) => fail(&error),
             }
-            Err(error) => fail(&error),
-        },
+        }
+        Command::Template(args) => template::execute(&args),
         Command::Vmm(args) => serve(&args, Name::Mote, started),
         Command::Restore(args) => match args.vmm() {
             Ok(args) => serve(&args, Name::Mote, started),

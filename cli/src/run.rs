@@ -9,6 +9,7 @@ use ::devices::mmds::Mmds;
 use api::types::{BootSource, HugePages, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
+use image::initramfs::Purpose;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
 use vmm::config::{self, Config, DeviceKind, Payload};
@@ -30,6 +31,7 @@ use crate::service::args::ANONYMOUS;
 use crate::service::beside::Beside;
 use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
+use crate::template;
 
 /// What every Linux prints when it gives up.
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
@@ -67,6 +69,9 @@ pub(crate) enum Error {
     /// A flag about a device.
     #[error("{0}")]
     Device(String),
+    /// A template.
+    #[error(transparent)]
+    Template(#[from] template::Error),
     /// The console's other end.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -90,7 +95,7 @@ pub(crate) enum Error {
     },
 }
 
-fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
+pub(crate) fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Host { what, source }
 }
 
@@ -101,10 +106,7 @@ pub(crate) fn run(
     started: Instant,
     meet: impl FnOnce(&mut Vm),
 ) -> Result<(Status, Remains), Error> {
-    let file = match &args.config_file {
-        Some(path) => config_file::read(path, Unknown::Refuse)?,
-        None => VmConfig::default(),
-    };
+    let file = read_file(args)?;
     logger::start(args.verbose, args.id.as_deref().unwrap_or(ANONYMOUS));
     if let Some(logger) = &file.logger {
         logger::change(logger)?;
@@ -113,9 +115,6 @@ pub(crate) fn run(
         logger::set_verbose(args.verbose);
     }
     process::set_up();
-    let metadata = devices::metadata(args, &file).map_err(Error::Device)?;
-    let config = configure(args, &file, metadata.as_ref())?;
-    check_root(args, &file)?;
     // A flag is in the place of what the file says.
     let serial = file.serial.as_ref().filter(|_| args.console.is_none());
     let option = match &args.console {
@@ -125,16 +124,7 @@ pub(crate) fn run(
             ..ConsoleOption::default()
         },
     };
-    let guest = guest::choose(args, &file, &option)?;
-    let device_error = |error: config::Error| Error::Device(error.to_string());
-    let mut config = config
-        .with_pci(args.pci)
-        .and_then(|config| config.with_console(console_of(guest.console)))
-        .map_err(device_error)?;
-    let flags = devices::devices(args, &file, metadata, config.cpus());
-    for device in flags.map_err(Error::Device)? {
-        config = config.with_device(device).map_err(device_error)?;
-    }
+    let (config, guest) = prepare(args, &file, &option, Purpose::Shell)?;
     if args.verbose > 0 {
         describe(&config, &guest);
     }
@@ -154,19 +144,11 @@ pub(crate) fn run(
     let document = api
         .is_some()
         .then(|| document(args, &config, &guest, &file));
-    let (initrd, initrd_path) = guest.initrd.unzip();
-    let payload = Payload::Kernel {
-        kernel: guest.kernel.file,
-        initrd,
-        cmdline: guest.cmdline,
-        protocol: match args.boot {
-            Boot::Linux => Protocol::Linux64,
-            Boot::Pvh => Protocol::Pvh,
-        },
-    };
+    let console_kind = guest.console;
+    let (payload, files) = payload(args, guest);
 
     let targets = Targets::default();
-    let (mut console, terminal) = match guest.console {
+    let (mut console, terminal) = match console_kind {
         ConsoleKind::Serial | ConsoleKind::Virtio => {
             let (console, terminal) = match serial {
                 Some(serial) => console::open_serial(Some(serial), targets.clone())?,
@@ -181,8 +163,8 @@ pub(crate) fn run(
     }
     // Ends after the machine, for which it may wait.
     let mut served = None;
-    let mut vm = Vm::build(&config, payload, console)
-        .map_err(|source| name_file(source, guest.kernel_path, initrd_path))?;
+    let mut vm =
+        Vm::build(&config, payload, console).map_err(|source| files.name_in(source))?;
     let _ = targets.set(Target {
         stopper: vm.stopper(),
         power_button: vm.power_button(),
@@ -219,8 +201,64 @@ pub(crate) fn run(
     Ok((status, vm.take_down()))
 }
 
+/// What `--config-file` has.
+pub(crate) fn read_file(args: &RunArgs) -> Result<VmConfig, Error> {
+    Ok(match &args.config_file {
+        Some(path) => config_file::read(path, Unknown::Refuse)?,
+        None => VmConfig::default(),
+    })
+}
+
+/// The machine that flags and file describe, and what it boots.
+pub(crate) fn prepare(
+    args: &RunArgs,
+    file: &VmConfig,
+    console: &ConsoleOption,
+    purpose: Purpose,
+) -> Result<(Config, Guest), Error> {
+    let metadata = devices::metadata(args, file).map_err(Error::Device)?;
+    let config = configure(args, file, metadata.as_ref())?;
+    check_root(args, file)?;
+    let guest = guest::choose(args, file, console, purpose)?;
+    let device_error = |error: config::Error| Error::Device(error.to_string());
+    let mut config = config
+        .with_pci(args.pci)
+        .and_then(|config| config.with_console(console_of(guest.console)))
+        .map_err(device_error)?;
+    let flags = devices::devices(args, file, metadata, config.cpus());
+    for device in flags.map_err(Error::Device)? {
+        config = config.with_device(device).map_err(device_error)?;
+    }
+    Ok((config, guest))
+}
+
+/// What a guest boots, for the machine; and the names of the files.
+pub(crate) fn payload(args: &RunArgs, guest: Guest) -> (Payload, Files) {
+    let (initrd, initrd_path) = guest.initrd.unzip();
+    let payload = Payload::Kernel {
+        kernel: guest.kernel.file,
+        initrd,
+        cmdline: guest.cmdline,
+        protocol: match args.boot {
+            Boot::Linux => Protocol::Linux64,
+            Boot::Pvh => Protocol::Pvh,
+        },
+    };
+    let files = Files {
+        kernel: guest.kernel_path,
+        initrd: initrd_path,
+    };
+    (payload, files)
+}
+
+/// Names of the files that a guest boots.
+pub(crate) struct Files {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+}
+
 /// What the API says of the machine.
-fn document(args: &RunArgs, config: &Config, guest: &Guest, file: &VmConfig) -> VmConfig {
+pub(crate) fn document(args: &RunArgs, config: &Config, guest: &Guest, file: &VmConfig) -> VmConfig {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let boot_source = BootSource {
         kernel_image_path: text(&guest.kernel_path),
@@ -251,18 +289,20 @@ fn console_of(kind: ConsoleKind) -> config::ConsoleKind {
     }
 }
 
-/// Says which file an error is about.
-fn name_file(source: BuildError, kernel: PathBuf, initrd: Option<PathBuf>) -> Error {
-    let path = match &source {
-        BuildError::Kernel(_) | BuildError::Boot(boot::Error::KernelTooLarge { .. }) => {
-            Some(kernel)
+impl Files {
+    /// Says which file an error is about.
+    pub(crate) fn name_in(self, source: BuildError) -> Error {
+        let path = match &source {
+            BuildError::Kernel(_) | BuildError::Boot(boot::Error::KernelTooLarge { .. }) => {
+                Some(self.kernel)
+            }
+            BuildError::Boot(boot::Error::InitrdTooLarge { .. }) => self.initrd,
+            _ => None,
+        };
+        match path {
+            Some(path) => Error::File { path, source },
+            None => source.into(),
         }
-        BuildError::Boot(boot::Error::InitrdTooLarge { .. }) => initrd,
-        _ => None,
-    };
-    match path {
-        Some(path) => Error::File { path, source },
-        None => source.into(),
     }
 }
 
@@ -353,7 +393,7 @@ fn millis(duration: Duration) -> f64 {
 }
 
 /// Says how it ended, in one line unless it ended well.
-fn report_end(
+pub(crate) fn report_end(
     reason: &StopReason,
     console_tail: &[u8],
     args: &RunArgs,
@@ -394,6 +434,9 @@ fn report_end(
             ));
             Status::MoteError
         }
+        StopReason::Done(status) => Status::Other((*status).into()),
+        // There is a port to say so only where a template is made.
+        StopReason::Waits => Status::Success,
         StopReason::Requested(StopRequest::Quit) => Status::Success,
         StopReason::Requested(StopRequest::Timeout) => {
             say(&format!(
@@ -429,13 +472,13 @@ fn report_crash(guest: &str, report: &CrashReport, symbols: Option<&std::fs::Fil
 }
 
 /// Stops the machine when its time is up.
-struct Timeout {
+pub(crate) struct Timeout {
     timer: TimerFd,
     stopper: Stopper,
 }
 
 impl Timeout {
-    fn new(after: Duration, stopper: Stopper) -> io::Result<Self> {
+    pub(crate) fn new(after: Duration, stopper: Stopper) -> io::Result<Self> {
         let mut timer = TimerFd::new()?;
         timer.reset(after, None)?;
         Ok(Self { timer, stopper })

@@ -11,6 +11,10 @@ pub enum GuestEvent {
     Panicked,
     /// The guest reached the point of its boot that it gives this number.
     BootTimer(u8),
+    /// The guest's first process waits for a job.
+    Waits,
+    /// The guest's job has ended with this status.
+    Done(u8),
 }
 
 /// Takes a guest's events. A device calls it on the vCPU thread with its own lock held, as often as

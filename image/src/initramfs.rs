@@ -23,6 +23,10 @@ pub use crate::elf::Error as ElfError;
 const AREA: &str = "initramfs";
 /// What the first process does.
 const INIT: &str = include_str!("initramfs/init.sh");
+/// What runs commands one after the other, in guests that templates are made of (image/build.rs).
+const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
+/// Where it is.
+const AGENT_PATH: &str = "bin/mote-agent";
 /// What busybox's DHCP client calls to set up an interface.
 const DHCP: &str = include_str!("initramfs/dhcp.sh");
 /// Where Debian's busybox looks for it, and where it was meant to be.
@@ -92,6 +96,15 @@ pub enum Error {
     },
 }
 
+/// What the default user space is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A shell, or one command that is on the kernel's command line.
+    Shell,
+    /// Jobs, which come by the job port, if the word `mote.jobs` is on the kernel's command line.
+    Jobs,
+}
+
 /// Makes the initramfs that boots into a shell, or finds that it has been made.
 ///
 /// `modules` is a directory of kernel modules, loaded in the order of their names. `busybox` must
@@ -100,6 +113,7 @@ pub fn default_initramfs(
     cache: &Cache,
     modules: Option<&Path>,
     busybox: &Path,
+    purpose: Purpose,
 ) -> Result<CachedFile, Error> {
     let modules = modules.map_or(Ok(Vec::new()), list_modules)?;
     let busybox_identity = fs::metadata(busybox)
@@ -111,6 +125,10 @@ pub fn default_initramfs(
     let mut settled = busybox_identity.is_settled();
     let mut key = Sha256::new();
     key.update(format!("{LAYOUT}\n{INIT}\n{DHCP}\n{busybox_identity}\n"));
+    let agent = (purpose == Purpose::Jobs).then_some(AGENT);
+    if let Some(agent) = agent {
+        key.update(agent);
+    }
     for path in &modules {
         let identity = fs::metadata(path)
             .map(|metadata| Identity::of(&metadata))
@@ -124,7 +142,7 @@ pub fn default_initramfs(
         return Ok(found);
     }
 
-    let archive = build(busybox, &modules)?;
+    let archive = build(busybox, &modules, agent)?;
     let write_error = |source| Error::Write { source };
     let name = format!("{}.cpio", hex(&Sha256::digest(&archive)));
     let mut draft = cache.draft(AREA, &name).map_err(write_error)?;
@@ -174,7 +192,7 @@ fn list_modules(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Puts the archive together.
-fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>, Error> {
+fn build(busybox: &Path, modules: &[PathBuf], agent: Option<&[u8]>) -> Result<Vec<u8>, Error> {
     let program = File::open(busybox).map_err(read_error(busybox))?;
     let size = program.metadata().map_err(read_error(busybox))?.len();
     elf::check_static_executable(&program, size).map_err(|source| Error::Busybox {
@@ -218,6 +236,9 @@ fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>, Error> {
         path: busybox.to_owned(),
         source,
     })?;
+    if let Some(agent) = agent {
+        archive.put(|archive| archive.file(AGENT_PATH, 0o755, agent))?;
+    }
     archive.put(|archive| {
         archive.file("bin/busybox", 0o755, &program)?;
         for applet in &applets {

@@ -105,6 +105,10 @@ pub enum End {
     Crash,
     /// KVM itself failed.
     KvmError,
+    /// It waits for a job, of which a template is made.
+    Waits,
+    /// Its job has ended.
+    Done,
     /// Someone stopped it.
     Stopped,
 }
@@ -177,6 +181,11 @@ impl From<&StopReason> for Event {
                 report = Some(error.to_string());
                 End::KvmError
             }
+            StopReason::Waits => End::Waits,
+            StopReason::Done(status) => {
+                report = Some(format!("status {status}"));
+                End::Done
+            }
             StopReason::Requested(request) => {
                 by = Some(match request {
                     StopRequest::Quit => "request".into(),
@@ -214,7 +223,7 @@ impl Event {
 }
 
 /// `2026-11-24T23:59:59.123456Z`, of a time since 1970.
-fn rfc3339(since: Duration) -> String {
+pub fn rfc3339(since: Duration) -> String {
     const DAY: u64 = 86_400;
     let (seconds, micros) = (since.as_secs(), since.subsec_micros());
     let (days, second) = (seconds / DAY, seconds % DAY);

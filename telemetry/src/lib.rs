@@ -26,7 +26,7 @@ use api::command::State;
 use devices::lock;
 use vmm::{BootMark, Insight, StopReason, StopRequest};
 
-pub use event::{Device, End, Event, Milestone};
+pub use event::{Device, End, Event, Milestone, rfc3339};
 pub use program::{Program, SignalCounts, Started};
 pub use requests::{Requests, Submitted};
 

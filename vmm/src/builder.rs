@@ -23,6 +23,7 @@ use devices::legacy::acpi_pm::AcpiPm;
 use devices::legacy::boot_timer::BootTimer;
 use devices::legacy::ged::Ged;
 use devices::legacy::i8042::I8042;
+use devices::legacy::job_port::{self, JobPort};
 use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
@@ -412,6 +413,12 @@ impl Machine {
         for (pic, port) in pics.iter().zip(ports) {
             io.insert(port.into(), 2, pic.clone())?;
         }
+        let mut job_port = None;
+        if config.job_port() {
+            let port = Arc::new(Mutex::new(JobPort::new(sink())));
+            io.insert(layout::JOB_PORT.into(), job_port::SIZE, port.clone())?;
+            job_port = Some(port);
+        }
         let mut boot_timer = None;
         if config.boot_timer() {
             let timer = Arc::new(Mutex::new(BootTimer::new(sink())));
@@ -448,6 +455,7 @@ impl Machine {
             ged: Arc::clone(&ged),
             acpi_pm,
             pics,
+            job_port,
             pci_config,
             virtio,
         };

@@ -121,6 +121,7 @@ pub struct Config {
     cpus: u32,
     memory: u64,
     boot_timer: bool,
+    job_port: bool,
     pci: bool,
     console: ConsoleKind,
     keyboard: bool,
@@ -245,6 +246,7 @@ impl Config {
             cpus,
             memory,
             boot_timer: false,
+            job_port: false,
             pci: false,
             console: ConsoleKind::default(),
             keyboard: false,
@@ -265,6 +267,12 @@ impl Config {
     /// With or without the port through which a guest marks a point of its boot.
     pub fn with_boot_timer(mut self, boot_timer: bool) -> Self {
         self.boot_timer = boot_timer;
+        self
+    }
+
+    /// With or without the port through which the guest's first process gets a job and says how it ended.
+    pub fn with_job_port(mut self, job_port: bool) -> Self {
+        self.job_port = job_port;
         self
     }
 
@@ -379,6 +387,11 @@ impl Config {
     /// Whether the boot timer's port exists.
     pub fn boot_timer(&self) -> bool {
         self.boot_timer
+    }
+
+    /// Whether the port for jobs exists.
+    pub fn job_port(&self) -> bool {
+        self.job_port
     }
 
     /// Whether there is a keyboard.

@@ -48,6 +48,10 @@ pub enum StopReason {
         /// What KVM said.
         error: kvm_ioctls::Error,
     },
+    /// The guest's first process waits for a job: it can be written as a template now.
+    Waits,
+    /// The guest's job has ended with this status.
+    Done(u8),
     /// Someone outside asked for it.
     Requested(StopRequest),
 }
@@ -132,6 +136,8 @@ impl EventSink for Events {
             GuestEvent::PowerOff => self.stop(StopReason::PowerOff),
             GuestEvent::Reset => self.stop(StopReason::Reset),
             GuestEvent::Panicked => self.stop(StopReason::Panicked),
+            GuestEvent::Waits => self.stop(StopReason::Waits),
+            GuestEvent::Done(status) => self.stop(StopReason::Done(status)),
             GuestEvent::BootTimer(value) => {
                 let at = Instant::now();
                 let mut pending = self.lock();

@@ -7,6 +7,7 @@ use devices::ioapic::{IoApic, IoApicState};
 use devices::legacy::acpi_pm::AcpiPm;
 use devices::legacy::ged::Ged;
 use devices::legacy::i8042::I8042;
+use devices::legacy::job_port::JobPort;
 use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::serial::Serial;
@@ -57,6 +58,7 @@ pub(crate) struct Hardware {
     pub(crate) ged: Arc<Mutex<Ged>>,
     pub(crate) acpi_pm: Arc<Mutex<AcpiPm>>,
     pub(crate) pics: [Arc<Mutex<Pic>>; 2],
+    pub(crate) job_port: Option<Arc<Mutex<JobPort>>>,
     pub(crate) pci_config: Arc<Mutex<PciConfig>>,
     pub(crate) virtio: Virtio,
 }
@@ -75,6 +77,15 @@ impl Hardware {
         match &self.virtio {
             Virtio::Pci(pci) => Some(pci),
             Virtio::Mmio(_) => None,
+        }
+    }
+
+    /// Whether there are any virtio devices.
+    pub(crate) fn has_virtio(&self) -> bool {
+        match &self.virtio {
+            Virtio::Mmio(devices) => !devices.is_empty(),
+            // They may come.
+            Virtio::Pci(_) => true,
         }
     }
 
@@ -111,6 +122,7 @@ impl Hardware {
             ged: lock(&self.ged).save(),
             acpi_pm: lock(&self.acpi_pm).save(),
             pics: [lock(primary).save(), lock(secondary).save()],
+            job_port: self.job_port.as_ref().map(|port| lock(port).save()),
             pci_address: lock(&self.pci_config).save(),
         };
         let virtio = match &self.virtio {
@@ -143,18 +155,12 @@ impl Hardware {
                 .restore(state)
                 .map_err(Error::of("serial port"))?;
         }
-        match (&self.i8042, &legacy.i8042) {
-            (Some(i8042), Some(state)) => lock(i8042)
-                .restore(state)
-                .map_err(Error::of("keyboard controller"))?,
-            (None, None) => {}
-            (made, saved) => {
-                let name = |there: bool| if there { "a keyboard" } else { "no keyboard" };
-                return Err(Error::Devices {
-                    saved: name(saved.is_some()).into(),
-                    made: name(made.is_some()).into(),
-                });
-            }
+        if let Some((i8042, state)) = both(self.i8042.as_ref(), legacy.i8042.as_ref(), "keyboard")? {
+            let restored = lock(i8042).restore(state);
+            restored.map_err(Error::of("keyboard controller"))?;
+        }
+        if let Some((port, state)) = both(self.job_port.as_ref(), legacy.job_port.as_ref(), "job port")? {
+            lock(port).restore(state).map_err(Error::of("job port"))?;
         }
         lock(&self.ged).restore(legacy.ged);
         lock(&self.acpi_pm).restore(legacy.acpi_pm);
@@ -188,6 +194,25 @@ impl Hardware {
                     made: made.into(),
                 })
             }
+        }
+    }
+}
+
+/// A device and its state, if there are both; none if there is neither.
+fn both<'a, D, S>(
+    made: Option<&'a D>,
+    saved: Option<&'a S>,
+    name: &str,
+) -> Result<Option<(&'a D, &'a S)>, Error> {
+    match (made, saved) {
+        (Some(made), Some(saved)) => Ok(Some((made, saved))),
+        (None, None) => Ok(None),
+        (made, saved) => {
+            let name = |is_there| format!("{} {name}", if is_there { "a" } else { "no" });
+            Err(Error::Devices {
+                saved: name(saved.is_some()),
+                made: name(made.is_some()),
+            })
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use devices::virtio::worker::EventLoop;
 use event_manager::{EventOps, EventSet, MutEventSubscriber, SubscriberOps};
 
-use crate::builder::{self, Console, virtio};
+use crate::builder::{self, Console, Parts, virtio};
 use crate::config::{Config, Device, Payload};
 use crate::controls::{Controls, Registered};
 use crate::event_loop::{Manager, Remote};
@@ -185,6 +185,26 @@ impl Stage {
         (orders, OrderQueue(receiver))
     }
 
+    fn carry_out(&mut self, order: Order) -> Result<Parts, builder::Error> {
+        let Order {
+            asked,
+            config,
+            origin,
+            console,
+            devices,
+        } = order;
+        let devices = devices.into_iter().map(|Made(device)| device).collect();
+        let mut parts = builder::build_on(self, &config, origin, console, devices)?;
+        parts.times.asked = asked;
+        Ok(parts)
+    }
+
+    /// Builds the machine of an order, which is not started.
+    pub fn build(mut self, order: Order) -> Result<Vm, builder::Error> {
+        let parts = self.carry_out(order)?;
+        Ok(Vm::new(self, parts))
+    }
+
     /// Serves the event loop until an order has led to a machine, which has been started by then, or until
     /// it is to stop. `meet` gets the machine before it starts.
     pub fn serve(
@@ -200,18 +220,9 @@ impl Stage {
                 vm::turn(&mut self.manager)?;
                 continue;
             };
-            let Order {
-                asked,
-                config,
-                origin,
-                console,
-                devices,
-            } = order;
-            let devices = devices.into_iter().map(|Made(device)| device).collect();
-            let starts = matches!(origin, Origin::Boot(_));
-            match builder::build_on(&mut self, &config, origin, console, devices) {
-                Ok(mut parts) => {
-                    parts.times.asked = asked;
+            let starts = matches!(order.origin, Origin::Boot(_));
+            match self.carry_out(order) {
+                Ok(parts) => {
                     let mut vm = Vm::new(self, parts);
                     meet(&mut vm);
                     if starts {

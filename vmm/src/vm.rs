@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::legacy::ged::Ged;
 use devices::legacy::i8042::{I8042, I8042Counters, NoRoom};
+use devices::legacy::job_port::JobTooLong;
 use devices::legacy::serial::{Serial, SerialCounters};
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::console::ConsoleControl;
@@ -217,6 +219,15 @@ impl MachineHandle {
     }
 }
 
+/// Wakes the event loop, however its thread ends.
+struct NotifyOnDrop(Arc<Events>);
+
+impl Drop for NotifyOnDrop {
+    fn drop(&mut self) {
+        self.0.notify();
+    }
+}
+
 /// Serves an event loop until something has happened on it, or a signal has arrived.
 pub(crate) fn turn(event_manager: &mut Manager) -> Result<(), Error> {
     match event_manager.run() {
@@ -284,6 +295,51 @@ impl Vm {
         console: Option<Console>,
     ) -> Result<Self, builder::Error> {
         builder::build(config, payload, console)
+    }
+
+    /// Lets a machine that was restored go on: its devices first, then its vCPUs if `running`.
+    pub fn go_on(&mut self, running: bool) -> Result<(), Error> {
+        if self.hardware.has_virtio() {
+            let hardware = Arc::clone(&self.hardware);
+            self.serve_while(move || hardware.resume())?;
+        }
+        if running {
+            self.start();
+        }
+        Ok(())
+    }
+
+    /// Serves the event loop until another thread has done what may have to wait for it; gives back what came of that, or
+    /// nothing if it panicked.
+    pub fn serve_while<T: Send + 'static>(
+        &mut self,
+        what: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Option<T>, Error> {
+        let (sender, done) = mpsc::sync_channel(1);
+        let events = Arc::clone(&self.events);
+        std::thread::spawn(move || {
+            let wakes = NotifyOnDrop(events);
+            let _ = sender.send(what());
+            drop((sender, wakes));
+        });
+        loop {
+            match done.try_recv() {
+                Ok(result) => return Ok(Some(result)),
+                Err(TryRecvError::Disconnected) => return Ok(None),
+                Err(TryRecvError::Empty) => turn(&mut self.event_manager)?,
+            }
+        }
+    }
+
+    /// Gives the guest a job, if it has a port for that; false if not.
+    pub fn set_job(&self, job: Vec<u8>) -> Result<bool, JobTooLong> {
+        match &self.hardware.job_port {
+            Some(port) => {
+                let mut port = port.lock().unwrap_or_else(PoisonError::into_inner);
+                port.set_job(job).map(|()| true)
+            }
+            None => Ok(false),
+        }
     }
 
     /// Lets the vCPUs run.

@@ -188,7 +188,7 @@ fn host(action: &'static str, what: impl Into<String>) -> impl FnOnce(io::Error)
 }
 
 /// Prints on standard output. A reader that went away has seen enough.
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout
         .write_all(text.as_bytes())

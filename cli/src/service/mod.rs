@@ -26,11 +26,13 @@ use std::time::{Duration, Instant};
 use api::State;
 use api::server::{self, Server};
 use api::socket;
+use ::telemetry::Metrics;
+use api::types::SnapshotLoad;
 use api::{Command, Fault};
 use devices::mmds::Mmds;
 use thiserror::Error;
 use vmm::control::{Control, Settings};
-use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
+use vmm::{BuildError, OrderQueue, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 
 use crate::config_file;
 use crate::footprint::Trim;
@@ -158,7 +160,7 @@ pub(crate) fn vmm(
         telemetry::write_to(&metrics, path).map_err(Error::Metrics)?;
     }
     let face = face::Program::new(terminal.clone(), &submitter);
-    let control = Control::new(settings, stage.maker(), orders, Box::new(face));
+    let mut control = Control::new(settings, stage.maker(), orders, Box::new(face));
     // The socket comes before the guest: whoever starts this waits for it.
     let in_entry = entry.as_ref().map(Entry::socket);
     let path = args
@@ -171,17 +173,26 @@ pub(crate) fn vmm(
     if let (Some(path), true) = (&path, args.needs_run_dir(name)) {
         say(&format!("guest {id}: API on {}", path.display()));
     }
+    let mut first: Vec<Command> = metadata.map(Command::PutMmds).into_iter().collect();
+    let begun = match &args.restore {
+        Some(load) => {
+            drop(queue);
+            for command in first.drain(..) {
+                control.execute(command).map_err(refused(args))?;
+            }
+            // On this thread, and before there are others: the guest waits for none of them.
+            let vm = restore(&mut control, stage, load, &metrics).map_err(refused(args))?;
+            Begun::Restored(Box::new(vm))
+        }
+        None => Begun::Empty(stage, queue),
+    };
     let failed = Arc::new(OnceLock::new());
-    let first = metadata.map(Command::PutMmds);
-    let first = first
-        .into_iter()
-        .chain(file.into_iter().flat_map(handler::commands_of))
-        .chain(args.restore.clone().map(Command::LoadSnapshot));
+    first.extend(file.into_iter().flat_map(handler::commands_of));
     let carrier = handler::carry_out(
         control,
         jobs,
         Arc::clone(&metrics),
-        first,
+        first.into_iter(),
         Arc::clone(&failed),
     )
     .map_err(host("the control thread"))?;
@@ -199,10 +210,14 @@ pub(crate) fn vmm(
         warn_unlisted(&error);
     }
 
-    let served = stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()));
-    // Commands that wait for a start hear that there is none.
-    drop(queue);
-    let (status, remains) = match served? {
+    let outcome = match begun {
+        Begun::Restored(vm) => Outcome::Machine(vm),
+        // Commands that wait for a start hear that there is none, if there is none.
+        Begun::Empty(stage, queue) => {
+            stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()))?
+        }
+    };
+    let (status, remains) = match outcome {
         Outcome::Stopped(reason) => {
             metrics.ended(&reason);
             (end(&reason, name), None)
@@ -222,21 +237,46 @@ pub(crate) fn vmm(
     let _ = carrier.join();
     terminal.restore();
     match Arc::into_inner(failed).and_then(OnceLock::into_inner) {
-        Some(fault) => Err(Error::Refused {
-            files: [&args.metadata, &args.config_file]
-                .into_iter()
-                .flatten()
-                .cloned()
-                .chain(
-                    args.restore
-                        .iter()
-                        .map(|load| load.snapshot_path.clone().into()),
-                )
-                .collect(),
-            fault,
-        }),
+        Some(fault) => Err(refused(args)(fault)),
         None => Ok((status, remains)),
     }
+}
+
+/// What the main thread has, before it serves a machine.
+enum Begun {
+    /// A place for one that is to be asked for.
+    Empty(Stage, OrderQueue),
+    /// One that was restored.
+    Restored(Box<Vm>),
+}
+
+/// What files ask for was refused.
+fn refused(args: &VmmArgs) -> impl Fn(Fault) -> Error + '_ {
+    let named = [&args.metadata, &args.config_file].into_iter().flatten();
+    let saved = args.restore.iter().map(|load| PathBuf::from(&load.snapshot_path));
+    let files: Vec<PathBuf> = named.cloned().chain(saved).collect();
+    move |fault| Error::Refused {
+        files: files.clone(),
+        fault,
+    }
+}
+
+/// Builds the machine of a snapshot, and lets it go on.
+fn restore(
+    control: &mut Control,
+    stage: Stage,
+    load: &SnapshotLoad,
+    metrics: &Arc<Metrics>,
+) -> Result<Vm, Fault> {
+    let failed = |error: &dyn std::error::Error| {
+        Fault::bad(format!("Cannot load the snapshot: {}", chain(error)))
+    };
+    let order = control.load(load)?;
+    let mut vm = stage.build(order).map_err(|error| failed(&error))?;
+    metrics.meet(vm.insight());
+    vm.go_on(load.resume_vm).map_err(|error| failed(&error))?;
+    control.has_loaded(vm.handle(), load);
+    Ok(vm)
 }
 
 /// An entry in the run-time directory, or why there is none if nobody needs it. Under the name `firecracker` nobody
@@ -316,6 +356,12 @@ fn end(reason: &StopReason, name: Name) -> Status {
             log::error!("KVM_RUN failed for vCPU {cpu}: {error}");
             name.error()
         }
+        StopReason::Done(status) => {
+            log::info!("The guest's job has ended with status {status}.");
+            Status::Other((*status).into())
+        }
+        // There is a port to say so only where a template is made.
+        StopReason::Waits => Status::Success,
         StopReason::Requested(StopRequest::Signal(number)) => {
             log::info!("Stopped by signal {number}.");
             Status::Signal(*number)

@@ -7,6 +7,7 @@ pub mod acpi_pm;
 pub mod boot_timer;
 pub mod ged;
 pub mod i8042;
+pub mod job_port;
 pub mod keyboard;
 pub mod pci_config;
 pub mod pic;

@@ -20,13 +20,14 @@ if ! [ -e /proc/self/fd/2 ] && (: <>/dev/console) 2>/dev/null; then
 fi
 
 # The kernel passes on words that it does not know as variables.
-unset command address root root_type root_flags root_wait init
+unset command jobs address root root_type root_flags root_wait init
 cmdline=$(cat /proc/cmdline)
 access=ro
 for word in $cmdline; do
     case $word in
         hostname=*) hostname "${word#*=}" ;;
         mote.exec=*) command=${word#*=} ;;
+        mote.jobs) jobs=yes ;;
         ip=*) address=${word#*=} ;;
         root=*) root=${word#*=} ;;
         rootfstype=*) root_type=${word#*=} ;;
@@ -154,7 +155,7 @@ end() {
 
 if [ "${root+set}" ]; then
     mount_root
-    [ "${command+set}" ] || switch_to_root
+    [ "${command+set}${jobs+set}" ] || switch_to_root
     for directory in dev proc sys run tmp; do
         mount --rbind "/$directory" "/newroot/$directory" 2>/dev/null
     done
@@ -171,6 +172,14 @@ trap 'drain; reboot -f' TERM 39
 stty crtscts </dev/console 2>/dev/null
 
 cd /root
+# Jobs come in the place of the shell, and after the command.
+serve_jobs() {
+    terminal=$(cat /sys/class/tty/console/active)
+    terminal=${terminal##* }
+    exec mote-agent "/dev/${terminal:-null}" ${root+/newroot}
+}
+[ -z "${jobs+set}" ] || [ "${command+set}" ] || serve_jobs
+
 # What leads the session waits until all output has left: the terminal forgets it when it ends.
 session='trap : INT QUIT; "$@" 4>&-; status=$?; stty onlcr 2>/dev/null; echo $status >&4'
 set -- sh
@@ -191,7 +200,10 @@ setsid setsid cttyhack sh -c "$session" session "$@" 3>&- 4>/session
 exec 5</session 3>&-
 rm /session
 read -r status <&5 || status=137
+exec 5<&-
 if [ "${command+set}" ] && [ "$status" != 0 ]; then
     echo "mote: command exited with status $status"
+    end
 fi
+[ -z "${jobs+set}" ] || serve_jobs
 end

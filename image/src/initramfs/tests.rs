@@ -54,7 +54,7 @@ fn the_default_initramfs_is_made_once() {
 
     let cache = Cache::new(Some(directory.as_path().join("cache")));
     let busybox = Path::new(BUSYBOX);
-    let made = default_initramfs(&cache, Some(&modules), busybox).unwrap();
+    let made = default_initramfs(&cache, Some(&modules), busybox, Purpose::Shell).unwrap();
     let entries = list(&made.file);
     assert_eq!(entries["lib/modules/mote/00-a.ko"].1, b"first");
     assert_eq!(entries["lib/modules/mote/01-b.ko"].1, b"second");
@@ -66,10 +66,13 @@ fn the_default_initramfs_is_made_once() {
         assert_eq!(entries[path], (0o100_755, DHCP.as_bytes().to_vec()));
     }
 
-    let again = default_initramfs(&cache, Some(&modules), busybox).unwrap();
+    let again = default_initramfs(&cache, Some(&modules), busybox, Purpose::Shell).unwrap();
     assert_eq!(again.path, made.path);
+    assert!(!entries.contains_key(AGENT_PATH));
+    let jobs = default_initramfs(&cache, Some(&modules), busybox, Purpose::Jobs).unwrap();
+    assert_eq!(list(&jobs.file)[AGENT_PATH].1, AGENT);
     fs::write(modules.join("02-c.ko"), "third").unwrap();
-    let other = default_initramfs(&cache, Some(&modules), busybox).unwrap();
+    let other = default_initramfs(&cache, Some(&modules), busybox, Purpose::Shell).unwrap();
     assert_ne!(other.path, made.path);
     assert!(list(&other.file).contains_key("lib/modules/mote/02-c.ko"));
 }
@@ -79,13 +82,13 @@ fn without_a_static_busybox_the_package_is_named() {
     let directory = TempDir::new().unwrap();
     let cache = Cache::new(None);
     let missing =
-        default_initramfs(&cache, None, &directory.as_path().join("busybox")).unwrap_err();
+        default_initramfs(&cache, None, &directory.as_path().join("busybox"), Purpose::Shell).unwrap_err();
     assert!(matches!(missing, Error::NoBusybox { .. }));
     assert!(missing.to_string().contains("busybox-static"));
 
     let script = directory.as_path().join("script");
     symlink("/etc/passwd", &script).unwrap();
-    let wrong = default_initramfs(&cache, None, &script).unwrap_err();
+    let wrong = default_initramfs(&cache, None, &script, Purpose::Shell).unwrap_err();
     assert!(matches!(wrong, Error::Busybox { .. }));
     assert!(wrong.to_string().contains("busybox-static"));
 }

@@ -92,6 +92,45 @@ impl Control {
 
     /// Builds the machine that a snapshot is of. If that fails, all is as before.
     pub(super) fn load_snapshot(&mut self, snapshot: &SnapshotLoad) -> Result<(), Fault> {
+        let (order, before) = self.order_to_load(snapshot)?;
+        match self.orders.start(order) {
+            Ok(machine) => {
+                machine.resume_devices();
+                if snapshot.resume_vm {
+                    machine.resume();
+                }
+                self.has_loaded(machine, snapshot);
+                Ok(())
+            }
+            Err(error) => {
+                self.undo(before);
+                Err(cannot_load(chain(&error)))
+            }
+        }
+    }
+
+    /// The machine that a snapshot is of, for whoever builds it ([`Stage::build`](crate::Stage::build)), and then says so
+    /// by [`Control::has_loaded`].
+    pub fn load(&mut self, snapshot: &SnapshotLoad) -> Result<Order, Fault> {
+        self.order_to_load(snapshot).map(|(order, _)| order)
+    }
+
+    /// The machine of a snapshot has been built.
+    pub fn has_loaded(&mut self, machine: MachineHandle, snapshot: &SnapshotLoad) {
+        if let Some(config) = &self.resources.mmds_config {
+            self.settings
+                .mmds
+                .set_config(convert::metadata_config(config));
+        }
+        self.machine = Some(machine);
+        self.set_state(if snapshot.resume_vm {
+            State::Running
+        } else {
+            State::Paused
+        });
+    }
+
+    fn order_to_load(&mut self, snapshot: &SnapshotLoad) -> Result<(Order, Before), Fault> {
         let asked = Instant::now();
         if self.resources.has_any() {
             return Err(cannot_load("the microVM has been configured already"));
@@ -122,46 +161,43 @@ impl Control {
             VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;
         change(&mut document, snapshot)?;
         let resources = Resources::of_document(document);
-        let before = (
-            std::mem::replace(&mut self.resources, resources),
-            std::mem::replace(&mut self.settings.pci, saved.has_pci()),
-        );
-        if let Err(why) = self.restore(asked, saved) {
-            (self.resources, self.settings.pci) = before;
-            return Err(cannot_load(why));
+        let before = Before {
+            resources: std::mem::replace(&mut self.resources, resources),
+            pci: std::mem::replace(&mut self.settings.pci, saved.has_pci()),
+        };
+        match self.order_of(asked, saved) {
+            Ok(order) => Ok((order, before)),
+            Err(why) => {
+                self.undo(before);
+                Err(cannot_load(why))
+            }
         }
-        if snapshot.resume_vm
-            && let Some(machine) = &self.machine
-        {
-            machine.resume();
-            self.set_state(State::Running);
-        } else {
-            self.set_state(State::Paused);
-        }
-        Ok(())
     }
 
-    fn restore(&mut self, asked: Instant, saved: Saved) -> Result<(), String> {
+    fn undo(&mut self, before: Before) {
+        (self.resources, self.settings.pci) = (before.resources, before.pci);
+    }
+
+    fn order_of(&mut self, asked: Instant, saved: Saved) -> Result<Order, String> {
         let console = self.face.console(self.resources.serial.as_ref())?;
         let (config, devices) = self.collect()?;
-        let config = config.with_keyboard(saved.has_keyboard());
-        let order = Order {
+        let config = config
+            .with_keyboard(saved.has_keyboard())
+            .with_job_port(saved.has_job_port());
+        Ok(Order {
             asked,
             config,
             origin: Origin::Saved(Box::new(saved)),
             console,
             devices,
-        };
-        let machine = self.orders.start(order).map_err(|error| chain(&error))?;
-        if let Some(config) = &self.resources.mmds_config {
-            self.settings
-                .mmds
-                .set_config(convert::metadata_config(config));
-        }
-        machine.resume_devices();
-        self.machine = Some(machine);
-        Ok(())
+        })
     }
+}
+
+/// What there was before a snapshot was loaded.
+struct Before {
+    resources: Resources,
+    pci: bool,
 }
 
 /// The files that a machine uses.

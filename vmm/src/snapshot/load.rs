@@ -99,6 +99,11 @@ impl Saved {
         self.state.legacy.i8042.is_some()
     }
 
+    /// Whether its machine was made to run commands.
+    pub fn has_job_port(&self) -> bool {
+        self.state.legacy.job_port.is_some()
+    }
+
     /// Checks what the configuration of the machine has to agree with.
     pub(crate) fn check(&self, cpus: u32, ram: u64) -> Result<(), Error> {
         let (saved, configured) = (self.state.vcpus.len(), cpus as usize);

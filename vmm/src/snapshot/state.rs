@@ -5,6 +5,7 @@
 use arch::vcpu_state::VcpuState;
 use devices::ioapic::IoApicState;
 use devices::legacy::i8042::I8042State;
+use devices::legacy::job_port::JobPortState;
 use devices::legacy::serial::SerialState;
 use devices::pci::hotplug::HotplugState;
 use devices::virtio::state::MmioState;
@@ -51,6 +52,8 @@ pub struct LegacyState {
     pub acpi_pm: u8,
     /// Both interrupt controllers that deliver nothing.
     pub pics: [(u8, u8); 2],
+    /// The port for jobs, if it has one.
+    pub job_port: Option<JobPortState>,
     /// The address register of PCI configuration.
     pub pci_address: u32,
 }

@@ -106,10 +106,20 @@ impl Vcpu {
             }
         }
         if self.events.is_stopping() {
+            self.finish_access();
             Next::Interrupted
         } else {
             Next::Continue
         }
+    }
+
+    /// Lets KVM finish the instruction whose access has been handled, and not begin another: what is saved of the
+    /// vCPU then is behind it.
+    fn finish_access(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // EINTR is what was asked for; all else comes again if the vCPU runs on.
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     fn on_run_error(&mut self, error: kvm_ioctls::Error) -> Next {

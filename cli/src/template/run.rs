@@ -1,0 +1,162 @@
+//! `mote run --template`: a guest from a template, in the foreground, with a job.
+//!
+//! What is done here is in the way of each start: what can wait is done once the guest runs, or not at all.
+
+use std::env;
+use std::fs::File;
+use std::io::{stdin, IsTerminal};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent::Job;
+use api::command::State;
+use api::types::{
+    Logger, MemBackend, MemBackendType, Metrics, Serial, SnapshotLoad, VsockOverride,
+};
+use devices::mmds::{DEFAULT_LIMIT, Mmds};
+use vmm::control::{Control, Face, Settings};
+use vmm::{Console, Remains, Stage};
+
+use super::Error;
+use super::create::rebuild;
+use super::store::Store;
+use crate::args::RunArgs;
+use crate::console::{self, ConsoleOption};
+use crate::ctl::snapshot::{MEMORY, STATE};
+use crate::footprint::Trim;
+use crate::keys::{Target, Targets};
+use crate::message::say;
+use crate::run::{self, Timeout, host};
+use crate::signals::SignalWatch;
+use crate::status::Status;
+use crate::{logger, process, terminal};
+
+/// Name of a guest that has none.
+const HOSTNAME: &str = "mote";
+
+/// Runs a job in a guest from the template of this name, and stays with it until it ends.
+pub(crate) fn run(args: &RunArgs, name: &str, started: Instant) -> Result<(Status, Remains), run::Error> {
+    logger::start(args.verbose, args.id.as_deref().unwrap_or(name));
+    process::set_up();
+    let store = Store::from_env()?;
+    let mut template = store.find(name)?;
+    if let Some(why) = template.outdated() {
+        say(&format!("template {name} is made again: {why}"));
+        rebuild(name)?;
+        template = store.find(name)?;
+    }
+    let option = match &args.console {
+        Some(text) => ConsoleOption::parse(text).map_err(run::Error::Device)?,
+        None => ConsoleOption::default(),
+    };
+    let targets = Targets::default();
+    let (console, terminal) = console::open(&option, targets.clone())?;
+
+    let stage = Stage::new()?;
+    let settings = Settings {
+        id: args.id.clone().unwrap_or_else(|| name.to_owned()),
+        pci: false,
+        boot_timer: false,
+        kvm_device: vmm::DEFAULT_DEVICE.into(),
+        mmds: Arc::new(Mmds::new(name, DEFAULT_LIMIT).map_err(host("the metadata service"))?),
+    };
+    let (orders, queue) = stage.orders();
+    drop(queue);
+    let face = Foreground(Some(console));
+    let mut control = Control::new(settings, stage.maker(), orders, Box::new(face));
+    let load = load(args, template.directory());
+    let cannot = |fault: api::Fault| run::Error::Device(fault.message);
+    let order = control.load(&load).map_err(cannot)?;
+    let mut vm = stage.build(order)?;
+    let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
+    let is_there = vm.set_job(job).map_err(|error| Error::Job(error.to_string()))?;
+    if !is_there {
+        return Err(Error::Job(format!("the template {name} takes none")).into());
+    }
+    vm.go_on(true)?;
+
+    let _ = targets.set(Target {
+        stopper: vm.stopper(),
+        power_button: vm.power_button(),
+        keyboard: vm.keyboard(),
+    });
+    let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
+    vm.add_subscriber(Box::new(signals));
+    vm.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
+    if let Some(timeout) = args.timeout {
+        let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
+        vm.add_subscriber(Box::new(timeout));
+    }
+    let reason = vm.run(|mark| run::report_mark(&mark, started))?;
+    drop(terminal);
+    let status = run::report_end(&reason, &vm.console_tail(), args, None);
+    Ok((status, vm.take_down()))
+}
+
+fn load(args: &RunArgs, directory: &Path) -> SnapshotLoad {
+    let path = |name| directory.join(name).to_string_lossy().into_owned();
+    SnapshotLoad {
+        snapshot_path: path(STATE),
+        mem_backend: Some(MemBackend {
+            backend_type: MemBackendType::File,
+            backend_path: path(MEMORY),
+        }),
+        mem_file_path: None,
+        enable_diff_snapshots: false,
+        track_dirty_pages: false,
+        resume_vm: true,
+        network_overrides: Vec::new(),
+        vsock_override: args.vsock.clone().map(|uds_path| VsockOverride { uds_path }),
+        clock_realtime: true,
+    }
+}
+
+/// What the guest is to run; none if there is a zero in it.
+fn job(args: &RunArgs) -> Option<Vec<u8>> {
+    let mut job = Job {
+        arguments: args.command.iter().map(|word| word.clone().into_bytes()).collect(),
+        hostname: args.id.as_deref().unwrap_or(HOSTNAME).into(),
+        ..Job::default()
+    };
+    if stdin().is_terminal() {
+        job.window = terminal::size().unwrap_or_default();
+        if let Some(kind) = env::var_os("TERM") {
+            job.environment.push([b"TERM=", &kind.into_vec()[..]].concat());
+        }
+    }
+    job.encode()
+}
+
+/// What a machine without an API needs of this program: its console, once.
+#[derive(Default)]
+pub(super) struct Foreground(Option<Console>);
+
+impl Face for Foreground {
+    fn kernel(&mut self, _: &Path) -> Result<File, String> {
+        Err("There is a guest already".into())
+    }
+
+    fn console(&mut self, _: Option<&Serial>) -> Result<Option<Console>, String> {
+        Ok(self.0.take())
+    }
+
+    fn set_logger(&mut self, _: &Logger) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn set_metrics(&mut self, _: &Metrics) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn metrics(&mut self) -> String {
+        String::new()
+    }
+
+    fn state_changed(&mut self, _: State) {}
+}
