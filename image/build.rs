@@ -14,9 +14,19 @@ fn main() {
     let compile = |crate_type: &str, file: &str, to: &Path, more: &[&str]| {
         let mut rustc = Command::new(env::var_os("RUSTC").expect("cargo sets it"));
         rustc
-            .args(["--edition=2024", "--crate-name=agent", "--crate-type", crate_type])
+            .args([
+                "--edition=2024",
+                "--crate-name=agent",
+                "--crate-type",
+                crate_type,
+            ])
             .args(["--target", &env::var("TARGET").expect("cargo sets it")])
-            .args(["-Copt-level=z", "-Cpanic=abort", "-Cstrip=symbols", "-Cembed-bitcode=yes"])
+            .args([
+                "-Copt-level=z",
+                "-Cpanic=abort",
+                "-Cstrip=symbols",
+                "-Cembed-bitcode=yes",
+            ])
             .arg(source.join(file))
             .arg("-o")
             .arg(to)
@@ -31,6 +41,11 @@ fn main() {
         "bin",
         "main.rs",
         &out.join("agent"),
-        &["-Clto=fat", "-Ctarget-feature=+crt-static", "--extern", &external],
+        &[
+            "-Clto=fat",
+            "-Ctarget-feature=+crt-static",
+            "--extern",
+            &external,
+        ],
     );
 }

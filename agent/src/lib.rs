@@ -1,12 +1,14 @@
 //! What a guest that runs commands and its monitor say to each other, by the job port (`devices::legacy::job_port`).
 #![forbid(unsafe_code)]
 
-/// First of the port's addresses: the number of bytes of the job, 4 bytes.
-pub const PORT: u16 = 0x508;
-/// Next byte of the job, and the status with which it ended.
-pub const DATA_PORT: u16 = PORT + 4;
+/// First of the ports: four of them have the number of bytes of the job.
+pub const PORT: u64 = 0x5800;
+/// First of those that have the next byte of the job; the status with which it ended is written there.
+pub const DATA_PORT: u64 = PORT + 4;
+/// How many they are.
+pub const DATA_PORTS: usize = 252;
 /// Written to [`PORT`]: the guest waits for its job.
-pub const WAITS: u32 = 1;
+pub const WAITS: u8 = 1;
 
 /// What a guest is to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

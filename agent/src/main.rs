@@ -2,29 +2,35 @@
 //!
 //! `agent TERMINAL [ROOT]`
 //!
-//! It says by the job port that all is set up, and waits in that instruction: a template is taken there, and each guest that
+//! It says by the job port (/dev/port) that all is set up, and stands still in that instruction: a template is taken there, and each guest that
 //! is restored from it goes on with a job of its own. It runs that as the terminal's session, in ROOT if there is one,
 //! and hands its status over; the machine ends with that.
-#![expect(
-    unsafe_code,
-    reason = "port I/O, and system calls that std does not have"
-)]
+#![expect(unsafe_code, reason = "system calls that std does not have")]
 
-use std::arch::asm;
 use std::env;
-use std::ffi::{CString, OsStr, OsString, c_int, c_uint, c_ulong};
+use std::ffi::{CString, OsStr, OsString, c_int, c_uint, c_ulong, c_void};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::ptr;
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::{AtomicI32, Ordering};
 
-use agent::{DATA_PORT, Job, PORT, WAITS};
+use agent::{DATA_PORT, DATA_PORTS, Job, PORT, WAITS};
 
+/// The ports, for the handler of signals.
+static PORTS: AtomicI32 = AtomicI32::new(-1);
+
+const SIGUSR1: c_int = 10;
+const SIGUSR2: c_int = 12;
+const SIGTERM: c_int = 15;
+const SIGTTOU: c_int = 22;
+const SIG_DFL: usize = 0;
+const SIG_IGN: usize = 1;
+const RB_POWER_OFF: c_int = 0x4321_fedc;
 const TIOCSCTTY: c_ulong = 0x540e;
 const TIOCSWINSZ: c_ulong = 0x5414;
 /// Programs of the default guest, and those of a root file system.
@@ -35,7 +41,12 @@ const NOT_FOUND: u8 = 127;
 const NOT_RUN: u8 = 126;
 
 unsafe extern "C" {
-    fn iopl(level: c_int) -> c_int;
+    fn pwrite(descriptor: c_int, bytes: *const c_void, count: usize, offset: i64) -> isize;
+    fn reboot(how: c_int) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
+    fn getpid() -> c_int;
+    fn setpgid(process: c_int, group: c_int) -> c_int;
+    fn tcsetpgrp(descriptor: c_int, group: c_int) -> c_int;
     fn tcdrain(descriptor: c_int) -> c_int;
     fn setsid() -> c_int;
     fn ioctl(descriptor: c_int, request: c_ulong, ...) -> c_int;
@@ -48,30 +59,58 @@ fn main() {
     let mut arguments = env::args_os().skip(1);
     let terminal = arguments.next().unwrap_or_else(|| "/dev/null".into());
     let root = arguments.next();
+    if let Err(error) = serve(&terminal, root.as_deref()) {
+        eprintln!("mote: cannot use /dev/port: {error}");
+    }
+    // The machine has ended with the job. One that has no such port has not.
     // SAFETY: a system call without memory.
-    if unsafe { iopl(3) } != 0 {
-        eprintln!("mote: no access to ports: {}", io::Error::last_os_error());
-        return;
-    }
-    out_long(PORT, WAITS);
-    // From here on it is one of many.
-    let job = Job::decode(&read_job());
-    let status = run(job, &terminal, root.as_deref());
-    out_byte(DATA_PORT, status);
-    // The machine ends with that. One that was put into another monitor, which has no such port, does not.
-    loop {
-        thread::sleep(Duration::from_secs(1));
-    }
+    unsafe { reboot(RB_POWER_OFF) };
 }
 
-fn read_job() -> Vec<u8> {
-    let mut bytes = vec![0; in_long(PORT) as usize];
-    in_bytes(DATA_PORT, &mut bytes);
-    bytes
+/// Waits for a job, runs it, and hands its status over.
+fn serve(terminal: &OsStr, root: Option<&OsStr>) -> io::Result<()> {
+    let ports = File::options().read(true).write(true).open("/dev/port")?;
+    let tty = File::options().read(true).write(true).open(terminal)?;
+    // It leads the terminal's session, with whose leader's end a terminal forgets what has not left it.
+    // SAFETY: system calls without memory.
+    unsafe {
+        setsid();
+        ioctl(tty.as_raw_fd(), TIOCSCTTY, 1 as c_uint);
+        // Not in the foreground, it still waits for output to leave.
+        signal(SIGTTOU, SIG_IGN);
+    }
+    PORTS.store(ports.as_raw_fd(), Ordering::Relaxed);
+    for number in [SIGUSR1, SIGUSR2, SIGTERM] {
+        // SAFETY: the handler makes one system call.
+        unsafe { signal(number, end as extern "C" fn(c_int) as usize) };
+    }
+    ports.write_all_at(&[WAITS], PORT)?;
+    // From here on it is one of many.
+    let mut size = [0; 4];
+    ports.read_exact_at(&mut size, PORT)?;
+    let mut job = vec![0; u32::from_le_bytes(size) as usize];
+    for part in job.chunks_mut(DATA_PORTS) {
+        ports.read_exact_at(part, DATA_PORT)?;
+    }
+    let status = run(Job::decode(&job), &tty, root);
+    ports.write_all_at(&[status], DATA_PORT)
+}
+
+/// What busybox's poweroff, halt and reboot send to the first process: whoever asks for the end has it.
+extern "C" fn end(_: c_int) {
+    // SAFETY: the kernel reads one byte.
+    unsafe {
+        pwrite(
+            PORTS.load(Ordering::Relaxed),
+            ptr::from_ref(&0_u8).cast(),
+            1,
+            DATA_PORT as i64,
+        );
+    }
 }
 
 /// Runs it to its end, and all processes that come to this one meanwhile.
-fn run(job: Job, terminal: &OsStr, root: Option<&OsStr>) -> u8 {
+fn run(job: Job, tty: &File, root: Option<&OsStr>) -> u8 {
     let Job {
         arguments,
         environment,
@@ -82,9 +121,6 @@ fn run(job: Job, terminal: &OsStr, root: Option<&OsStr>) -> u8 {
         // SAFETY: the name is as long as it is said to be.
         unsafe { sethostname(hostname.as_ptr().cast(), hostname.len()) };
     }
-    let Ok(tty) = File::options().read(true).write(true).open(terminal) else {
-        return NOT_RUN;
-    };
     if window != (0, 0) {
         let (columns, rows) = window;
         let size: [u16; 4] = [rows, columns, 0, 0];
@@ -101,10 +137,7 @@ fn run(job: Job, terminal: &OsStr, root: Option<&OsStr>) -> u8 {
     let found = find(&program, root);
     let mut command = Command::new(&found);
     command.arg0(&program).args(words);
-    command.env(
-        "PATH",
-        if root.is_some() { ROOT_PATH } else { PATH },
-    );
+    command.env("PATH", if root.is_some() { ROOT_PATH } else { PATH });
     for variable in environment {
         let mut parts = variable.splitn(2, |byte| *byte == b'=');
         if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
@@ -117,8 +150,10 @@ fn run(job: Job, terminal: &OsStr, root: Option<&OsStr>) -> u8 {
     let before = move || {
         // SAFETY: system calls that take no memory but a string that lives as long as this closure.
         unsafe {
-            setsid();
-            ioctl(0, TIOCSCTTY, 1 as c_uint);
+            // What is typed is for it, and so is Ctrl-C.
+            setpgid(0, 0);
+            tcsetpgrp(0, getpid());
+            signal(SIGTTOU, SIG_DFL);
             if let Some(root) = &root
                 && chroot(root.as_ptr()) != 0
             {
@@ -134,7 +169,7 @@ fn run(job: Job, terminal: &OsStr, root: Option<&OsStr>) -> u8 {
         Ok(child) => wait(child.id()),
         Err(error) => {
             let name = program.to_string_lossy();
-            let _ = writeln!(&tty, "mote: cannot run {name:?}: {error}");
+            let _ = writeln!(&*tty, "mote: cannot run {name:?}: {error}");
             match error.kind() {
                 io::ErrorKind::NotFound => NOT_FOUND,
                 _ => NOT_RUN,
@@ -187,34 +222,4 @@ fn wait(process: u32) -> u8 {
             };
         }
     }
-}
-
-fn out_long(port: u16, value: u32) {
-    // SAFETY: this process may use ports; the device is mote's, and writes to no memory.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
-}
-
-fn out_byte(port: u16, value: u8) {
-    // SAFETY: as above.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
-}
-
-fn in_long(port: u16) -> u32 {
-    let value;
-    // SAFETY: as above.
-    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
-    value
-}
-
-fn in_bytes(port: u16, bytes: &mut [u8]) {
-    // SAFETY: it writes as many bytes as there are; the direction flag is clear by the ABI.
-    unsafe {
-        asm!(
-            "rep insb",
-            in("dx") port,
-            inout("rdi") bytes.as_mut_ptr() => _,
-            inout("rcx") bytes.len() => _,
-            options(nostack)
-        );
-    };
 }

@@ -73,8 +73,27 @@ pub(crate) struct DoctorArgs {
 
 /// Flags that say what a guest is that boots.
 const MACHINE_FLAGS: [&str; 22] = [
-    "kernel", "initrd", "cmdline", "append", "cpus", "memory", "smt", "huge_pages", "boot_timer", "rootfs", "disk",
-    "net", "metadata", "balloon", "pmem", "memory_hotplug", "entropy", "pci", "keyboard", "boot", "config_file",
+    "kernel",
+    "initrd",
+    "cmdline",
+    "append",
+    "cpus",
+    "memory",
+    "smt",
+    "huge_pages",
+    "boot_timer",
+    "rootfs",
+    "disk",
+    "net",
+    "metadata",
+    "balloon",
+    "pmem",
+    "memory_hotplug",
+    "entropy",
+    "pci",
+    "keyboard",
+    "boot",
+    "config_file",
     "api_sock",
 ];
 

@@ -9,8 +9,8 @@ use ::devices::mmds::Mmds;
 use api::types::{BootSource, HugePages, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
-use image::initramfs::Purpose;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use image::initramfs::Purpose;
 use thiserror::Error;
 use vmm::config::{self, Config, DeviceKind, Payload};
 use vmm::{BootMark, BuildError, CrashReport, Remains, StopReason, StopRequest, Stopper, Vm};
@@ -163,8 +163,7 @@ pub(crate) fn run(
     }
     // Ends after the machine, for which it may wait.
     let mut served = None;
-    let mut vm =
-        Vm::build(&config, payload, console).map_err(|source| files.name_in(source))?;
+    let mut vm = Vm::build(&config, payload, console).map_err(|source| files.name_in(source))?;
     let _ = targets.set(Target {
         stopper: vm.stopper(),
         power_button: vm.power_button(),
@@ -258,7 +257,12 @@ pub(crate) struct Files {
 }
 
 /// What the API says of the machine.
-pub(crate) fn document(args: &RunArgs, config: &Config, guest: &Guest, file: &VmConfig) -> VmConfig {
+pub(crate) fn document(
+    args: &RunArgs,
+    config: &Config,
+    guest: &Guest,
+    file: &VmConfig,
+) -> VmConfig {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let boot_source = BootSource {
         kernel_image_path: text(&guest.kernel_path),

@@ -155,11 +155,14 @@ impl Hardware {
                 .restore(state)
                 .map_err(Error::of("serial port"))?;
         }
-        if let Some((i8042, state)) = both(self.i8042.as_ref(), legacy.i8042.as_ref(), "keyboard")? {
+        if let Some((i8042, state)) = both(self.i8042.as_ref(), legacy.i8042.as_ref(), "keyboard")?
+        {
             let restored = lock(i8042).restore(state);
             restored.map_err(Error::of("keyboard controller"))?;
         }
-        if let Some((port, state)) = both(self.job_port.as_ref(), legacy.job_port.as_ref(), "job port")? {
+        if let Some((port, state)) =
+            both(self.job_port.as_ref(), legacy.job_port.as_ref(), "job port")?
+        {
             lock(port).restore(state).map_err(Error::of("job port"))?;
         }
         lock(&self.ged).restore(legacy.ged);

@@ -88,8 +88,8 @@ pub const BOOT_TIMER_PORT: u16 = 0x3f0;
 pub const BOOT_TIMER_START: u64 = LOW_RAM_END;
 /// Bytes of it.
 pub const BOOT_TIMER_SIZE: u64 = 0x1000;
-/// The port through which a guest that is made to run commands is told which one (`mote run --template`).
-pub const JOB_PORT: u16 = 0x508;
+/// First of the ports through which a guest that is made to run commands is told which one (`mote run --template`).
+pub const JOB_PORT: u16 = 0x5800;
 /// pvpanic: a guest that crashes says so here.
 pub const PVPANIC_PORT: u16 = 0x505;
 /// ACPI sleep control register (one byte), ACPI 6.5 section 4.8.3.7.

@@ -23,10 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use ::telemetry::Metrics;
 use api::State;
 use api::server::{self, Server};
 use api::socket;
-use ::telemetry::Metrics;
 use api::types::SnapshotLoad;
 use api::{Command, Fault};
 use devices::mmds::Mmds;
@@ -253,7 +253,10 @@ enum Begun {
 /// What files ask for was refused.
 fn refused(args: &VmmArgs) -> impl Fn(Fault) -> Error + '_ {
     let named = [&args.metadata, &args.config_file].into_iter().flatten();
-    let saved = args.restore.iter().map(|load| PathBuf::from(&load.snapshot_path));
+    let saved = args
+        .restore
+        .iter()
+        .map(|load| PathBuf::from(&load.snapshot_path));
     let files: Vec<PathBuf> = named.cloned().chain(saved).collect();
     move |fault| Error::Refused {
         files: files.clone(),

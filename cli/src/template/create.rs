@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
-use std::{env, fs, io};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{env, fs, io};
 
 use api::types::{SnapshotCreate, SnapshotType, VmConfig, VmPatch, VmState};
 use api::{Command, Fault};
@@ -215,17 +215,22 @@ fn check_files(config: &Config) -> Result<(), Error> {
 
 /// All files that the guest is made of.
 fn sources(args: &RunArgs, config: &Config, guest: &Guest) -> io::Result<Vec<Source>> {
-    let devices = config.devices().iter().filter_map(|device| match &device.kind {
-        DeviceKind::Block(disk) => Some(&disk.path),
-        DeviceKind::Pmem(pmem) => Some(&pmem.path),
-        _ => None,
-    });
+    let devices = config
+        .devices()
+        .iter()
+        .filter_map(|device| match &device.kind {
+            DeviceKind::Block(disk) => Some(&disk.path),
+            DeviceKind::Pmem(pmem) => Some(&pmem.path),
+            _ => None,
+        });
     let mut paths: Vec<&Path> = devices.map(PathBuf::as_path).collect();
     paths.push(&guest.kernel_path);
     paths.extend(args.config_file.as_deref());
     match &guest.initrd {
         // It is made of that.
-        Some(_) if args.initrd.is_none() && args.config_file.is_none() => paths.push(Path::new(BUSYBOX)),
+        Some(_) if args.initrd.is_none() && args.config_file.is_none() => {
+            paths.push(Path::new(BUSYBOX))
+        }
         Some((_, path)) => paths.push(path),
         None => {}
     }
@@ -253,7 +258,12 @@ fn ended(reason: &StopReason, log: &Path) -> Error {
 }
 
 /// Writes the guest, as the API would.
-fn write(vm: &mut Vm, config: &Config, document: VmConfig, draft: &Draft) -> Result<(), Box<dyn std::error::Error>> {
+fn write(
+    vm: &mut Vm,
+    config: &Config,
+    document: VmConfig,
+    draft: &Draft,
+) -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings {
         id: String::new(),
         pci: config.pci(),

@@ -75,7 +75,9 @@ pub(crate) enum Error {
         name: String,
     },
     /// There is one of this name.
-    #[error("There is a template '{name}' already: give --replace to have another one in its place")]
+    #[error(
+        "There is a template '{name}' already: give --replace to have another one in its place"
+    )]
     Exists {
         /// Its name.
         name: String,
@@ -92,7 +94,9 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// What is written down of it means nothing.
-    #[error("What is known of the template '{name}' cannot be read: remove it by mote template rm {name}")]
+    #[error(
+        "What is known of the template '{name}' cannot be read: remove it by mote template rm {name}"
+    )]
     Manifest {
         /// Its name.
         name: String,
@@ -118,7 +122,9 @@ pub(crate) enum Error {
         why: String,
     },
     /// It took too long.
-    #[error("The guest has not come to where it waits for a command within {seconds} s: give it more by --timeout")]
+    #[error(
+        "The guest has not come to where it waits for a command within {seconds} s: give it more by --timeout"
+    )]
     Slow {
         /// How long it had.
         seconds: u64,
@@ -171,14 +177,22 @@ fn ls(args: &LsArgs) -> Result<(), Error> {
         }
         return Ok(());
     }
-    let mut text = format!("{:<24} {:<20} {:>10}  STATE\n", "NAME", "CREATED", "ON DISK");
+    let mut text = format!(
+        "{:<24} {:<20} {:>10}  STATE\n",
+        "NAME", "CREATED", "ON DISK"
+    );
     for template in &templates {
-        let state = template.outdated().map_or_else(|| "ready".to_owned(), |why| why.to_string());
+        let state = template
+            .outdated()
+            .map_or_else(|| "ready".to_owned(), |why| why.to_string());
         text.push_str(&format!(
             "{:<24} {:<20} {:>10}  {state}\n",
             template.name(),
             template.created(),
-            format!("{:.1} MiB", template.bytes_on_disk() as f64 / f64::from(1 << 20)),
+            format!(
+                "{:.1} MiB",
+                template.bytes_on_disk() as f64 / f64::from(1 << 20)
+            ),
         ));
     }
     print(&text);

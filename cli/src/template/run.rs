@@ -4,7 +4,7 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{stdin, IsTerminal};
+use std::io::{IsTerminal, stdin};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,7 +37,11 @@ use crate::{logger, process, terminal};
 const HOSTNAME: &str = "mote";
 
 /// Runs a job in a guest from the template of this name, and stays with it until it ends.
-pub(crate) fn run(args: &RunArgs, name: &str, started: Instant) -> Result<(Status, Remains), run::Error> {
+pub(crate) fn run(
+    args: &RunArgs,
+    name: &str,
+    started: Instant,
+) -> Result<(Status, Remains), run::Error> {
     logger::start(args.verbose, args.id.as_deref().unwrap_or(name));
     process::set_up();
     let store = Store::from_env()?;
@@ -71,7 +75,9 @@ pub(crate) fn run(args: &RunArgs, name: &str, started: Instant) -> Result<(Statu
     let order = control.load(&load).map_err(cannot)?;
     let mut vm = stage.build(order)?;
     let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
-    let is_there = vm.set_job(job).map_err(|error| Error::Job(error.to_string()))?;
+    let is_there = vm
+        .set_job(job)
+        .map_err(|error| Error::Job(error.to_string()))?;
     if !is_there {
         return Err(Error::Job(format!("the template {name} takes none")).into());
     }
@@ -108,7 +114,10 @@ fn load(args: &RunArgs, directory: &Path) -> SnapshotLoad {
         track_dirty_pages: false,
         resume_vm: true,
         network_overrides: Vec::new(),
-        vsock_override: args.vsock.clone().map(|uds_path| VsockOverride { uds_path }),
+        vsock_override: args
+            .vsock
+            .clone()
+            .map(|uds_path| VsockOverride { uds_path }),
         clock_realtime: true,
     }
 }
@@ -116,14 +125,19 @@ fn load(args: &RunArgs, directory: &Path) -> SnapshotLoad {
 /// What the guest is to run; none if there is a zero in it.
 fn job(args: &RunArgs) -> Option<Vec<u8>> {
     let mut job = Job {
-        arguments: args.command.iter().map(|word| word.clone().into_bytes()).collect(),
+        arguments: args
+            .command
+            .iter()
+            .map(|word| word.clone().into_bytes())
+            .collect(),
         hostname: args.id.as_deref().unwrap_or(HOSTNAME).into(),
         ..Job::default()
     };
     if stdin().is_terminal() {
         job.window = terminal::size().unwrap_or_default();
         if let Some(kind) = env::var_os("TERM") {
-            job.environment.push([b"TERM=", &kind.into_vec()[..]].concat());
+            job.environment
+                .push([b"TERM=", &kind.into_vec()[..]].concat());
         }
     }
     job.encode()

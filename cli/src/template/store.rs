@@ -147,7 +147,10 @@ impl Template {
 
     /// What its files take.
     pub(super) fn bytes_on_disk(&self) -> u64 {
-        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let files = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
         files
             .filter_map(|file| file.metadata().ok())
             .map(|metadata| metadata.blocks() * 512)
@@ -176,7 +179,8 @@ impl Store {
                 .map(PathBuf::from)
                 .filter(|path| path.is_absolute())
         };
-        let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
+        let data =
+            absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
         Ok(Self(data.ok_or(Error::NoStore)?.join("mote/templates")))
     }
 
@@ -224,7 +228,9 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(failed("read", &self.0))?,
         };
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
         let mut templates: Vec<Template> = names.filter_map(|name| self.find(&name).ok()).collect();
         templates.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(templates)
@@ -352,7 +358,9 @@ mod tests {
         let draft = store.begin("a", false).unwrap();
         assert!(matches!(store.find("a"), Err(Error::Missing { .. })));
         assert!(store.list().unwrap().is_empty());
-        draft.finish(&manifest(vec![Source::of(&file).unwrap()])).unwrap();
+        draft
+            .finish(&manifest(vec![Source::of(&file).unwrap()]))
+            .unwrap();
         let found = store.find("a").unwrap();
         assert_eq!(found.manifest.arguments.memory, Some(64 << 20));
         assert_eq!(found.manifest.arguments.command, ["echo"]);
@@ -363,7 +371,11 @@ mod tests {
         assert!(matches!(store.begin("a", false), Err(Error::Exists { .. })));
         drop(store.begin("a", true).unwrap());
         assert!(store.find("a").unwrap().outdated().is_some());
-        store.begin("a", true).unwrap().finish(&manifest(Vec::new())).unwrap();
+        store
+            .begin("a", true)
+            .unwrap()
+            .finish(&manifest(Vec::new()))
+            .unwrap();
         assert_eq!(store.find("a").unwrap().outdated(), None);
         assert_eq!(store.list().unwrap().len(), 1);
         store.remove("a").unwrap();
@@ -386,10 +398,16 @@ mod tests {
     fn names_are_names_of_folders() {
         let store = Store("/nowhere".into());
         for name in ["", ".", "..", ".a", "a/b", "a b", &"x".repeat(65), "ä"] {
-            assert!(matches!(store.find(name), Err(Error::Name { .. })), "{name}");
+            assert!(
+                matches!(store.find(name), Err(Error::Name { .. })),
+                "{name}"
+            );
         }
         for name in ["a", "A-1_x.y", &"x".repeat(64)] {
-            assert!(matches!(store.find(name), Err(Error::Missing { .. })), "{name}");
+            assert!(
+                matches!(store.find(name), Err(Error::Missing { .. })),
+                "{name}"
+            );
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The job port: how a guest that was made to run commands is told which one, and says how it ended.
 //!
-//! | offset | read | write |
+//! | port | read | write |
 //! | --- | --- | --- |
-//! | 0 (4 bytes) | bytes of the job that have not been read | 1: the guest waits for its job |
-//! | 4 (1 byte) | the next byte of the job | status with which the job ended |
+//! | 0 to 3 | bytes of the job that have not been read, little-endian | 1 to the first: the guest waits for its job |
+//! | 4 to 255 | the next byte of the job | to the first: status with which the job ended |
 //!
 //! The guest's first process writes that it waits as soon as there is nothing left to be set up. That is where a template is
 //! taken: what is restored from it goes on behind that write, and finds the job. Nobody polls, and
-//! no interrupt is needed. String instructions (`rep insb`) read a job in one exit.
+//! no interrupt is needed. Each port is a byte wide, and there are so many of them for Linux's `/dev/port`, which reads
+//! one port after the other.
 //!
 //! What is in a job is between who writes it and the first process; 0 bytes mean that there is none.
 
@@ -22,12 +23,12 @@ use crate::state::BadState;
 /// Most bytes of a job: what Linux takes as arguments and environment of a program would fit.
 pub const MAX_JOB: usize = 256 << 10;
 /// Ports.
-pub const SIZE: u64 = 8;
+pub const SIZE: u64 = 256;
 
 const CONTROL: u64 = 0;
 const DATA: u64 = 4;
 /// Written to `CONTROL`.
-const WAITS: u32 = 1;
+const WAITS: u8 = 1;
 
 /// The port.
 pub struct JobPort {
@@ -104,37 +105,38 @@ impl JobPort {
     fn left(&self) -> u32 {
         u32::try_from(self.job.len() - self.read).unwrap_or(u32::MAX)
     }
+
+    /// 0 behind its end.
+    fn next(&mut self) -> u8 {
+        let next = self.job.get(self.read).copied();
+        self.read += usize::from(next.is_some());
+        next.unwrap_or(0)
+    }
 }
 
 impl BusDevice for JobPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match (offset, data) {
-            (CONTROL, data) => {
-                let left = self.left().to_le_bytes();
-                let bytes = data.len().min(left.len());
-                data[..bytes].copy_from_slice(&left[..bytes]);
-                data[bytes..].fill(0);
-            }
-            (DATA, [byte]) => {
-                *byte = 0;
-                if let Some(next) = self.job.get(self.read) {
-                    *byte = *next;
-                    self.read += 1;
-                }
-            }
-            (_, data) => data.fill(0),
+        let left = self.left().to_le_bytes();
+        for (port, byte) in (offset..).zip(data) {
+            let index = usize::try_from(port).unwrap_or(usize::MAX);
+            *byte = match left.get(index) {
+                Some(byte) => *byte,
+                None => self.next(),
+            };
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        match (offset, data) {
-            // Once: who goes on with a job is not taken for one that waits.
-            (CONTROL, data) if !self.has_waited && data == WAITS.to_le_bytes() => {
-                self.has_waited = true;
-                self.sink.event(GuestEvent::Waits);
+        for (port, byte) in (offset..).zip(data) {
+            match port {
+                // Once: who goes on with a job is not taken for one that waits.
+                CONTROL if *byte == WAITS && !self.has_waited => {
+                    self.has_waited = true;
+                    self.sink.event(GuestEvent::Waits);
+                }
+                DATA => self.sink.event(GuestEvent::Done(*byte)),
+                _ => {}
             }
-            (DATA, &[status]) => self.sink.event(GuestEvent::Done(status)),
-            _ => {}
         }
     }
 }
@@ -161,17 +163,18 @@ mod tests {
         let events = Recorder::new();
         let mut port = JobPort::new(events.clone());
         assert_eq!((left(&mut port), next(&mut port)), (0, 0));
-        port.write(CONTROL, &WAITS.to_le_bytes());
-        port.write(CONTROL, &WAITS.to_le_bytes());
-        port.write(CONTROL, &2_u32.to_le_bytes());
-        port.write(CONTROL, &[1]);
+        port.write(CONTROL, &[WAITS]);
+        port.write(CONTROL, &[WAITS]);
+        port.write(CONTROL, &[2]);
+        port.write(CONTROL + 1, &[WAITS]);
         assert_eq!(events.take(), [GuestEvent::Waits]);
         port.set_job(b"ab".to_vec()).unwrap();
         assert_eq!((left(&mut port), next(&mut port)), (2, b'a'));
-        assert_eq!((left(&mut port), next(&mut port)), (1, b'b'));
-        assert_eq!((left(&mut port), next(&mut port)), (0, 0));
+        let mut last = [0xaa; 3];
+        port.read(SIZE - 3, &mut last);
+        assert_eq!((left(&mut port), last), (0, *b"b\0\0"));
         port.write(DATA, &[3]);
-        port.write(DATA, &[3, 0]);
+        port.write(DATA + 1, &[3]);
         assert_eq!(events.take(), [GuestEvent::Done(3)]);
     }
 
@@ -179,14 +182,14 @@ mod tests {
     fn a_job_goes_on_where_it_was() {
         let mut port = JobPort::new(Recorder::new());
         port.set_job(b"abc".to_vec()).unwrap();
-        port.write(CONTROL, &WAITS.to_le_bytes());
+        port.write(CONTROL, &[WAITS]);
         next(&mut port);
         let state = port.save();
         let events = Recorder::new();
         let mut other = JobPort::new(events.clone());
         other.restore(&state).unwrap();
         assert_eq!((left(&mut other), next(&mut other)), (2, b'b'));
-        other.write(CONTROL, &WAITS.to_le_bytes());
+        other.write(CONTROL, &[WAITS]);
         assert_eq!(events.take(), []);
         let bad = JobPortState { read: 4, ..state };
         assert!(other.restore(&bad).is_err());
@@ -197,20 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn accesses_of_other_sizes_mean_nothing() {
+    fn an_access_is_one_to_each_of_its_ports() {
         let events = Recorder::new();
         let mut port = JobPort::new(events.clone());
-        port.set_job(vec![7]).unwrap();
-        for offset in 0..SIZE + 1 {
-            for size in [0, 1, 2, 4, 8] {
-                let mut data = vec![0xaa; size];
-                if (offset, size) != (DATA, 1) {
-                    port.read(offset, &mut data);
-                    port.write(offset, &data);
-                }
-            }
-        }
-        assert_eq!(left(&mut port), 1);
-        assert_eq!(events.take(), []);
+        port.set_job(vec![7, 8]).unwrap();
+        let mut data = [0xaa; 6];
+        port.read(CONTROL, &mut data);
+        assert_eq!(data, [2, 0, 0, 0, 7, 8]);
+        port.write(CONTROL, &[WAITS, 9, 9, 9, 4, 9]);
+        assert_eq!(events.take(), [GuestEvent::Waits, GuestEvent::Done(4)]);
     }
 }

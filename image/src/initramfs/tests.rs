@@ -81,8 +81,13 @@ fn the_default_initramfs_is_made_once() {
 fn without_a_static_busybox_the_package_is_named() {
     let directory = TempDir::new().unwrap();
     let cache = Cache::new(None);
-    let missing =
-        default_initramfs(&cache, None, &directory.as_path().join("busybox"), Purpose::Shell).unwrap_err();
+    let missing = default_initramfs(
+        &cache,
+        None,
+        &directory.as_path().join("busybox"),
+        Purpose::Shell,
+    )
+    .unwrap_err();
     assert!(matches!(missing, Error::NoBusybox { .. }));
     assert!(missing.to_string().contains("busybox-static"));
 
