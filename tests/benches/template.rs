@@ -1,0 +1,214 @@
+//! How long a command takes that runs in a guest from a template, from exec of mote to its exit status, beside the same
+//! program in containers.
+//!
+//! ```text
+//! cargo bench -p tests --bench template -- [--rounds N] [--memory SIZE] [--runtime PROGRAM]...
+//! ```
+//! Runs in turn (A B C A B C …): a process that does nothing, `busybox true` as a process, each runtime (crun and runc, if
+//! they are there) with a root file system that has busybox and no more, and `mote run --template`. "output" is when the
+//! first byte of `echo` arrives here in place of it.
+//!
+//! It boots Linux, so it is for a host that can; in the emulated host, with its instruction clock (docs/snapshots.md).
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::env;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::times::FEW;
+use tests::{executable, monitor};
+use vmm_sys_util::tempdir::TempDir;
+
+const BUSYBOX: &str = "/bin/busybox";
+
+/// A way to run a program.
+struct Row {
+    name: String,
+    command: Box<dyn Fn(&[&str]) -> Command>,
+    outputs: Vec<Duration>,
+    exits: Vec<Duration>,
+}
+
+impl Row {
+    fn new(name: &str, command: impl Fn(&[&str]) -> Command + 'static) -> Self {
+        Self {
+            name: name.into(),
+            command: Box::new(command),
+            outputs: Vec::new(),
+            exits: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, keep: bool) {
+        let start = Instant::now();
+        let mut child = (self.command)(&["true"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let status = child.wait().unwrap();
+        let exit = start.elapsed();
+        assert!(status.success(), "{}: {status}", self.name);
+        let start = Instant::now();
+        let mut child = (self.command)(&["echo", "out"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut text = vec![0];
+        stdout.read_exact(&mut text).unwrap();
+        let output = start.elapsed();
+        stdout.read_to_end(&mut text).unwrap();
+        let status = child.wait().unwrap();
+        assert!(
+            status.success() && text.starts_with(b"out"),
+            "{}: {status}",
+            self.name
+        );
+        if keep {
+            self.exits.push(exit);
+            self.outputs.push(output);
+        }
+    }
+}
+
+fn main() {
+    let mut rounds = 10;
+    let mut memory = "128m".to_owned();
+    let mut runtimes = Vec::new();
+    let mut arguments = env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--rounds" => rounds = arguments.next().unwrap().parse().unwrap(),
+            "--memory" => memory = arguments.next().unwrap(),
+            "--runtime" => runtimes.push(PathBuf::from(arguments.next().unwrap())),
+            "--bench" => {}
+            other => panic!("there is no option {other:?}"),
+        }
+    }
+    if runtimes.is_empty() {
+        let known = ["/usr/bin/crun", "/usr/sbin/runc", "/usr/bin/runc"];
+        let there = known
+            .into_iter()
+            .map(PathBuf::from)
+            .filter(|path| path.exists());
+        runtimes.extend(there);
+    }
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let nothing = directory.join("nothing");
+    fs::write(&nothing, executable::nothing()).unwrap();
+    fs::set_permissions(&nothing, fs::Permissions::from_mode(0o755)).unwrap();
+    let root = root(directory);
+    let mote = |arguments: &[&str]| {
+        let mut command = Command::new(monitor::path());
+        command.args(arguments);
+        command
+    };
+    let data = directory.join("data");
+    let made = mote(&["template", "create", "bench", "--memory", &memory])
+        .env("XDG_DATA_HOME", &data)
+        .status()
+        .unwrap();
+    assert!(made.success());
+
+    let mut rows = vec![Row::new("busybox", |words| {
+        let mut command = Command::new(BUSYBOX);
+        command.args(words);
+        command
+    })];
+    for runtime in runtimes {
+        let bundles = directory.join(runtime.file_name().unwrap());
+        let name = runtime.file_name().unwrap().to_string_lossy().into_owned();
+        let root = root.clone();
+        rows.push(Row::new(&name, move |words| {
+            let bundle = bundle(&bundles, &root, words);
+            let mut command = Command::new(&runtime);
+            command.args(["run", "--bundle"]).arg(bundle).arg("bench");
+            command
+        }));
+    }
+    rows.push(Row::new("mote, template", move |words| {
+        let mut command = mote(&["run", "--template", "bench", "--"]);
+        command.args(words).env("XDG_DATA_HOME", &data);
+        command
+    }));
+
+    FEW.head(rounds, "rounds");
+    let mut floor = Vec::new();
+    for round in 0..rounds + 2 {
+        // The first rounds fill caches.
+        let keep = round >= 2;
+        let start = Instant::now();
+        Command::new(&nothing).status().unwrap();
+        if keep {
+            floor.push(start.elapsed());
+        }
+        for row in &mut rows {
+            row.run(keep);
+        }
+    }
+    FEW.row("exec and exit", floor);
+    for row in rows {
+        FEW.row(&format!("{}, output", row.name), row.outputs);
+        FEW.row(&format!("{}, exit", row.name), row.exits);
+    }
+}
+
+/// A root file system with one program.
+fn root(directory: &Path) -> PathBuf {
+    let root = directory.join("root");
+    for name in ["bin", "proc", "dev", "sys"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
+    for name in ["true", "echo"] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    root
+}
+
+/// A bundle for the runtimes, as `runc spec` makes it, for this command; made once.
+fn bundle(bundles: &Path, root: &Path, words: &[&str]) -> PathBuf {
+    let bundle = bundles.join(words[0]);
+    if bundle.exists() {
+        return bundle;
+    }
+    fs::create_dir_all(&bundle).unwrap();
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
+    let namespaces: Vec<Value> = ["pid", "network", "ipc", "uts", "mount", "cgroup"]
+        .iter()
+        .map(|name| json!({ "type": name }))
+        .collect();
+    let config = json!({
+        "ociVersion": "1.0.0",
+        "process": {
+            "terminal": false, "user": {"uid": 0, "gid": 0}, "args": words, "cwd": "/",
+            "env": ["PATH=/bin"], "noNewPrivileges": true,
+            "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
+        },
+        "root": {"path": root, "readonly": true},
+        "hostname": "bench",
+        "mounts": [
+            mount("/proc", "proc", "proc", &[]),
+            mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+            mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        ],
+        "linux": {
+            "namespaces": namespaces,
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "maskedPaths": ["/proc/kcore", "/proc/keys"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
+        },
+    });
+    fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+    bundle
+}
