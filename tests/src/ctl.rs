@@ -54,7 +54,8 @@ impl Host {
         let mut command = Command::new(monitor::path());
         command
             .args(arguments)
-            .env("XDG_RUNTIME_DIR", self.path().join("run"));
+            .env("XDG_RUNTIME_DIR", self.path().join("run"))
+            .env("XDG_DATA_HOME", self.path().join("data"));
         command
     }
 

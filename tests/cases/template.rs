@@ -1,0 +1,187 @@
+//! `mote template` and `mote run --template` with Linux guests.
+
+use std::fs;
+use std::thread;
+
+use tests::ctl::Host;
+use tests::guest::tuned_kernel;
+use tests::monitor::Running;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("commands_run_in_guests_from_a_template", commands),
+    ("what_a_command_before_it_has_done_is_there", setup),
+    ("a_template_is_made_again_when_a_file_changes", outdated),
+    ("a_guest_that_does_not_get_there", never_ready),
+];
+
+fn commands() {
+    let host = Host::new();
+    assert_eq!(
+        host.ask(&["template", "create", "t", "--memory", "64m"]),
+        "t\n"
+    );
+    let run = |words: &[&str]| host.mote(&[&["run", "--template", "t"], words].concat());
+    let ended = run(&["--", "echo", "one  two", "$HOME"]);
+    assert_eq!(
+        (ended.status, ended.text().trim_end()),
+        (0, "one  two $HOME"),
+        "{ended:?}"
+    );
+    for (script, status) in [("exit 7", 7), ("kill -9 $$", 137), ("exit 255", 255)] {
+        let ended = run(&["--", "sh", "-c", script]);
+        assert_eq!(ended.status, status, "{ended:?}");
+    }
+    let ended = run(&["--", "/no/such"]);
+    assert_eq!(ended.status, 127);
+    assert!(
+        ended.text().contains("cannot run \"/no/such\""),
+        "{ended:?}"
+    );
+    assert_eq!(run(&["--", "/etc/passwd"]).status, 126);
+    assert_eq!(run(&["--", "poweroff", "-f"]).status, 0);
+    // All of what it prints arrives, and what nobody waits for ends with it.
+    let ended = run(&[
+        "--id",
+        "named",
+        "--",
+        "sh",
+        "-c",
+        "sleep 1000 & hostname; seq 1 3000",
+    ]);
+    let text = ended.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((ended.status, lines.len()), (0, 3001));
+    assert_eq!((lines[0], lines[3000]), ("named", "3000"));
+
+    // Side by side, each a guest of its own.
+    let names: Vec<String> = (0..4).map(|index| format!("g{index}")).collect();
+    thread::scope(|scope| {
+        for name in &names {
+            let host = &host;
+            scope.spawn(move || {
+                let script = "echo $0 >/tmp/file; sleep 0.2; cat /tmp/file; hostname";
+                let ended = host.mote(&[
+                    "run",
+                    "--template",
+                    "t",
+                    "--id",
+                    name,
+                    "--",
+                    "sh",
+                    "-c",
+                    script,
+                    name,
+                ]);
+                let text = ended.text();
+                assert_eq!(
+                    text.split_whitespace().collect::<Vec<_>>(),
+                    [name, name],
+                    "{ended:?}"
+                );
+            });
+        }
+    });
+
+    // Without a command it is a shell.
+    let mut command = host.command(&["run", "--template", "t"]);
+    command.stdin(fs::File::open(host.write("input", "echo $((6*7)); exit 5\n")).unwrap());
+    let ended = Running::start(command).wait();
+    assert_eq!(ended.status, 5, "{ended:?}");
+    assert!(
+        ended.text().lines().any(|line| line.trim_end() == "42"),
+        "{ended:?}"
+    );
+
+    let ended = run(&["--timeout", "1s", "--", "sleep", "1000"]);
+    assert_eq!(ended.status, 124, "{ended:?}");
+    let list = host.ask(&["template", "ls"]);
+    assert!(
+        list.lines()
+            .any(|line| line.starts_with("t ") && line.ends_with("ready")),
+        "{list}"
+    );
+    let known = host.ask_json(&["template", "inspect", "t"]);
+    assert_eq!(known["manifest"]["arguments"]["memory"], 64 << 20);
+    host.mote(&["template", "create", "t"])
+        .expect_error(125, &["'t' already", "--replace"]);
+    assert_eq!(host.ask(&["template", "rm", "t"]), "t\n");
+    run(&[]).expect_error(125, &["no template 't'", "mote template create t"]);
+}
+
+fn setup() {
+    let host = Host::new();
+    let script = "mkdir /data; echo warm >/data/file; sleep 10000 & true";
+    host.ask(&["template", "create", "warm", "--", "sh", "-c", script]);
+    let script = "cat /data/file; ps | grep -c 'sleep 1000[0]'";
+    let text = host.ask(&["run", "--template", "warm", "--", "sh", "-c", script]);
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["warm", "1"]);
+}
+
+fn outdated() {
+    let host = Host::new();
+    let kernel = host.path().join("kernel");
+    fs::copy(tuned_kernel().join("vmlinux"), &kernel).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    host.ask(&["template", "create", "t", "--kernel", kernel]);
+    let created = |host: &Host| {
+        host.ask_json(&["template", "inspect", "t"])["manifest"]["created_ms"].clone()
+    };
+    let before = created(&host);
+    let run = ["run", "--template", "t", "--", "echo", "out"];
+    assert!(!host.mote(&run).stderr.contains("again"));
+    fs::copy(tuned_kernel().join("vmlinux"), kernel).unwrap();
+    let known = host.ask_json(&["template", "inspect", "t"]);
+    assert!(
+        known["outdated"].as_str().unwrap().contains(kernel),
+        "{known}"
+    );
+    let ended = host.mote(&run);
+    assert_eq!(
+        (ended.status, ended.text().trim_end()),
+        (0, "out"),
+        "{ended:?}"
+    );
+    assert!(
+        ended.stderr.contains("template t is made again"),
+        "{ended:?}"
+    );
+    assert_ne!(created(&host), before);
+    assert!(!host.mote(&run).stderr.contains("again"));
+    // And if it cannot be, it says so.
+    fs::write(kernel, "no kernel").unwrap();
+    let ended = host.mote(&run);
+    assert!(ended.stderr.contains("cannot be made again"), "{ended:?}");
+    ended.expect_status(125);
+}
+
+fn never_ready() {
+    let host = Host::new();
+    let ended = host.mote(&[
+        "template",
+        "create",
+        "t",
+        "--",
+        "sh",
+        "-c",
+        "echo told; exit 3",
+    ]);
+    for part in ["ended before it waited", "powered off", "told", "status 3"] {
+        assert!(ended.stderr.contains(part), "{ended:?}");
+    }
+    ended.expect_status(125);
+    host.mote(&[
+        "template",
+        "create",
+        "t",
+        "--timeout",
+        "2s",
+        "--",
+        "sleep",
+        "1000",
+    ])
+    .expect_error(125, &["within 2 s", "--timeout"]);
+    let left = fs::read_dir(host.path().join("data/mote/templates")).unwrap();
+    assert_eq!(left.count(), 0);
+}
