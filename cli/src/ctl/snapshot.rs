@@ -107,8 +107,7 @@ pub(super) fn snapshot(args: &Args) -> Result<Status, Error> {
 fn take(guest: &Guest, directory: &Path, resume: bool, differential: bool) -> Result<(), Error> {
     let made = make(directory)?;
     let name = directory.display().to_string();
-    let directory =
-        fs::canonicalize(directory).map_err(host("use the directory", name.clone()))?;
+    let directory = fs::canonicalize(directory).map_err(host("use the directory", name.clone()))?;
     let done = write(guest, &directory, &name, resume, differential);
     if done.is_err() && made {
         // It is as empty as it was made.

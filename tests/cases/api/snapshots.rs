@@ -124,11 +124,6 @@ pub(super) fn refused() {
             "/dev/null",
         ),
         (
-            json!({"snapshot_path": directory.join("s"), "mem_file_path": directory.join("m"),
-                   "snapshot_type": "Diff"}),
-            "snapshot_type",
-        ),
-        (
             json!({"snapshot_path": "/no/state", "mem_file_path": directory.join("m")}),
             "/no/state",
         ),
@@ -230,4 +225,56 @@ pub(super) fn of_what_has_moved() {
     );
     assert!(!directory.join("state").exists() && !directory.join("memory").exists());
     assert_eq!(service.terminate().status, 143);
+}
+
+/// By the API, with names of the client's own: what changed is a file of its own, and cannot be loaded by itself.
+pub(super) fn differential() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let mut first = counting(directory, &[]);
+    assert_eq!(first.live().count(), 1);
+    let mut body = snapshot_to(directory);
+    // Nothing is known of what was before: it is all of it, and can be loaded.
+    body["snapshot_type"] = json!("Diff");
+    body["resume_vm"] = json!(true);
+    first.put("/snapshot/create", body.clone());
+    assert_eq!(first.state(), "Running");
+    assert_eq!(first.live().count(), 2);
+    assert_eq!(first.terminate().status, 143);
+
+    let mut second = Service::start(directory, &[""; 0]);
+    let tracked = load(
+        directory,
+        &json!({"track_dirty_pages": true, "resume_vm": true}),
+    );
+    second.put("/snapshot/load", tracked);
+    assert_eq!(
+        second.get("/machine-config")["track_dirty_pages"],
+        json!(true)
+    );
+    assert_eq!(second.live().count(), 2);
+    let whole = fs::metadata(directory.join("memory")).unwrap();
+    for (state, memory) in [("s1", "m1"), ("s2", "m2")] {
+        let mut diff = body.clone();
+        diff["snapshot_path"] = json!(directory.join(state));
+        diff["mem_file_path"] = json!(directory.join(memory));
+        second.put("/snapshot/create", diff);
+        let part = fs::metadata(directory.join(memory)).unwrap();
+        assert!(part.len() > whole.len(), "there is no table: {part:?}");
+        assert!(part.blocks() < whole.blocks(), "{part:?} {whole:?}");
+        assert_eq!(part.mode() & 0o777, 0o600);
+    }
+    assert_eq!(second.terminate().status, 143);
+    let third = Service::start(directory, &[""; 0]);
+    let mut part = load(directory, &json!({}));
+    part["snapshot_path"] = json!(directory.join("s1"));
+    part["mem_backend"]["backend_path"] = json!(directory.join("m1"));
+    third.refused(
+        "PUT",
+        "/snapshot/load",
+        Some(&part),
+        &["differential", "mote snapshot merge"],
+    );
+    assert_eq!(third.state(), "Not started");
+    assert_eq!(third.terminate().status, 143);
 }

@@ -108,12 +108,17 @@ fn memory_files(directory: &Path) -> Vec<PathBuf> {
     files.map(|entry| entry.path()).collect()
 }
 
-/// Whether a memory file is that of a state.
+/// Whether a memory file is that of a state: what a differential one has been merged into has the same id, and no table.
 fn is_of(path: &Path, state: &VmState) -> bool {
-    let id = memory::check_layout(&state.memory)
-        .and_then(|()| File::open(path).map_err(memory::Error::Read))
-        .and_then(|file| memory::id_of(&state.memory, &file));
-    id.is_ok_and(|id: Id| id == state.memory_id)
+    let whole = memory::end_of(&state.memory) + size_of::<Id>() as u64;
+    let is_of = || {
+        memory::check_layout(&state.memory)?;
+        let file = File::open(path).map_err(memory::Error::Read)?;
+        let is_whole = file.metadata().map_err(memory::Error::Read)?.len() == whole;
+        let id = memory::id_of(&state.memory, &file)?;
+        Ok(id == state.memory_id && is_whole == state.memory_base.is_none())
+    };
+    is_of().unwrap_or_else(|_: memory::Error| false)
 }
 
 #[cfg(test)]

@@ -26,7 +26,10 @@ fn the_memory_file_is_that_of_the_state() {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
     assert_eq!(memory(directory), directory.join("memory"));
-    assert_eq!(memory(&directory.join("no/such")), directory.join("no/such/memory"));
+    assert_eq!(
+        memory(&directory.join("no/such")),
+        directory.join("no/such/memory")
+    );
     let old = write_memory(directory, "memory-00000000000000ff", OLD);
     // The only one needs no state.
     assert_eq!(memory(directory), old);

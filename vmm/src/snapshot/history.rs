@@ -63,6 +63,25 @@ impl History {
         Ok(())
     }
 
+    /// Does what it can of [`History::turn`] while the machine runs: there is little left then.
+    pub(super) fn approach(&mut self, map: &Map) {
+        let Some(tracker) = &mut self.tracker else {
+            return;
+        };
+        match &mut self.since {
+            Since::Written(_, more) => {
+                let mut written = Vec::new();
+                if tracker.take(map, &mut written).is_ok() {
+                    *more = union(&written, more);
+                } else {
+                    self.since = Since::Nothing;
+                }
+            }
+            // Where it fails, so does the turn.
+            Since::Nothing | Since::Loaded(_) => _ = tracker.start_over(map),
+        }
+    }
+
     /// Turns to a new file, which has all of memory, or what changed. To be called while nothing changes it: what does
     /// later is for the file after this one. Returns what is to be written. [`History::settle`] is to be called when it is known what became of it.
     pub(super) fn turn(&mut self, map: &Map, id: Id, differential: bool) -> What {

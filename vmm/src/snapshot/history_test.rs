@@ -61,21 +61,13 @@ fn nothing_is_lost_when_a_file_does_not_come_to_be() {
         return;
     }
     let touch = |page: u64| {
-        memory
-            .write_slice(b"x", GuestAddress(page * 4096))
-            .unwrap();
+        memory.write_slice(b"x", GuestAddress(page * 4096)).unwrap();
     };
     let page = |page: u64| page * 4096..(page + 1) * 4096;
     // It may fail before there is any other one.
-    assert_eq!(
-        base(&history.turn(&map, FIRST, true)),
-        Some((LOADED, None))
-    );
+    assert_eq!(base(&history.turn(&map, FIRST, true)), Some((LOADED, None)));
     history.settle(false);
-    assert_eq!(
-        base(&history.turn(&map, FIRST, true)),
-        Some((LOADED, None))
-    );
+    assert_eq!(base(&history.turn(&map, FIRST, true)), Some((LOADED, None)));
     history.settle(true);
     touch(1);
     assert_eq!(

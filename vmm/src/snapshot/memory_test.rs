@@ -76,12 +76,7 @@ fn the_table_of_a_differential_file_is_read() {
     assert_eq!(found.base, BASE);
     assert_eq!(
         found.ranges,
-        [
-            0..4096,
-            8192..16384,
-            4 * MIB..5 * MIB,
-            6 * MIB..9 * MIB
-        ]
+        [0..4096, 8192..16384, 4 * MIB..5 * MIB, 6 * MIB..9 * MIB]
     );
     assert_eq!(read(&[]).unwrap().ranges, []);
     for bad in [

@@ -195,6 +195,7 @@ impl Source {
         if order.runs && order.resumes && job.map().can_be_forked {
             collapse(job.map())?;
         }
+        lock(&self.history).approach(job.map());
 
         let began = Instant::now();
         if order.runs && !self.vcpus.pause(PAUSE_TIMEOUT) {

@@ -166,7 +166,11 @@ impl Tracker {
                 category_inverted: 0,
                 category_mask: PAGE_IS_WRITTEN,
                 category_anyof_mask: 0,
-                return_mask: if written.is_some() { PAGE_IS_WRITTEN } else { 0 },
+                return_mask: if written.is_some() {
+                    PAGE_IS_WRITTEN
+                } else {
+                    0
+                },
             };
             // SAFETY: the kernel reads and writes one of these, and as many ranges as there is room for.
             let count =

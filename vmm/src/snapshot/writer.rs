@@ -125,9 +125,8 @@ impl Job {
                     }
                     (Changed::SinceLoad, false) => show(part.file.clone())?,
                     (Changed::Written(_), of_file) => {
-                        let wanted = |at, page: pages::Page| {
-                            list.has(at) || !of_file && !page.is_in_use()
-                        };
+                        let wanted =
+                            |at, page: pages::Page| list.has(at) || !of_file && !page.is_in_use();
                         pages::each_run(&pagemap, part, entries, wanted, show)?;
                     }
                 },
@@ -240,7 +239,10 @@ fn copy(
     while at < range.end {
         let bytes = (range.end - at).min(chunk.len() as u64);
         let gpa = part.gpa + (at - part.file.start);
-        #[expect(clippy::cast_possible_truncation, reason = "at most the chunk's length")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "at most the chunk's length"
+        )]
         let here = &mut chunk[..bytes as usize];
         memory
             .read_slice(here, GuestAddress(gpa))

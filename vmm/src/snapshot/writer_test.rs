@@ -101,7 +101,9 @@ fn memory_that_there_is_not_is_not_written() {
 #[test]
 fn what_was_written_to_since_it_was_loaded_is_known() {
     let contents = TempFile::new().unwrap().into_file();
-    contents.write_all_at(&vec![1; 2 * MIB as usize], 0).unwrap();
+    contents
+        .write_all_at(&vec![1; 2 * MIB as usize], 0)
+        .unwrap();
     let memory = of_file(contents);
     let regions = lay_out([(0, 2 * MIB)]);
     // Read, written to, and made zero.
@@ -131,7 +133,9 @@ fn a_differential_file_has_what_it_is_told_to_and_what_was_given_back() {
     let (memory, regions) = guest_memory();
     for region in &regions {
         let bytes = vec![1; region.bytes as usize];
-        memory.write_slice(&bytes, GuestAddress(region.gpa)).unwrap();
+        memory
+            .write_slice(&bytes, GuestAddress(region.gpa))
+            .unwrap();
     }
     let gone = devices::backend::guest_ram::discard(&memory, GuestAddress(MIB), MIB).unwrap();
     assert_eq!(gone, MIB);
