@@ -17,6 +17,7 @@ use vmm::snapshot::state::{VirtioState, VmState};
 use super::guest::Guest;
 use super::{ANSWER_LIMIT, Error, host, pause, print};
 use crate::message::chain;
+use crate::process;
 use crate::status::Status;
 
 /// How long all of a guest's memory may take to be written.
@@ -88,6 +89,7 @@ pub(super) fn snapshot(args: &Args) -> Result<Status, Error> {
         (Some(Other::Info(args)), _, _) => info(args),
         (Some(Other::Merge(args)), _, _) => {
             let into = args.into.as_ref().unwrap_or(&args.base);
+            process::outlive_file_limit();
             merge::merge(&args.base, &args.differential, into)
                 .map_err(|error| Error::Usage(chain(&error)))?;
             print(&format!("{}\n", into.display()));
