@@ -171,7 +171,7 @@ enum Checked {
         image: Option<(KernelImage, u64)>,
     },
     /// It was there before.
-    Saved(Saved),
+    Saved(Box<Saved>),
 }
 
 impl Checked {
@@ -183,7 +183,7 @@ impl Checked {
             }
             Origin::Saved(saved) => {
                 saved.check(config.cpus(), config.memory())?;
-                Ok(Self::Saved(*saved))
+                Ok(Self::Saved(saved))
             }
         }
     }

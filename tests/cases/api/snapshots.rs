@@ -1,6 +1,7 @@
 //! Guests that go on in another process.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
@@ -281,6 +282,20 @@ fn churning(directory: &Path) -> Service {
     service
 }
 
+/// All that a monitor says to a request for a snapshot, until it closes the connection; it may be killed before that.
+fn answer_to(socket: &Path, body: &str) -> String {
+    let mut stream = service::connect(socket);
+    let length = body.len();
+    let request = format!(
+        "PUT /snapshot/create HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
 /// The guest and the API go on while memory is written; whoever ends what writes it ends only that.
 pub(super) fn while_it_is_written() {
     let directory = TempDir::new().unwrap();
@@ -293,9 +308,7 @@ pub(super) fn while_it_is_written() {
         // As often as it takes to be there while it is written.
         for _ in 0..100 {
             let (socket, body) = (socket.clone(), order.to_string());
-            let asked = thread::spawn(move || {
-                service::request(&socket, "PUT", "/snapshot/create", Some(&body))
-            });
+            let asked = thread::spawn(move || answer_to(&socket, &body));
             if let Some(writer) = writer_of(service, || asked.is_finished()) {
                 return (asked, writer);
             }
@@ -322,15 +335,14 @@ pub(super) fn while_it_is_written() {
     assert_eq!(maps.lines().find(is_shared), None, "{maps}");
     kill_process(writer, Signal::CONT).unwrap();
     let answer = asked.join().unwrap();
-    assert_eq!(answer.status, 204, "{answer:?}");
+    assert!(answer.contains("204"), "{answer}");
 
     let (asked, writer) = begin(&service);
     let before = fs::read(directory.join("state")).unwrap();
     kill_process(writer, Signal::KILL).unwrap();
     let answer = asked.join().unwrap();
-    assert_eq!(answer.status, 400, "{answer:?}");
-    let message = answer.body["fault_message"].as_str().unwrap().to_owned();
-    assert!(message.contains("writes the memory file"), "{message}");
+    assert!(answer.contains("400"), "{answer}");
+    assert!(answer.contains("writes the memory file"), "{answer}");
     assert_eq!(fs::read(directory.join("state")).unwrap(), before);
     assert_eq!(service.live().count(), 1);
     let left = || {

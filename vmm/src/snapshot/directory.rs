@@ -111,14 +111,14 @@ fn memory_files(directory: &Path) -> Vec<PathBuf> {
 /// Whether a memory file is that of a state: what a differential one has been merged into has the same id, and no table.
 fn is_of(path: &Path, state: &VmState) -> bool {
     let whole = memory::end_of(&state.memory) + size_of::<Id>() as u64;
-    let is_of = || {
+    let is_of = || -> Result<bool, memory::Error> {
         memory::check_layout(&state.memory)?;
         let file = File::open(path).map_err(memory::Error::Read)?;
         let is_whole = file.metadata().map_err(memory::Error::Read)?.len() == whole;
         let id = memory::id_of(&state.memory, &file)?;
         Ok(id == state.memory_id && is_whole == state.memory_base.is_none())
     };
-    is_of().unwrap_or_else(|_: memory::Error| false)
+    is_of().unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -156,10 +156,6 @@ pub(super) fn each_run(
         if pages == 0 {
             return Err(Error::Pages(io::ErrorKind::InvalidInput.into()));
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "at most the room that there is"
-        )]
         let read = &mut entries[..pages as usize * 8];
         let address = part.address + (at - part.file.start);
         pagemap

@@ -153,7 +153,7 @@ enum Memory {
 struct Pending(Option<Arc<Mutex<History>>>);
 
 impl Pending {
-    fn is_there(mut self) {
+    fn done(mut self) {
         if let Some(history) = self.0.take() {
             lock(&history).settle(true);
         }
@@ -319,7 +319,7 @@ impl Writing {
         memory_file.commit().map_err(of(&memory_path))?;
         // Last: with it the snapshot is there.
         state_file.commit().map_err(of(&state_path))?;
-        pending.is_there();
+        pending.done();
         Ok(Taken {
             memory,
             state: bytes.len() as u64,
