@@ -137,7 +137,8 @@ requests! {
     PutMmds, "PUT /mmds":                                                     Yes, MMDS, MMDS;
     PatchMmds, "PATCH /mmds":                                                 If("after a PUT"), MMDS, MMDS;
     GetMmds, "GET /mmds":                                                     Yes, MMDS, MMDS;
-    CreateSnapshot, "PUT /snapshot/create":                                   NotBefore, OnlyPaused, Yes;
+    CreateSnapshot, "PUT /snapshot/create resume_vm:false":                   NotBefore, OnlyPaused, Yes;
+    SnapshotRunning, "PUT /snapshot/create resume_vm:true":                   NotBefore, Yes, Yes;
     LoadSnapshot, "PUT /snapshot/load":                                       FRESH, NotAfter, NotAfter;
 }
 
@@ -189,6 +190,7 @@ impl From<&Command> for Request {
             Command::PutMmds(_) => Self::PutMmds,
             Command::PatchMmds(_) => Self::PatchMmds,
             Command::GetMmds => Self::GetMmds,
+            Command::CreateSnapshot(snapshot) if snapshot.resume_vm => Self::SnapshotRunning,
             Command::CreateSnapshot(_) => Self::CreateSnapshot,
             Command::LoadSnapshot(_) => Self::LoadSnapshot,
             Command::PatchConsole(_) => Self::PatchConsole,

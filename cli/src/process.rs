@@ -4,9 +4,14 @@
 /// Sets it up, before there are threads.
 pub(crate) fn set_up() {
     // A disk image that may not grow further is an I/O error of the guest, not the end of mote.
+    outlive_file_limit();
+    raise_descriptor_limit();
+}
+
+/// Makes an error of it that a file may not grow further.
+pub(crate) fn outlive_file_limit() {
     // SAFETY: no handler is installed.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    raise_descriptor_limit();
 }
 
 /// Connections of a user network and of vsock are descriptors: as many as are allowed at all. The

@@ -29,6 +29,15 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         value: Option<u8>,
     },
+    /// A snapshot has been written.
+    Snapshot {
+        /// It has only what changed since another one.
+        differential: bool,
+        /// How long nothing of the guest went on.
+        pause_us: u64,
+        /// Bytes of guest memory in its file.
+        memory_bytes: u64,
+    },
     /// The guest has ended, and the monitor will.
     End {
         /// Why.

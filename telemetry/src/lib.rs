@@ -24,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::command::State;
 use devices::lock;
+use vmm::snapshot::save::Taken;
 use vmm::{BootMark, Insight, StopReason, StopRequest};
 
 pub use event::{Device, End, Event, Milestone, rfc3339};
@@ -171,6 +172,15 @@ impl Metrics {
             value: None,
         });
         self.write_or_tell();
+    }
+
+    /// A snapshot has been written.
+    pub fn snapshot_taken(&self, taken: &Taken) {
+        (self.publish)(&Event::Snapshot {
+            differential: taken.is_differential,
+            pause_us: micros(taken.pause),
+            memory_bytes: taken.memory,
+        });
     }
 
     /// The guest has set a mark; returns what is to be logged of it, if it is the one that guests of Firecracker

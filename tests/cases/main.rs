@@ -25,6 +25,7 @@ mod pci;
 mod pmem;
 mod service;
 mod snapshot;
+mod snapshot_diff;
 mod template;
 mod tiny;
 mod tiny_machine;
@@ -91,6 +92,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
+        ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
         ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),

@@ -30,6 +30,15 @@ fn on_pci() {
 }
 
 fn start(directory: &Path, options: &[&str], cpus: u32) -> Service {
+    start_with(directory, options, cpus, false)
+}
+
+/// A guest whose writes are tracked.
+pub(crate) fn start_tracked(directory: &Path, options: &[&str], cpus: u32) -> Service {
+    start_with(directory, options, cpus, true)
+}
+
+fn start_with(directory: &Path, options: &[&str], cpus: u32, tracks: bool) -> Service {
     let disk = filled(directory, "disk", 8 * MIB, 1);
     let initrd = guest::probing(directory, SCRIPT);
     let service = Service::start(directory, options);
@@ -42,7 +51,7 @@ fn start(directory: &Path, options: &[&str], cpus: u32) -> Service {
     );
     service.put(
         "/machine-config",
-        json!({"vcpu_count": cpus, "mem_size_mib": 128}),
+        json!({"vcpu_count": cpus, "mem_size_mib": 128, "track_dirty_pages": tracks}),
     );
     service.put(
         "/drives/d",

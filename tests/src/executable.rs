@@ -149,6 +149,56 @@ pub fn touching_kernel(memory: u32) -> Vec<u8> {
     })
 }
 
+/// A kernel that adds one to a number in each page of `memory` bytes from 16 MiB on, at most the first GiB, again and again, and
+/// prints `=0` when it has done so once. When a line is typed it prints `=1`; as soon as a number is not what a
+/// register says it is to be, `=!` and nothing else any more.
+pub fn churning_kernel(memory: u32) -> Vec<u8> {
+    const FIRST: u32 = 16 << 20;
+    const PAGE: i32 = 4096;
+    program(|a| {
+        let serial = layout::SERIAL_PORT;
+        let say = |a: &mut CodeAssembler, what: u8| {
+            out(a, serial, b'=')?;
+            out(a, serial, what)?;
+            out(a, serial, b'\n')
+        };
+        let (mut pass, mut page, mut wrong) =
+            (a.create_label(), a.create_label(), a.create_label());
+        let (mut listen, mut end) = (a.create_label(), a.create_label());
+        open_serial(a)?;
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut pass)?;
+        a.inc(rbx)?;
+        a.mov(edi, FIRST)?;
+        a.set_label(&mut page)?;
+        a.inc(qword_ptr(rdi))?;
+        a.cmp(rbx, qword_ptr(rdi))?;
+        a.jne(wrong)?;
+        a.add(edi, PAGE)?;
+        a.cmp(edi, memory as i32)?;
+        a.jb(page)?;
+        a.cmp(rbx, 1)?;
+        a.jne(listen)?;
+        say(a, b'0')?;
+        a.set_label(&mut listen)?;
+        a.mov(edx, u32::from(serial + 5))?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.jz(pass)?;
+        a.mov(edx, u32::from(serial))?;
+        a.in_(al, dx)?;
+        a.cmp(al, i32::from(b'\n'))?;
+        a.jne(pass)?;
+        say(a, b'1')?;
+        a.jmp(pass)?;
+        a.set_label(&mut wrong)?;
+        say(a, b'!')?;
+        a.set_label(&mut end)?;
+        a.hlt()?;
+        a.jmp(end)
+    })
+}
+
 /// A kernel that resets the machine when its power button is pressed.
 pub fn button_kernel() -> Vec<u8> {
     program(|a| {

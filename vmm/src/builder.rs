@@ -46,6 +46,7 @@ use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
+use crate::snapshot::history::History;
 use crate::snapshot::load::{self, Saved};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
@@ -171,7 +172,7 @@ enum Checked {
         image: Option<(KernelImage, u64)>,
     },
     /// It was there before.
-    Saved(Saved),
+    Saved(Box<Saved>),
 }
 
 impl Checked {
@@ -183,7 +184,7 @@ impl Checked {
             }
             Origin::Saved(saved) => {
                 saved.check(config.cpus(), config.memory())?;
-                Ok(Self::Saved(*saved))
+                Ok(Self::Saved(saved))
             }
         }
     }
@@ -200,6 +201,7 @@ pub(crate) struct Parts {
     pub(crate) keyboard: Option<Keyboard>,
     pub(crate) power_button: PowerButton,
     pub(crate) hardware: Arc<Hardware>,
+    pub(crate) history: History,
     pub(crate) kvm_device: PathBuf,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
@@ -228,9 +230,14 @@ fn assemble(
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
-    if let Checked::Saved(saved) = &origin {
-        saved.map_memory(&memory)?;
-    }
+    let loaded = match &origin {
+        Checked::Saved(saved) => {
+            saved.map_memory(&memory)?;
+            Some(saved.memory_id())
+        }
+        Checked::Boot { .. } => None,
+    };
+    let history = History::new(config.track_dirty_pages(), loaded);
     times.memory = Instant::now();
 
     let kvm = kvm::open(config.kvm_device())?;
@@ -297,6 +304,7 @@ fn assemble(
         keyboard,
         power_button,
         hardware: Arc::new(hardware),
+        history,
         kvm_device: config.kvm_device().to_owned(),
         vm,
         memory,

@@ -316,8 +316,8 @@ impl Config {
         Ok(self)
     }
 
-    /// Notes that KVM is to log which pages the guest writes to, for snapshots of what has changed. As
-    /// long as there are only snapshots of all, nobody asks for that log and none is kept.
+    /// Notes that writes to guest memory are to be tracked from the first snapshot on, so that there can be snapshots of
+    /// what has changed since.
     pub fn with_dirty_page_tracking(mut self, track: bool) -> Self {
         self.track_dirty_pages = track;
         self

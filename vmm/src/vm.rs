@@ -26,15 +26,14 @@ use crate::events::{Events, StopReason, Stopper};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
-use crate::snapshot::save::Source;
+use crate::snapshot::history::History;
+use crate::snapshot::save::{PAUSE_TIMEOUT, Source};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
 use crate::vcpu::{Exits, Vcpus};
 
 /// How long a reader of the console may keep a stopped machine from ending.
 const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// An access to a device ends in much less, however busy the host is.
-const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a running machine could not be served.
 #[derive(Debug, Error)]
@@ -126,6 +125,7 @@ pub struct Vm {
     keyboard: Option<Keyboard>,
     power_button: PowerButton,
     hardware: Arc<Hardware>,
+    history: Arc<Mutex<History>>,
     kvm_device: PathBuf,
     controls: Controls,
     event_loop: Arc<dyn EventLoop>,
@@ -263,6 +263,7 @@ impl Vm {
             keyboard,
             power_button,
             hardware,
+            history,
             kvm_device,
             vm,
             memory,
@@ -279,6 +280,7 @@ impl Vm {
             keyboard,
             power_button,
             hardware,
+            history: Arc::new(Mutex::new(history)),
             kvm_device,
             controls,
             event_loop,
@@ -429,6 +431,7 @@ impl Vm {
                 vcpus: Arc::clone(&self.vcpus.0),
                 vm: Arc::downgrade(&self.vm),
                 memory: Arc::downgrade(&self.memory),
+                history: Arc::clone(&self.history),
                 kvm_device: self.kvm_device.clone(),
                 ram: self.controls.memory(),
             },

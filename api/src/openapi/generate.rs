@@ -88,7 +88,7 @@ fn tags() -> Value {
         { "name": "memory", "description": "Memory that comes and goes." },
         { "name": "metadata", "description": "What the guest can ask about itself." },
         { "name": "metrics", "description": "Logs and metrics." },
-        { "name": "snapshots", "description": "Snapshots: full ones, to and from files." },
+        { "name": "snapshots", "description": "Snapshots, to and from files." },
     ])
 }
 

@@ -182,7 +182,12 @@ pub(super) fn operation(request: Request) -> Operation {
             success: Success::Any,
             ..get("metadata", "The metadata", "")
         },
-        Request::CreateSnapshot => send("snapshots", "Writes a snapshot", Object("SnapshotCreate")),
+        Request::CreateSnapshot | Request::SnapshotRunning => {
+            send("snapshots", "Writes a snapshot", Object("SnapshotCreate")).more(
+                "The guest has to be paused, or runs on as soon as its state has been taken (`resume_vm`, an \
+                 extension). Answered when the files are there.",
+            )
+        }
         Request::LoadSnapshot => send("snapshots", "Loads a snapshot", Object("SnapshotLoad"))
             .more("Before any device was configured."),
     }

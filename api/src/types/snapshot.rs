@@ -18,6 +18,9 @@ pub struct SnapshotCreate {
     /// What is written of the memory.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
+    /// Whether the guest runs on as soon as its state has been taken. It may run before, too: then it stands still for that only. An extension.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resume_vm: bool,
 }
 
 /// What is written of the memory.

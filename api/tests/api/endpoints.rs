@@ -504,6 +504,7 @@ fn instance() -> Vec<Endpoint> {
                     Kind::Name(&["Full", "Diff"]),
                     json!("Diff"),
                 ),
+                default("resume_vm", Kind::Bool, json!(true)),
             ],
         ),
         Endpoint {

@@ -12,7 +12,7 @@ mod kill;
 mod logs;
 mod pause;
 mod ps;
-pub(crate) mod snapshot;
+mod snapshot;
 mod stop;
 
 use std::io::{self, Write};

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
+use vmm::snapshot::directory;
 use vmm::snapshot::format::StateFile;
+use vmm::snapshot::memory::Id;
+use vmm::snapshot::merge;
 use vmm::snapshot::state::{VirtioState, VmState};
 
 use super::guest::Guest;
 use super::{ANSWER_LIMIT, Error, host, pause, print};
 use crate::message::chain;
+use crate::process;
 use crate::status::Status;
 
-/// The state file in a snapshot's directory.
-pub(crate) const STATE: &str = "state";
-/// The memory file there.
-pub(crate) const MEMORY: &str = "memory";
 /// How long all of a guest's memory may take to be written.
 const WRITE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -41,6 +41,10 @@ pub(crate) struct Args {
     /// Have the guest run on; otherwise it stays paused
     #[arg(long)]
     resume: bool,
+
+    /// Only what changed since the last snapshot, which it is to be merged into before it is restored
+    #[arg(long)]
+    diff: bool,
 }
 
 /// What else there is to snapshots.
@@ -48,6 +52,24 @@ pub(crate) struct Args {
 enum Other {
     /// Print what is in a snapshot
     Info(InfoArgs),
+    /// Make a whole snapshot of one and what changed since
+    Merge(MergeArgs),
+}
+
+/// `mote snapshot merge`.
+#[derive(Debug, clap::Args)]
+struct MergeArgs {
+    /// Directory of a whole snapshot
+    #[arg(value_name = "BASE_DIR")]
+    base: PathBuf,
+
+    /// Directory of what changed since (--diff)
+    #[arg(value_name = "DIFF_DIR")]
+    differential: PathBuf,
+
+    /// Directory of the result [default: BASE_DIR]
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
 }
 
 /// `mote snapshot info`.
@@ -65,9 +87,17 @@ struct InfoArgs {
 pub(super) fn snapshot(args: &Args) -> Result<Status, Error> {
     match (&args.other, &args.id, &args.directory) {
         (Some(Other::Info(args)), _, _) => info(args),
+        (Some(Other::Merge(args)), _, _) => {
+            let into = args.into.as_ref().unwrap_or(&args.base);
+            process::outlive_file_limit();
+            merge::merge(&args.base, &args.differential, into)
+                .map_err(|error| Error::Usage(chain(&error)))?;
+            print(&format!("{}\n", into.display()));
+            Ok(Status::Success)
+        }
         (None, Some(id), Some(directory)) => {
             let guest = Guest::find(id)?;
-            take(&guest, directory, args.resume)?;
+            take(&guest, directory, args.resume, args.diff)?;
             print(&format!("{}\n", guest.id()));
             Ok(Status::Success)
         }
@@ -76,28 +106,53 @@ pub(super) fn snapshot(args: &Args) -> Result<Status, Error> {
 }
 
 /// Writes the snapshot. If that fails, the guest is as it was.
-fn take(guest: &Guest, directory: &Path, resume: bool) -> Result<(), Error> {
+fn take(guest: &Guest, directory: &Path, resume: bool, differential: bool) -> Result<(), Error> {
     let made = make(directory)?;
-    let directory = fs::canonicalize(directory)
-        .map_err(host("use the directory", directory.display().to_string()))?;
-    let runs = guest.state(ANSWER_LIMIT)? == "Running";
-    let done = (|| {
-        if runs {
-            pause::change(guest, "Paused")?;
-        }
-        let files = json!({
-            "snapshot_path": directory.join(STATE), "mem_file_path": directory.join(MEMORY),
-        });
-        guest.request("PUT", "/snapshot/create", Some(&files), WRITE_LIMIT)
-    })();
-    let failed = done.is_err();
-    if resume || failed && runs {
-        pause::change(guest, "Resumed")?;
-    }
-    if failed && made {
+    let name = directory.display().to_string();
+    let directory = fs::canonicalize(directory).map_err(host("use the directory", name.clone()))?;
+    let done = write(guest, &directory, &name, resume, differential);
+    if done.is_err() && made {
         // It is as empty as it was made.
         let _ = fs::remove_dir(&directory);
     }
+    done
+}
+
+fn write(
+    guest: &Guest,
+    directory: &Path,
+    name: &str,
+    resume: bool,
+    differential: bool,
+) -> Result<(), Error> {
+    let _lock = directory::lock(directory).map_err(host("write to", name))?;
+    let state = directory::state(directory);
+    if differential && state.exists() {
+        return Err(Error::Usage(format!(
+            "There is a snapshot in {name} already: write what changed since to a directory of its own"
+        )));
+    }
+    directory::tidy(directory);
+    let memory = directory::new_memory(directory).map_err(host("write to", name))?;
+    let runs = guest.state(ANSWER_LIMIT)? == "Running";
+    let done = (|| {
+        if runs && !resume {
+            pause::change(guest, "Paused")?;
+        }
+        let order = json!({
+            "snapshot_path": state, "mem_file_path": memory,
+            "snapshot_type": if differential { "Diff" } else { "Full" }, "resume_vm": resume,
+        });
+        guest.request("PUT", "/snapshot/create", Some(&order), WRITE_LIMIT)
+    })();
+    if done.is_err() {
+        // There may be one without the other.
+        let _ = fs::remove_file(&memory);
+        if runs && !resume {
+            pause::change(guest, "Resumed")?;
+        }
+    }
+    directory::tidy(directory);
     done.map(|_| ())
 }
 
@@ -115,7 +170,7 @@ fn make(directory: &Path) -> Result<bool, Error> {
 }
 
 fn info(args: &InfoArgs) -> Result<Status, Error> {
-    let path = args.directory.join(STATE);
+    let path = directory::state(&args.directory);
     let name = path.display().to_string();
     let mut file = File::open(&path).map_err(host("open", name.clone()))?;
     let of = |error: vmm::snapshot::format::Error| {
@@ -125,7 +180,7 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
     let state: VmState = file.state().map_err(of)?;
     let config: Value = serde_json::from_str(&file.config)
         .map_err(|error| Error::Usage(format!("{name} cannot be used: {error}")))?;
-    let memory = fs::metadata(args.directory.join(MEMORY)).ok();
+    let memory = fs::metadata(directory::memory(&args.directory)).ok();
     let ram: u64 = state.memory.iter().map(|region| region.bytes).sum();
     let stored = memory.map(|memory| std::os::unix::fs::MetadataExt::blocks(&memory) * 512);
     let (transport, devices): (_, Vec<&str>) = match &state.virtio {
@@ -145,6 +200,8 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
             "vcpus": state.vcpus.len(),
             "memory_bytes": ram,
             "memory_file_bytes": stored,
+            "memory_id": name_of(&state.memory_id),
+            "base_memory_id": state.memory_base.as_ref().map(name_of),
             "state_bytes": file.header.config_size + file.header.state_size,
             "transport": transport,
             "devices": devices,
@@ -153,11 +210,19 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         print(&format!("{all}\n"));
         return Ok(Status::Success);
     }
+    let kind = match &state.memory_base {
+        None => String::new(),
+        Some(base) => format!(
+            "snapshot    {}, differential: what changed since {}\n",
+            name_of(&state.memory_id),
+            name_of(base)
+        ),
+    };
     let stored = stored.map_or("there is no memory file".into(), |bytes| {
         format!("{} stored", mebibytes(bytes))
     });
     print(&format!(
-        "written by  mote {}\nvCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n",
+        "written by  mote {}\n{kind}vCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n",
         file.header.writer,
         state.vcpus.len(),
         mebibytes(ram),
@@ -168,6 +233,11 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         },
     ));
     Ok(Status::Success)
+}
+
+/// An id as it is printed.
+fn name_of(id: &Id) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -7,9 +7,9 @@ use api::types::{
     LogLevel, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
 };
 use clap::Parser;
+use vmm::snapshot::directory;
 
 use crate::config_file::Unknown;
-use crate::ctl::snapshot;
 use crate::logger::LogSettings;
 use crate::status::Status;
 
@@ -212,6 +212,10 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub paused: bool,
 
+    /// Keep account of what the guest writes to from its next snapshot on, for smaller ones after that
+    #[arg(long)]
+    pub track_dirty_pages: bool,
+
     /// The rest.
     #[command(flatten)]
     pub vmm: VmmArgs,
@@ -220,12 +224,12 @@ pub(crate) struct RestoreArgs {
 impl RestoreArgs {
     /// As what `mote vmm` is to do. Fails with a sentence.
     pub(crate) fn vmm(&self) -> Result<VmmArgs, String> {
-        let path = |name| {
-            let path = self.directory.join(name);
+        let text = |path: PathBuf| {
             let text = path.to_str().map(str::to_owned);
             text.ok_or_else(|| format!("{} is no text", path.display()))
         };
-        let (state, memory) = (path(snapshot::STATE)?, path(snapshot::MEMORY)?);
+        let state = text(directory::state(&self.directory))?;
+        let memory = text(directory::memory(&self.directory))?;
         Ok(VmmArgs {
             restore: Some(SnapshotLoad {
                 snapshot_path: state,
@@ -235,7 +239,7 @@ impl RestoreArgs {
                 }),
                 mem_file_path: None,
                 enable_diff_snapshots: false,
-                track_dirty_pages: false,
+                track_dirty_pages: self.track_dirty_pages,
                 resume_vm: !self.paused,
                 network_overrides: self.net.clone(),
                 vsock_override: self

@@ -9,6 +9,7 @@ use api::types::{Logger, Metrics, Serial};
 use image::cache::Cache;
 use vmm::Console;
 use vmm::control::Face;
+use vmm::snapshot::save::Taken;
 
 use super::handler::{Shared, Submitter};
 use super::telemetry::write_to;
@@ -91,5 +92,19 @@ impl Face for Program {
     fn state_changed(&mut self, state: State) {
         self.shared.set_state(state);
         self.metrics.state_changed(state);
+    }
+
+    fn snapshot_taken(&mut self, taken: &Taken) {
+        if let Some(why) = &taken.untracked {
+            log::warn!(
+                "Writes to guest memory are not tracked (track_dirty_pages), for which the host has to have Linux 6.7: {why}"
+            );
+        }
+        log::info!(
+            "A snapshot was written: the guest stood still for {} us, {} bytes of memory.",
+            taken.pause.as_micros(),
+            taken.memory
+        );
+        self.metrics.snapshot_taken(taken);
     }
 }

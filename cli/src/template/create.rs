@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, fs, io};
+use std::{env, fs, io, thread};
 
 use api::types::{SnapshotCreate, SnapshotType, VmConfig, VmPatch, VmState};
-use api::{Command, Fault};
+use api::Command;
 use devices::backend::disk::Overlay;
 use devices::console_io::FileOutput;
 use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use image::initramfs::Purpose;
 use vmm::config::{Config, DeviceKind};
 use vmm::control::{Control, Settings};
+use vmm::snapshot::directory;
 use vmm::{Remains, StopReason, StopRequest, Vm};
 
 use super::Error;
@@ -22,7 +23,6 @@ use super::store::{CONSOLE_LOG, Draft, Manifest, Source, Store};
 use crate::args::RunArgs;
 use crate::console::{self, ConsoleEnd, ConsoleKind, ConsoleOption};
 use crate::ctl::print;
-use crate::ctl::snapshot::{MEMORY, STATE};
 use crate::guest::{BUSYBOX, Guest};
 use crate::keys::Targets;
 use crate::message::{chain, say};
@@ -33,6 +33,8 @@ use crate::{logger, process};
 
 /// How long a guest may take to where it waits, unless `--timeout` says it.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often is looked whether it has been written.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How much of what it printed is shown if it does not get there.
 const SHOWN: usize = 2000;
 
@@ -271,11 +273,12 @@ fn write(
         kvm_device: config.kvm_device().to_owned(),
         mmds: Arc::new(Mmds::new("", DEFAULT_LIMIT)?),
     };
-    let path = |name| draft.directory().join(name).to_string_lossy().into_owned();
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
     let create = SnapshotCreate {
-        snapshot_path: path(STATE),
-        mem_file_path: path(MEMORY),
+        snapshot_path: path(directory::state(draft.directory())),
+        mem_file_path: path(directory::new_memory(draft.directory())?),
         snapshot_type: SnapshotType::Full,
+        resume_vm: false,
     };
     let mut control = Control::of_machine(settings, document, vm, Box::new(Foreground::default()));
     let pause = VmPatch {
@@ -284,10 +287,15 @@ fn write(
     let written = vm.serve_while(move || {
         control.execute(Command::PatchVm(pause))?;
         control.execute(Command::CreateSnapshot(create))?;
-        Ok::<_, Fault>(())
+        loop {
+            if let Some((_, written)) = control.take_answer() {
+                return written;
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
     })?;
     match written {
-        Some(written) => Ok(written?),
+        Some(written) => Ok(written.map(drop)?),
         None => Err("The thread that writes the template has panicked".into()),
     }
 }

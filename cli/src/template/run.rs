@@ -6,7 +6,7 @@ use std::env;
 use std::fs::File;
 use std::io::{IsTerminal, stdin};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +17,8 @@ use api::types::{
 };
 use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use vmm::control::{Control, Face, Settings};
+use vmm::snapshot::directory;
+use vmm::snapshot::save::Taken;
 use vmm::{Console, Remains, Stage};
 
 use super::Error;
@@ -24,7 +26,6 @@ use super::create::rebuild;
 use super::store::Store;
 use crate::args::RunArgs;
 use crate::console::{self, ConsoleOption};
-use crate::ctl::snapshot::{MEMORY, STATE};
 use crate::footprint::Trim;
 use crate::keys::{Target, Targets};
 use crate::message::say;
@@ -101,13 +102,13 @@ pub(crate) fn run(
     Ok((status, vm.take_down()))
 }
 
-fn load(args: &RunArgs, directory: &Path) -> SnapshotLoad {
-    let path = |name| directory.join(name).to_string_lossy().into_owned();
+fn load(args: &RunArgs, folder: &Path) -> SnapshotLoad {
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
     SnapshotLoad {
-        snapshot_path: path(STATE),
+        snapshot_path: path(directory::state(folder)),
         mem_backend: Some(MemBackend {
             backend_type: MemBackendType::File,
-            backend_path: path(MEMORY),
+            backend_path: path(directory::memory(folder)),
         }),
         mem_file_path: None,
         enable_diff_snapshots: false,
@@ -173,4 +174,6 @@ impl Face for Foreground {
     }
 
     fn state_changed(&mut self, _: State) {}
+
+    fn snapshot_taken(&mut self, _: &Taken) {}
 }

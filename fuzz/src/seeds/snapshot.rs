@@ -51,6 +51,7 @@ fn state() -> VmState {
     let ioapic = ioapic.lock().unwrap().save();
     VmState {
         memory_id: *b"0123456789abcdef",
+        memory_base: None,
         memory: lay_out([(0, 128 << 20)]),
         images: Vec::new(),
         taken: 1,

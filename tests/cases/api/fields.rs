@@ -162,7 +162,8 @@ fn before(directory: &Path) -> Vec<Row> {
         row(
             "PUT",
             "/snapshot/create",
-            json!({ "snapshot_path": path("s"), "mem_file_path": path("m"), "snapshot_type": "Diff" }),
+            json!({ "snapshot_path": path("s"), "mem_file_path": path("m"), "snapshot_type": "Diff",
+                    "resume_vm": true }),
         )
         .refused(not_yet),
         row(

@@ -36,6 +36,11 @@ pub(crate) const CASES: &[Case] = &[
     ("the_guests_metadata", resources::metadata),
     ("a_guest_goes_on_in_another_process", snapshots::goes_on),
     ("snapshots_that_cannot_be", snapshots::refused),
+    ("snapshots_of_what_has_changed", snapshots::differential),
+    (
+        "all_goes_on_while_a_snapshot_is_written",
+        snapshots::while_it_is_written,
+    ),
     ("snapshots_of_what_has_moved", snapshots::of_what_has_moved),
     ("the_monitor_as_a_process", process::ends),
     ("under_the_name_firecracker", process::firecracker),

@@ -220,6 +220,12 @@ fn table(directory: &Path) -> Vec<Row> {
         ),
         row(
             "PUT",
+            "/snapshot/create",
+            json!({"snapshot_path": path("s"), "mem_file_path": path("m"), "resume_vm": true}),
+            [Forbidden, Done, Done],
+        ),
+        row(
+            "PUT",
             "/snapshot/load",
             json!({"snapshot_path": path("s"), "mem_file_path": path("m")}),
             [Refused("has been configured"), Forbidden, Forbidden],
@@ -272,6 +278,9 @@ pub(super) fn all_requests() {
                     name = format!("{name} {variant}");
                 }
             }
+            if **path == *"/snapshot/create" {
+                name = format!("{name} resume_vm:{}", body["resume_vm"] == true);
+            }
             name
         })
         .collect();
@@ -298,7 +307,7 @@ pub(super) fn each_command() {
         }
         for row in table(directory) {
             try_row(&service, &row, state);
-            if *row.path == *"/vm" && state > 0 {
+            if (*row.path == *"/vm" || row.body["resume_vm"] == true) && state > 0 {
                 // Back to the state that this is about.
                 let to = ["", "Resumed", "Paused"][state];
                 service.patch("/vm", json!({ "state": to }));

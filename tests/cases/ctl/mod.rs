@@ -8,6 +8,8 @@ mod linux;
 mod request;
 mod run;
 mod snapshot;
+mod snapshot_crash;
+mod snapshot_diff;
 
 use crate::Case;
 
@@ -38,6 +40,26 @@ pub(crate) const CASES: &[Case] = &[
     (
         "snapshots_that_cannot_be_taken_or_loaded",
         snapshot::refused,
+    ),
+    (
+        "a_guest_goes_on_from_what_has_changed",
+        snapshot_diff::chain,
+    ),
+    (
+        "what_changed_since_a_guest_was_restored",
+        snapshot_diff::since_load,
+    ),
+    ("a_guest_writes_while_it_is_written", snapshot_diff::running),
+    ("snapshots_that_cannot_be_merged", snapshot_diff::refused),
+    (
+        "a_monitor_is_killed_while_it_writes",
+        snapshot_crash::create,
+    ),
+    ("a_merge_is_killed", snapshot_crash::merge),
+    ("a_disk_that_is_full", snapshot_crash::full),
+    (
+        "a_directory_that_nobody_may_write_to",
+        snapshot_crash::read_only,
     ),
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),

@@ -10,12 +10,26 @@ use tests::live::Live;
 
 /// Starts a monitor with a guest that counts lines.
 fn counting(host: &Host, id: &str, options: &[&str]) -> Live {
+    start(host, id, options, &counting_kernel(), false)
+}
+
+/// Starts a monitor with a guest of 64 MiB.
+pub(super) fn start(
+    host: &Host,
+    id: &str,
+    options: &[&str],
+    kernel: &[u8],
+    track_dirty_pages: bool,
+) -> Live {
     let live = host.vmm(id, options);
-    let kernel = host.write("counting", counting_kernel());
+    let kernel = host.write("kernel", kernel);
     let source = json!({ "kernel_image_path": kernel }).to_string();
     host.ask(&["api", "--id", id, "PUT", "/boot-source", &source]);
-    let machine = r#"{"vcpu_count": 1, "mem_size_mib": 64}"#;
-    host.ask(&["api", "--id", id, "PUT", "/machine-config", machine]);
+    let machine = json!({
+        "vcpu_count": 1, "mem_size_mib": 64, "track_dirty_pages": track_dirty_pages,
+    });
+    let machine = machine.to_string();
+    host.ask(&["api", "--id", id, "PUT", "/machine-config", &machine]);
     let start = r#"{"action_type": "InstanceStart"}"#;
     host.ask(&["api", "--id", id, "PUT", "/actions", start]);
     live

@@ -34,9 +34,15 @@ pub(super) struct Departures {
 }
 
 impl Departures {
-    fn add(&mut self, id: DeviceId, removal: Removal) -> Ticket {
+    /// One that nobody has yet.
+    pub(super) fn ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.tickets);
         self.tickets += 1;
+        ticket
+    }
+
+    fn add(&mut self, id: DeviceId, removal: Removal) -> Ticket {
+        let ticket = self.ticket();
         self.leaving.push(Leaving {
             ticket,
             id,
@@ -95,11 +101,14 @@ impl Control {
 
     /// Whether anything is to be answered later: then [`Control::take_answer`] is to be called now and then.
     pub fn has_later(&self) -> bool {
-        !self.departures.leaving.is_empty()
+        !self.departures.leaving.is_empty() || self.writing.is_some()
     }
 
     /// The next answer, if there is one by now.
     pub fn take_answer(&mut self) -> Option<(Ticket, Result<Response, Fault>)> {
+        if let Some(written) = self.take_written() {
+            return Some(written);
+        }
         let now = Instant::now();
         let index =
             self.departures.leaving.iter().position(|leaving| {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then), `leaving` (devices that go), `snapshot` (to files and back), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
+//! then), `leaving` (devices that go), `snapshot` (to files and back), `writing` (what goes on after that), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
 //! machine that was not configured here), `whole` (a document at once, without an API).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It carries out
@@ -19,6 +19,7 @@ mod running;
 mod snapshot;
 mod start;
 mod whole;
+mod writing;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use devices::mmds::Mmds;
 
 use crate::builder::Console;
 use crate::events::{StopRequest, Stopper};
+use crate::snapshot::save::Taken;
 use crate::stage::{Maker, Orders};
 use crate::vm::{MachineHandle, Vm};
 
@@ -59,6 +61,8 @@ pub trait Face: Send {
     fn metrics(&mut self) -> String;
     /// The machine is in another state.
     fn state_changed(&mut self, state: State);
+    /// A snapshot has been written.
+    fn snapshot_taken(&mut self, taken: &Taken);
 }
 
 /// What does not change.
@@ -85,7 +89,7 @@ pub struct Settings {
 pub enum Execution {
     /// This.
     Done(Response),
-    /// The guest has to do something first: [`Control::take_answer`] says when it has.
+    /// The guest has to do something first, or something is to be written: [`Control::take_answer`] says when it has.
     Later(Ticket),
 }
 
@@ -103,6 +107,7 @@ pub struct Control {
     /// Once it runs.
     machine: Option<MachineHandle>,
     departures: leaving::Departures,
+    writing: Option<writing::BeingWritten>,
 }
 
 impl Control {
@@ -117,6 +122,7 @@ impl Control {
             resources: Resources::default(),
             machine: None,
             departures: leaving::Departures::default(),
+            writing: None,
         }
     }
 
@@ -219,7 +225,7 @@ impl Control {
             Command::PatchConsole(patch) => self.patch_console(patch),
             Command::PatchVm(VmPatch { state }) => self.change_state(state),
             Command::Act(Action { action_type }) => self.act(action_type),
-            Command::CreateSnapshot(snapshot) => self.create_snapshot(&snapshot),
+            Command::CreateSnapshot(snapshot) => return self.create_snapshot(&snapshot),
             Command::LoadSnapshot(snapshot) => self.load_snapshot(&snapshot),
             Command::PutPmem(pmem) => self.put_pmem(pmem),
             Command::PatchPmem(patch) => self.patch_pmem(&patch),

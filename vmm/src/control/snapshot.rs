@@ -12,12 +12,14 @@ use api::types::{
 use devices::pci::root::Slot;
 
 use super::resources::Resources;
-use super::{Control, chain, convert, whole};
+use super::writing::BeingWritten;
+use super::{Control, Execution, chain, convert, whole};
 use crate::snapshot::load::Saved;
+use crate::snapshot::save;
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
 
-fn cannot_create(why: impl std::fmt::Display) -> Fault {
+pub(super) fn cannot_create(why: impl std::fmt::Display) -> Fault {
     Fault::bad(format!("Cannot create a snapshot: {why}"))
 }
 
@@ -26,11 +28,15 @@ fn cannot_load(why: impl std::fmt::Display) -> Fault {
 }
 
 impl Control {
-    /// Writes the machine, which is paused, to files. If that fails, nothing of them is left.
-    pub(super) fn create_snapshot(&self, snapshot: &SnapshotCreate) -> Result<(), Fault> {
-        if snapshot.snapshot_type == SnapshotType::Diff {
+    /// Takes the machine's state and has its files written; what becomes of them is answered later. If that fails, nothing of
+    /// them is left.
+    pub(super) fn create_snapshot(
+        &mut self,
+        snapshot: &SnapshotCreate,
+    ) -> Result<Execution, Fault> {
+        if self.writing.is_some() {
             return Err(cannot_create(
-                "there are no differential ones (snapshot_type) in this version of mote",
+                "another one is being written: ask again when that has been answered",
             ));
         }
         let machine = self.machine()?;
@@ -41,17 +47,23 @@ impl Control {
             let card = machine.controls().card(&interface.iface_id);
             interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
         }
-        let config = serde_json::to_string(&document).map_err(cannot_create)?;
-        machine
-            .snapshots()
-            .write(
-                &config,
-                &images(&document),
-                Path::new(&snapshot.snapshot_path),
-                Path::new(&snapshot.mem_file_path),
-            )
-            .map_err(|error| cannot_create(chain(&error)))?;
-        Ok(())
+        let order = save::Order {
+            config: serde_json::to_string(&document).map_err(cannot_create)?,
+            images: images(&document),
+            state: Path::new(&snapshot.snapshot_path).to_owned(),
+            memory: Path::new(&snapshot.mem_file_path).to_owned(),
+            differential: snapshot.snapshot_type == SnapshotType::Diff,
+            runs: self.state == State::Running,
+            resumes: snapshot.resume_vm,
+        };
+        let failed = |error| cannot_create(chain(&error));
+        let writing = machine.snapshots().begin(&order).map_err(failed)?;
+        if snapshot.resume_vm {
+            self.set_state(State::Running);
+        }
+        let ticket = self.departures.ticket();
+        self.writing = Some(BeingWritten::new(ticket, writing).map_err(failed)?);
+        Ok(Execution::Later(ticket))
     }
 
     /// Whether all of the guest is where it would be if it was built like this.

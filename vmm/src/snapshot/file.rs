@@ -1,8 +1,12 @@
 //! Files that are there whole, or as they were before.
+//!
+//! Until it is whole, a file has another name, and is locked by whoever writes it. What has such a name and is not locked
+//! was left behind by a process that was killed: whoever writes there next removes it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -27,21 +31,23 @@ impl NewFile {
             Ok(there) if !there.is_file() => return Err(io::ErrorKind::AlreadyExists.into()),
             _ => {}
         }
-        let mut temporary = OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.new", std::process::id()));
+        let mut prefix = OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        remove_left_behind(folder_of(path), |found| {
+            found.as_bytes().starts_with(prefix.as_bytes())
+        });
+        let mut temporary = prefix;
+        temporary.push(format!("{}{SUFFIX}", std::process::id()));
         let temporary = path.with_file_name(temporary);
-        // What a process of the same number has left behind.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&temporary)?;
+        // Where there are no locks nothing is found to be left behind.
+        let _ = file.try_lock();
         Ok(Self {
             file,
             temporary: Some(temporary),
@@ -61,11 +67,38 @@ impl NewFile {
             fs::rename(temporary, &self.path)?;
             self.temporary = None;
         }
-        let folder = match self.path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        File::open(folder_of(&self.path))?.sync_all()
+    }
+}
+
+/// How the name of a file ends that is not whole.
+const SUFFIX: &str = ".new";
+/// More files than this are not looked at for what was left behind.
+const MAX_FILES: usize = 4096;
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes files that are not whole and that nobody writes, if this is true of their names. What cannot be removed stays.
+pub(super) fn remove_left_behind(folder: &Path, is_meant: impl Fn(&OsStr) -> bool) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.take(MAX_FILES).flatten() {
+        let name = entry.file_name();
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if !is_file || !name.as_bytes().ends_with(SUFFIX.as_bytes()) || !is_meant(&name) {
+            continue;
+        }
+        if let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -122,6 +155,23 @@ mod tests {
         drop(new);
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.as_path()), ["state"]);
+    }
+
+    #[test]
+    fn what_was_left_behind_goes_and_what_is_being_written_stays() {
+        let folder = TempDir::new().unwrap();
+        let folder = folder.as_path();
+        for name in [".state.1.new", ".other.1.new", ".state.old", "state.1.new"] {
+            fs::write(folder.join(name), "left").unwrap();
+        }
+        let busy = File::create(folder.join(".state.2.new")).unwrap();
+        busy.try_lock().unwrap();
+        let new = NewFile::create(&folder.join("state")).unwrap();
+        drop(new);
+        assert_eq!(
+            names(folder),
+            [".other.1.new", ".state.2.new", ".state.old", "state.1.new"]
+        );
     }
 
     #[test]

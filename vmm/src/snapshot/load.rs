@@ -89,6 +89,11 @@ impl Saved {
         })
     }
 
+    /// What its memory file is known by.
+    pub(crate) fn memory_id(&self) -> memory::Id {
+        self.state.memory_id
+    }
+
     /// Whether its machine has a PCI bus.
     pub fn has_pci(&self) -> bool {
         matches!(self.state.virtio, VirtioState::Pci { .. })
@@ -109,6 +114,9 @@ impl Saved {
         let (saved, configured) = (self.state.vcpus.len(), cpus as usize);
         if saved != configured {
             return Err(Error::Vcpus { saved, configured });
+        }
+        if self.state.memory_base.is_some() {
+            return Err(memory::Error::Differential.into());
         }
         memory::check(
             &self.state.memory,

@@ -1,26 +1,38 @@
 //! The memory file: guest memory as it is, a region after the other, without the pages that are all zero.
 //!
-//! Regions begin at multiples of 2 MiB, so that their pages can be as large as the guest's. A page that nobody
-//! has touched is not looked at: the host knows which there are (`/proc/self/pagemap`), where memory is
-//! anonymous. Where it is a file's, such as the kernel's, all of it is.
+//! Regions begin at multiples of 2 MiB, so that their pages can be as large as the guest's. Behind the last one is the
+//! file's id.
+//!
+//! That of a differential snapshot has the same layout, with nothing but the pages that it is about. Which ones these
+//! are is in a table behind the id: a hole may be a page that has become zero, or one that did not change.
+//!
+//! ```text
+//!   0  id                                                                16 bytes
+//!  16  id of the file that it is to be merged into                       16 bytes
+//!  32  ranges in the table                                               u64, little-endian, as all numbers here
+//!  40  CRC-32 of the table, and of the 24 bytes before                   u32
+//!  44  zeroes                                                            4 bytes
+//!  48  the table: where in the file a range begins, and its bytes        u64, u64
+//! ```
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-const PAGE_SIZE: u64 = 4096;
+pub(super) const PAGE_SIZE: u64 = 4096;
 /// What regions are aligned to in the file.
 const ALIGNMENT: u64 = 2 << 20;
-/// Bytes that are copied out of the guest and looked at in one go.
-const CHUNK: usize = 1 << 20;
-/// A page's entry in `pagemap`: it is in memory, or swapped out.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
+/// More than a machine has regions, and more bytes than all of them have.
+const MAX_REGIONS: usize = 8;
+const MAX_BYTES: u64 = 1 << 46;
+/// What is behind the regions of a differential one, without the table.
+pub(super) const DIFF_TRAILER: u64 = 48;
+/// A range in the table.
+pub(super) const ENTRY: u64 = 16;
 
 /// Why guest memory could not be saved or found again.
 #[derive(Debug, Error)]
@@ -57,6 +69,18 @@ pub enum Error {
     /// The regions are not those of the machine.
     #[error("The state's memory regions are not those of a machine of its configuration")]
     Regions,
+    /// What is to be loaded is not whole.
+    #[error(
+        "It is a differential snapshot, which has only what changed since another one: merge it into that one first \
+         (mote snapshot merge BASE DIR), and take the result"
+    )]
+    Differential,
+    /// The table of a differential one is wrong.
+    #[error("The memory file's table of what it has is damaged")]
+    Table,
+    /// The process that writes could not do so, or was ended.
+    #[error("The process that writes the memory file has failed")]
+    Writer(#[source] io::Error),
 }
 
 /// What memory file and state file of a snapshot have in common, and no others. It is at the memory file's end.
@@ -112,147 +136,130 @@ pub fn check(
     if found != expected {
         return Err(Error::Size { found, expected });
     }
-    let mut found = Id::default();
-    file.read_exact_at(&mut found, end).map_err(Error::Read)?;
-    if found != *id {
+    if id_of(regions, file)? != *id {
         return Err(Error::Other);
     }
     Ok(())
 }
 
-/// Writes guest memory to a new file. Says how many bytes of it there are, those that are zero left out.
-/// Nothing changes the memory meanwhile that is to be in the file.
-pub fn write(
-    memory: &GuestMemoryMmap,
-    regions: &[RegionState],
-    id: &Id,
-    file: &File,
-) -> Result<u64, Error> {
-    let size = regions.last().map_or(0, RegionState::end);
-    file.set_len(size).map_err(Error::Write)?;
-    file.write_all_at(id, size).map_err(Error::Write)?;
-    let mut written = 0;
-    let mut buffer = vec![0; CHUNK];
-    for region in regions {
-        for pages in pages_in_use(memory, region)? {
-            let mut at = pages.start;
-            while at < pages.end {
-                #[expect(clippy::cast_possible_truncation, reason = "at most CHUNK")]
-                let bytes = (pages.end - at).min(CHUNK as u64) as usize;
-                let chunk = &mut buffer[..bytes];
-                memory
-                    .read_slice(chunk, GuestAddress(region.gpa + at))
-                    .map_err(|_| not_ram(region))?;
-                written += write_chunk(file, region.offset + at, chunk).map_err(Error::Write)?;
-                at += bytes as u64;
-            }
-        }
+/// Checks regions of a state that may be anything, for whom no configuration says what they should be.
+pub(super) fn check_layout(regions: &[RegionState]) -> Result<(), Error> {
+    let is_good = |region: &RegionState| {
+        region.bytes.is_multiple_of(PAGE_SIZE) && region.bytes > 0 && region.bytes <= MAX_BYTES
+    };
+    if regions.len() > MAX_REGIONS || !regions.iter().all(is_good) {
+        return Err(Error::Regions);
     }
-    Ok(written)
-}
-
-fn not_ram(region: &RegionState) -> Error {
-    Error::NotRam {
-        gpa: region.gpa,
-        bytes: region.bytes,
-    }
-}
-
-/// Writes the pages that are not zero, those that are next to each other in one call.
-fn write_chunk(file: &File, offset: u64, chunk: &[u8]) -> io::Result<u64> {
-    let mut written = 0;
-    let mut rest = (offset, chunk);
-    while !rest.1.is_empty() {
-        let (at, bytes) = rest;
-        let is_zero = |page: &&[u8]| page.iter().all(|byte| *byte == 0);
-        let pages = || bytes.chunks(PAGE_SIZE as usize);
-        let zeroes: usize = pages().take_while(is_zero).map(<[u8]>::len).sum();
-        let run: usize = pages()
-            .skip_while(is_zero)
-            .take_while(|page| !is_zero(page))
-            .map(<[u8]>::len)
-            .sum();
-        file.write_all_at(&bytes[zeroes..zeroes + run], at + zeroes as u64)?;
-        written += run as u64;
-        rest = (at + (zeroes + run) as u64, &bytes[zeroes + run..]);
-    }
-    Ok(written)
-}
-
-/// The parts of a region that may hold anything but zeroes, as offsets into it.
-fn pages_in_use(memory: &GuestMemoryMmap, region: &RegionState) -> Result<Vec<Range<u64>>, Error> {
-    let bytes = usize::try_from(region.bytes).map_err(|_| not_ram(region))?;
-    let found = memory.find_region(GuestAddress(region.gpa));
-    let whole =
-        found.filter(|found| found.start_addr().0 == region.gpa && found.len() >= region.bytes);
-    let slice = whole
-        .and_then(|_| memory.get_slice(GuestAddress(region.gpa), bytes).ok())
-        .ok_or_else(|| not_ram(region))?;
-    let start = slice.ptr_guard().as_ptr() as u64;
-    let maps = fs::read_to_string("/proc/self/maps").map_err(Error::Pages)?;
-    let pagemap = File::open("/proc/self/pagemap").map_err(Error::Pages)?;
-    let mut used = Vec::new();
-    for (mapping, anonymous) in mappings(&maps) {
-        let (from, to) = (
-            mapping.start.max(start),
-            mapping.end.min(start + region.bytes),
-        );
-        if from >= to {
-            continue;
-        }
-        if anonymous {
-            present(&pagemap, from..to, start, &mut used).map_err(Error::Pages)?;
-        } else {
-            push(&mut used, from - start..to - start);
-        }
-    }
-    Ok(used)
-}
-
-/// Addresses of the mappings that `/proc/self/maps` lists, and whether they are of no file.
-fn mappings(maps: &str) -> impl Iterator<Item = (Range<u64>, bool)> {
-    maps.lines().filter_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let (from, to) = words.next()?.split_once('-')?;
-        let from = u64::from_str_radix(from, 16).ok()?;
-        let to = u64::from_str_radix(to, 16).ok()?;
-        // Then: permissions, offset, device, inode.
-        let inode = words.nth(3)?;
-        Some((from..to, inode == "0"))
-    })
-}
-
-/// Adds the pages of an anonymous mapping that there are, as offsets from `start`.
-fn present(
-    pagemap: &File,
-    addresses: Range<u64>,
-    start: u64,
-    used: &mut Vec<Range<u64>>,
-) -> io::Result<()> {
-    let mut entries = [0; 64 << 10];
-    let mut at = addresses.start;
-    while at < addresses.end {
-        let pages = ((addresses.end - at) / PAGE_SIZE).min(entries.len() as u64 / 8);
-        let wanted = &mut entries[..pages as usize * 8];
-        pagemap.read_exact_at(wanted, at / PAGE_SIZE * 8)?;
-        let (words, _) = wanted.as_chunks::<8>();
-        for (page, word) in (0..).zip(words) {
-            if u64::from_le_bytes(*word) & (PRESENT | SWAPPED) != 0 {
-                let offset = at + page * PAGE_SIZE - start;
-                push(used, offset..offset + PAGE_SIZE);
-            }
-        }
-        at += pages * PAGE_SIZE;
+    let wanted = lay_out(regions.iter().map(|region| (region.gpa, region.bytes)));
+    if regions != wanted {
+        return Err(Error::Regions);
     }
     Ok(())
 }
 
-/// Adds a range behind the others, or to the last one.
-fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == range.start => last.end = range.end,
-        _ => ranges.push(range),
+/// Where the regions end, and the id begins.
+pub(super) fn end_of(regions: &[RegionState]) -> u64 {
+    regions.last().map_or(0, RegionState::end)
+}
+
+/// The id of a memory file of these regions.
+pub(super) fn id_of(regions: &[RegionState], file: &File) -> Result<Id, Error> {
+    let mut id = Id::default();
+    file.read_exact_at(&mut id, end_of(regions))
+        .map_err(Error::Read)?;
+    Ok(id)
+}
+
+/// What is behind the regions of a differential file, but for the table.
+pub(super) fn diff_trailer(
+    id: &Id,
+    base: &Id,
+    ranges: u64,
+    mut table: crc32fast::Hasher,
+) -> [u8; DIFF_TRAILER as usize] {
+    let mut bytes = [0; DIFF_TRAILER as usize];
+    bytes[..16].copy_from_slice(id);
+    bytes[16..32].copy_from_slice(base);
+    bytes[32..40].copy_from_slice(&ranges.to_le_bytes());
+    table.update(&bytes[16..40]);
+    bytes[40..44].copy_from_slice(&table.finalize().to_le_bytes());
+    bytes
+}
+
+/// What a differential memory file is about.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Diff {
+    /// The file that it is to be merged into.
+    pub(super) base: Id,
+    /// What it has, by where that is in the file: in order.
+    pub(super) ranges: Vec<Range<u64>>,
+}
+
+impl Diff {
+    /// Reads what such a file of these regions and this id, which may be anything, is about.
+    pub(super) fn read(regions: &[RegionState], id: &Id, file: &File) -> Result<Self, Error> {
+        let end = end_of(regions);
+        let found = file.metadata().map_err(Error::Read)?.len();
+        let mut trailer = [0; DIFF_TRAILER as usize];
+        if found < end + DIFF_TRAILER {
+            let expected = end + DIFF_TRAILER;
+            return Err(Error::Size { found, expected });
+        }
+        file.read_exact_at(&mut trailer, end).map_err(Error::Read)?;
+        let (mut own, mut base, mut count) = (Id::default(), Id::default(), [0; 8]);
+        own.copy_from_slice(&trailer[..16]);
+        base.copy_from_slice(&trailer[16..32]);
+        count.copy_from_slice(&trailer[32..40]);
+        if own != *id {
+            return Err(Error::Other);
+        }
+        let count = u64::from_le_bytes(count);
+        if count > end / PAGE_SIZE {
+            return Err(Error::Table);
+        }
+        let expected = end + DIFF_TRAILER + count * ENTRY;
+        if found != expected {
+            return Err(Error::Size { found, expected });
+        }
+        // The file has as many bytes.
+        let bytes = usize::try_from(count * ENTRY).map_err(|_| Error::Table)?;
+        let mut table = vec![0; bytes];
+        file.read_exact_at(&mut table, end + DIFF_TRAILER)
+            .map_err(Error::Read)?;
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(&table);
+        if trailer != diff_trailer(id, &base, count, checksum) {
+            return Err(Error::Table);
+        }
+        let (words, _) = table.as_chunks::<8>();
+        let ranges = words
+            .chunks_exact(2)
+            .map(|entry| {
+                let (start, bytes) = (u64::from_le_bytes(entry[0]), u64::from_le_bytes(entry[1]));
+                Some(start..start.checked_add(bytes)?)
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or(Error::Table)?;
+        check_ranges(regions, &ranges)?;
+        Ok(Self { base, ranges })
     }
+}
+
+/// Whether ranges are whole pages of the regions, one behind the other.
+fn check_ranges(regions: &[RegionState], ranges: &[Range<u64>]) -> Result<(), Error> {
+    let mut after = 0;
+    for range in ranges {
+        let is_within = regions
+            .iter()
+            .any(|region| region.offset <= range.start && range.end <= region.end());
+        let are_pages =
+            range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
+        if range.is_empty() || range.start < after || !is_within || !are_pages {
+            return Err(Error::Table);
+        }
+        after = range.end;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,92 +1,27 @@
-use std::os::unix::fs::MetadataExt;
-
-use vm_memory::GuestRegionMmap;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
 
 const MIB: u64 = 1 << 20;
 const ID: Id = *b"0123456789abcdef";
-
+const BASE: Id = *b"fedcba9876543210";
 /// Two regions, as around the device hole.
-fn guest_memory() -> (GuestMemoryMmap, Vec<(u64, u64)>) {
-    let ranges = vec![(0, 5 * MIB), (1 << 32, 3 * MIB)];
-    let places: Vec<_> = ranges
-        .iter()
-        .map(|&(gpa, bytes)| (GuestAddress(gpa), bytes as usize))
-        .collect();
-    (GuestMemoryMmap::from_ranges(&places).unwrap(), ranges)
-}
-
-#[test]
-fn what_is_in_memory_is_in_the_file_and_nothing_else() {
-    let (memory, ranges) = guest_memory();
-    let regions = lay_out(ranges.clone());
-    assert_eq!(regions[1].offset, 6 * MIB);
-    memory.write_slice(b"first", GuestAddress(0)).unwrap();
-    memory
-        .write_slice(&[7; 5000], GuestAddress(2 * MIB + 100))
-        .unwrap();
-    memory
-        .write_slice(b"last", GuestAddress((1 << 32) + 3 * MIB - 4))
-        .unwrap();
-    // Touched, and zero again.
-    memory
-        .write_slice(&[0; 8192], GuestAddress(4 * MIB))
-        .unwrap();
-    let file = TempFile::new().unwrap().into_file();
-    let written = write(&memory, &regions, &ID, &file).unwrap();
-    assert_eq!(written, 4096 + 2 * 4096 + 4096);
-    assert_eq!(file.metadata().unwrap().len(), 9 * MIB + 16);
-    assert!(file.metadata().unwrap().blocks() * 512 < MIB);
-    check(&regions, ranges, &ID, &file).unwrap();
-    for region in &regions {
-        let mut expected = vec![0; region.bytes as usize];
-        memory
-            .read_slice(&mut expected, GuestAddress(region.gpa))
-            .unwrap();
-        let mut found = vec![0xaa; region.bytes as usize];
-        file.read_exact_at(&mut found, region.offset).unwrap();
-        assert!(found == expected, "{region:?}");
-    }
-}
-
-#[test]
-fn memory_of_a_file_is_saved_whether_or_not_it_was_touched() {
-    let contents = TempFile::new().unwrap().into_file();
-    contents.set_len(2 * MIB).unwrap();
-    contents.write_all_at(b"kernel", MIB).unwrap();
-    let mapping = vm_memory::MmapRegion::build(
-        Some(vm_memory::FileOffset::new(contents, 0)),
-        2 * MIB as usize,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE,
-    )
-    .unwrap();
-    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
-    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
-    let file = TempFile::new().unwrap().into_file();
-    let written = write(&memory, &lay_out([(0, 2 * MIB)]), &ID, &file).unwrap();
-    assert_eq!(written, 4096);
-    let mut found = [0; 6];
-    file.read_exact_at(&mut found, MIB).unwrap();
-    assert_eq!(&found, b"kernel");
-}
+const RANGES: [(u64, u64); 2] = [(0, 5 * MIB), (1 << 32, 3 * MIB)];
+const END: u64 = 9 * MIB;
 
 #[test]
 fn what_the_state_says_of_the_file_is_not_believed() {
-    let ranges = [(0, 5 * MIB), (1 << 32, 3 * MIB)];
-    let good = lay_out(ranges);
+    let good = lay_out(RANGES);
     let file = TempFile::new().unwrap().into_file();
-    let cut = check(&good, ranges, &ID, &file).unwrap_err();
+    let cut = check(&good, RANGES, &ID, &file).unwrap_err();
     assert!(matches!(cut, Error::Size { found: 0, .. }), "{cut}");
-    file.write_all_at(&ID, 9 * MIB).unwrap();
-    check(&good, ranges, &ID, &file).unwrap();
-    let other = check(&good, ranges, &Id::default(), &file);
+    file.write_all_at(&ID, END).unwrap();
+    check(&good, RANGES, &ID, &file).unwrap();
+    let other = check(&good, RANGES, &Id::default(), &file);
     assert!(matches!(other, Err(Error::Other)), "{other:?}");
-    file.set_len(9 * MIB + 17).unwrap();
-    assert!(check(&good, ranges, &ID, &file).is_err());
-    file.set_len(9 * MIB + 16).unwrap();
+    file.set_len(END + 17).unwrap();
+    assert!(check(&good, RANGES, &ID, &file).is_err());
+    file.set_len(END + 16).unwrap();
     for change in [
         |region: &mut RegionState| region.offset = u64::MAX,
         |region: &mut RegionState| region.bytes = u64::MAX,
@@ -94,18 +29,88 @@ fn what_the_state_says_of_the_file_is_not_believed() {
     ] {
         let mut bad = good.clone();
         change(&mut bad[1]);
-        let refused = check(&bad, ranges, &ID, &file);
+        let refused = check(&bad, RANGES, &ID, &file);
         assert!(matches!(refused, Err(Error::Regions)), "{refused:?}");
     }
-    assert!(check(&good[..1], ranges, &ID, &file).is_err());
+    assert!(check(&good[..1], RANGES, &ID, &file).is_err());
 }
 
 #[test]
-fn memory_that_there_is_not_is_not_written() {
-    let (memory, _) = guest_memory();
+fn regions_that_no_machine_has() {
+    check_layout(&lay_out(RANGES)).unwrap();
+    for change in [
+        |region: &mut RegionState| region.offset = u64::MAX,
+        |region: &mut RegionState| region.bytes = u64::MAX,
+        |region: &mut RegionState| region.bytes = 0,
+        |region: &mut RegionState| region.bytes += 1,
+        |region: &mut RegionState| region.offset += 4096,
+    ] {
+        let mut bad = lay_out(RANGES);
+        change(&mut bad[1]);
+        assert!(check_layout(&bad).is_err(), "{bad:?}");
+    }
+    let many = lay_out((0..9).map(|index| (index << 32, MIB)));
+    assert!(check_layout(&many).is_err());
+}
+
+/// A file with this table.
+fn differential(ranges: &[(u64, u64)]) -> File {
     let file = TempFile::new().unwrap().into_file();
-    for range in [(1 << 33, MIB), (0, 6 * MIB), (4096, MIB)] {
-        let refused = write(&memory, &lay_out([range]), &ID, &file);
-        assert!(matches!(refused, Err(Error::NotRam { .. })), "{refused:?}");
+    let table: Vec<u8> = ranges
+        .iter()
+        .flat_map(|(start, bytes)| [start.to_le_bytes(), bytes.to_le_bytes()].concat())
+        .collect();
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&table);
+    let trailer = diff_trailer(&ID, &BASE, ranges.len() as u64, checksum);
+    file.write_all_at(&trailer, END).unwrap();
+    file.write_all_at(&table, END + DIFF_TRAILER).unwrap();
+    file
+}
+
+#[test]
+fn the_table_of_a_differential_file_is_read() {
+    let regions = lay_out(RANGES);
+    let read = |ranges: &[(u64, u64)]| Diff::read(&regions, &ID, &differential(ranges));
+    let found = read(&[(0, 4096), (8192, 8192), (4 * MIB, MIB), (6 * MIB, 3 * MIB)]).unwrap();
+    assert_eq!(found.base, BASE);
+    assert_eq!(
+        found.ranges,
+        [0..4096, 8192..16384, 4 * MIB..5 * MIB, 6 * MIB..9 * MIB]
+    );
+    assert_eq!(read(&[]).unwrap().ranges, []);
+    for bad in [
+        &[(4 * MIB, 2 * MIB)][..], // into the gap
+        &[(5 * MIB, 4096)],
+        &[(9 * MIB, 4096)],
+        &[(8192, 4096), (0, 4096)],
+        &[(0, 8192), (4096, 4096)],
+        &[(0, 0)],
+        &[(1, 4096)],
+        &[(0, 4097)],
+        &[(4096, u64::MAX)],
+    ] {
+        assert!(matches!(read(bad), Err(Error::Table)), "{bad:?}");
+    }
+}
+
+#[test]
+fn every_bit_of_the_table_counts() {
+    let regions = lay_out(RANGES);
+    let file = differential(&[(0, 4096), (8192, 4096)]);
+    let len = file.metadata().unwrap().len();
+    for at in END..len {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        for bit in 0..8 {
+            file.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
+            let refused = Diff::read(&regions, &ID, &file);
+            assert!(refused.is_err(), "bit {bit} of byte {at}: {refused:?}");
+        }
+        file.write_all_at(&byte, at).unwrap();
+    }
+    for size in [0, END, END + 47, len - 1, len + 1, len + 16] {
+        file.set_len(size).unwrap();
+        assert!(Diff::read(&regions, &ID, &file).is_err(), "{size}");
     }
 }

@@ -1,24 +1,37 @@
 //! From a machine to files.
+//!
+//! The machine stands still for as long as its state is taken and a process is forked off ([`Source::begin`]). Then it may go on, while
+//! that process writes its memory ([`Writing::finish`]).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, Shape, VcpuState};
+use devices::lock;
 use devices::random::random;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
+use super::collapse::collapse;
 use super::file::NewFile;
+use super::fork::Child;
+pub use super::fork::Killer;
 use super::format;
+use super::history::History;
 use super::images::{self, ImageState};
-use super::memory::{self, RegionState};
+use super::memory::{self, Id, RegionState};
 use super::state::VmState;
+use super::writer::{Job, What};
 use crate::hardware::{self, Hardware};
 use crate::kvm;
 use crate::vcpu::Vcpus;
+
+/// An access to a device ends in much less, however busy the host is.
+pub(crate) const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why no snapshot could be taken. Nothing of it is left, and the guest is as it was.
 #[derive(Debug, Error)]
@@ -54,6 +67,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A vCPU goes on.
+    #[error("The guest cannot be paused: a vCPU does not come to rest. It runs on")]
+    NoRest,
+    /// A process or a thread could not be made.
+    #[error("Cannot start what writes the files")]
+    Start(#[source] std::io::Error),
     /// One file cannot be both.
     #[error("The state file and the memory file cannot be the same")]
     SamePath,
@@ -66,82 +85,181 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Source {
     pub(crate) hardware: Weak<Hardware>,
-    pub(crate) vcpus: std::sync::Arc<Vcpus>,
+    pub(crate) vcpus: Arc<Vcpus>,
     pub(crate) vm: Weak<VmFd>,
     pub(crate) memory: Weak<GuestMemoryMmap>,
+    pub(crate) history: Arc<Mutex<History>>,
     pub(crate) kvm_device: PathBuf,
     /// Bytes of RAM.
     pub(crate) ram: u64,
 }
 
+/// A snapshot that is to be taken.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// What describes the machine, in JSON.
+    pub config: String,
+    /// The files that it uses.
+    pub images: Vec<String>,
+    /// Where the state goes.
+    pub state: PathBuf,
+    /// Where memory goes.
+    pub memory: PathBuf,
+    /// Only what changed since the last one, if that is known; all of it otherwise.
+    pub differential: bool,
+    /// The vCPUs run, and have to be paused for it. Otherwise they are paused.
+    pub runs: bool,
+    /// They run as soon as they may.
+    pub resumes: bool,
+}
+
 /// What a snapshot has taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Bytes of guest memory in the file, those left out that are zero.
     pub memory: u64,
     /// Bytes of the state file.
     pub state: u64,
+    /// It has only what changed since another one.
+    pub is_differential: bool,
+    /// How long nothing of the guest went on.
+    pub pause: Duration,
+    /// Writes were to be tracked, and the host cannot: what it says.
+    pub untracked: Option<String>,
+}
+
+/// A snapshot whose state has been taken, and whose files are being written.
+pub struct Writing {
+    state: VmState,
+    config: String,
+    memory: Memory,
+    memory_file: NewFile,
+    state_file: NewFile,
+    paths: (PathBuf, PathBuf),
+    pause: Duration,
+    untracked: Option<String>,
+    pending: Pending,
+}
+
+/// Its memory.
+enum Memory {
+    /// It is being written.
+    Begun(Child),
+    /// So much has been written.
+    Written(u64),
+}
+
+/// What is to be known of a file that is being written, whatever becomes of it.
+struct Pending(Option<Arc<Mutex<History>>>);
+
+impl Pending {
+    fn done(mut self) {
+        if let Some(history) = self.0.take() {
+            lock(&history).settle(true);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(history) = self.0.take() {
+            lock(&history).settle(false);
+        }
+    }
+}
+
+fn of(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    |source| Error::File { path, source }
 }
 
 impl Source {
-    /// Writes a snapshot of the machine, whose vCPUs are paused and stay so: its memory to one file, all else
-    /// to another, with `config`, which describes it, in JSON, and how the files are by then that it uses, `images`.
-    /// Its virtio devices stand still meanwhile.
-    pub fn write(
-        &self,
-        config: &str,
-        images: &[String],
-        state_path: &Path,
-        memory_path: &Path,
-    ) -> Result<Taken, Error> {
-        let of = |path: &Path| {
-            let path = path.to_owned();
-            |source| Error::File { path, source }
-        };
-        if state_path == memory_path {
+    /// Takes the state of the machine, and begins to write its memory. Nothing of it goes on meanwhile; then it does, if it is to,
+    /// or if this fails and it ran before. The thread that calls this has to be there until all is written.
+    pub fn begin(&self, order: &Order) -> Result<Writing, Error> {
+        if order.state == order.memory {
             return Err(Error::SamePath);
         }
-        // What can be known to fail fails before anything stands still.
-        let memory_file = NewFile::create(memory_path).map_err(of(memory_path))?;
-        let state_file = NewFile::create(state_path).map_err(of(state_path))?;
+        // What can be known to fail fails before anything stands still, and what takes its time is done.
+        let memory_file = NewFile::create(&order.memory).map_err(of(&order.memory))?;
+        let state_file = NewFile::create(&order.state).map_err(of(&order.state))?;
         let hardware = self.hardware.upgrade().ok_or(Error::Ended)?;
+        let vm = self.vm.upgrade().ok_or(Error::Ended)?;
         let guest_memory = self.memory.upgrade().ok_or(Error::Ended)?;
-        hardware.pause();
+        let kvm = kvm::open(&self.kvm_device)?;
+        let shape = Shape::of(&kvm, &vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
+        let id = random().map_err(Error::Random)?;
         let regions = memory::lay_out(ram_ranges(self.ram));
-        let taken = self.state(&hardware, &regions, images).and_then(|state| {
-            let bytes = memory::write(
-                &guest_memory,
-                &regions,
-                &state.memory_id,
-                memory_file.file(),
-            )?;
-            Ok((state, bytes))
-        });
+        let job = Job::new(guest_memory, &regions, id)?;
+        let untracked = lock(&self.history).prepare(job.map()).err();
+        if order.runs && order.resumes && job.map().can_be_forked {
+            collapse(job.map())?;
+        }
+        lock(&self.history).approach(job.map());
+
+        let began = Instant::now();
+        if order.runs && !self.vcpus.pause(PAUSE_TIMEOUT) {
+            return Err(Error::NoRest);
+        }
+        hardware.pause();
+        let taken = self
+            .state(&hardware, &vm, shape, id, regions, &order.images)
+            .and_then(|state| self.memory(job, id, order.differential, &memory_file, state));
         hardware.resume();
-        let (state, memory) = taken?;
-        let bytes = format::encode(config, &state)?;
-        state_file
-            .file()
-            .write_all(&bytes)
-            .map_err(of(state_path))?;
-        memory_file.commit().map_err(of(memory_path))?;
-        // Last: with it the snapshot is there.
-        state_file.commit().map_err(of(state_path))?;
-        Ok(Taken {
+        if order.runs && (order.resumes || taken.is_err()) || order.resumes && taken.is_ok() {
+            self.vcpus.run();
+        }
+        let pause = began.elapsed();
+        let (state, memory, pending) = taken?;
+        Ok(Writing {
+            state,
+            config: order.config.clone(),
             memory,
-            state: bytes.len() as u64,
+            memory_file,
+            state_file,
+            paths: (order.state.clone(), order.memory.clone()),
+            pause,
+            untracked: untracked.map(|error| error.to_string()),
+            pending,
         })
+    }
+
+    /// Begins to write memory, and notes in the state what that is.
+    fn memory(
+        &self,
+        mut job: Job,
+        id: Id,
+        differential: bool,
+        file: &NewFile,
+        mut state: VmState,
+    ) -> Result<(VmState, Memory, Pending), Error> {
+        let what = lock(&self.history).turn(job.map(), id, differential);
+        let pending = Pending(Some(Arc::clone(&self.history)));
+        state.memory_base = match &what {
+            What::All => None,
+            What::Diff { base, .. } => Some(*base),
+        };
+        job.choose(what);
+        if job.map().can_be_forked {
+            let shared = job.map().shared.clone();
+            // Where there is no room for a process, the guest stands still until its memory is written.
+            if let Ok(child) = Child::fork(file.file(), &shared, |file| job.run(file)) {
+                return Ok((state, Memory::Begun(child), pending));
+            }
+        }
+        let written = job.run(file.file())?;
+        Ok((state, Memory::Written(written), pending))
     }
 
     fn state(
         &self,
         hardware: &Hardware,
-        regions: &[RegionState],
+        vm: &VmFd,
+        shape: Shape,
+        memory_id: Id,
+        regions: Vec<RegionState>,
         images: &[String],
     ) -> Result<VmState, Error> {
-        let vm = self.vm.upgrade().ok_or(Error::Ended)?;
-        let kvm = kvm::open(&self.kvm_device)?;
-        let shape = Shape::of(&kvm, &vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
         let vcpus = self
             .vcpus
             .do_at_rest(move |index, vcpu| VcpuState::save(vcpu, index, &shape))
@@ -150,8 +268,9 @@ impl Source {
             .collect::<Result<_, _>>()?;
         let (ioapic, legacy, virtio) = hardware.save()?;
         Ok(VmState {
-            memory_id: random().map_err(Error::Random)?,
-            memory: regions.to_vec(),
+            memory_id,
+            memory_base: None,
+            memory: regions,
             images: images
                 .iter()
                 .map(|path| ImageState::of(path))
@@ -162,6 +281,51 @@ impl Source {
             ioapic,
             legacy,
             virtio,
+        })
+    }
+}
+
+impl Writing {
+    /// What gives it up, from another thread, if it is not written yet: then [`Writing::finish`] fails.
+    pub fn killer(&self) -> Result<Option<Killer>, Error> {
+        match &self.memory {
+            Memory::Begun(child) => child.killer().map(Some).map_err(Error::Start),
+            Memory::Written(_) => Ok(None),
+        }
+    }
+
+    /// Waits until the memory is written, and writes the rest. With that the snapshot is there; if it fails, nothing of it is left.
+    pub fn finish(self) -> Result<Taken, Error> {
+        let Self {
+            state,
+            config,
+            memory,
+            memory_file,
+            state_file,
+            paths: (state_path, memory_path),
+            pause,
+            untracked,
+            pending,
+        } = self;
+        let memory = match memory {
+            Memory::Begun(child) => child.wait()?,
+            Memory::Written(bytes) => bytes,
+        };
+        let bytes = format::encode(&config, &state)?;
+        state_file
+            .file()
+            .write_all(&bytes)
+            .map_err(of(&state_path))?;
+        memory_file.commit().map_err(of(&memory_path))?;
+        // Last: with it the snapshot is there.
+        state_file.commit().map_err(of(&state_path))?;
+        pending.done();
+        Ok(Taken {
+            memory,
+            state: bytes.len() as u64,
+            is_differential: state.memory_base.is_some(),
+            pause,
+            untracked,
         })
     }
 }

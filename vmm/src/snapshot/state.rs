@@ -21,6 +21,8 @@ use super::memory::{Id, RegionState};
 pub struct VmState {
     /// Which memory file belongs to it: random, and kept by both.
     pub memory_id: Id,
+    /// Which other one it is to be merged into, if it has only what changed since that one.
+    pub memory_base: Option<Id>,
     /// Where its memory is in that file.
     pub memory: Vec<RegionState>,
     /// The files that it uses.
