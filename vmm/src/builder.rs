@@ -29,8 +29,10 @@ use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::reset_line::ResetLine;
 use devices::legacy::serial::Serial;
 use devices::legacy::serial_worker::SerialWorker;
+use devices::pci::root::Slot;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::console;
+use devices::virtio::worker::WorkerId;
 use event_manager::SubscriberOps;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -142,7 +144,7 @@ pub(crate) fn build(
     let origin = Checked::new(Origin::Boot(payload), config)?;
     let mut stage = Stage::new()?;
     let devices = stage.maker.make_all(config.devices())?;
-    let mut parts = assemble(&mut stage, config, origin, console, devices)?;
+    let mut parts = assemble(&mut stage, config, origin, console, devices, &mut None)?;
     parts.times.asked = asked;
     Ok(Vm::new(stage, parts))
 }
@@ -158,7 +160,15 @@ pub(crate) fn build_on(
     devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
     let origin = Checked::new(origin, config)?;
-    assemble(stage, config, origin, console, devices)
+    let mut on_loop = None;
+    let assembled = assemble(stage, config, origin, console, devices, &mut on_loop);
+    if assembled.is_err()
+        && let Some(id) = on_loop
+    {
+        // Fails only for what is not there.
+        let _ = stage.manager.remove_subscriber(id);
+    }
+    assembled
 }
 
 /// Where a machine comes from, checked.
@@ -181,7 +191,7 @@ impl Checked {
                 Ok(Self::Boot { payload, image })
             }
             Origin::Saved(saved) => {
-                saved.check(config.cpus(), config.memory())?;
+                saved.check(config)?;
                 Ok(Self::Saved(*saved))
             }
         }
@@ -204,26 +214,33 @@ pub(crate) struct Parts {
     pub(crate) memory: Arc<GuestMemoryMmap>,
 }
 
+/// `on_loop` becomes what is on the stage's event loop for this machine.
 fn assemble(
     stage: &mut Stage,
     config: &Config,
     origin: Checked,
     console: Option<Console>,
     mut devices: Vec<Registered>,
+    on_loop: &mut Option<WorkerId>,
 ) -> Result<Parts, Error> {
     let mut times = BootTimes::start();
     stage.maker.controls.set_memory(config.memory());
     let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
         (Some(console), ConsoleKind::Virtio) => {
-            let (console, control) = virtio::make_console(console, stage)?;
+            let (console, control, id) = virtio::make_console(console, stage)?;
+            *on_loop = id;
             virtio_console = Some(control);
             devices.insert(0, console);
         }
         (console, _) => serial = console,
     }
     memory::check_size(config.memory())?;
-    let mut above_ram = AboveRam::map(config, &stage.maker.controls)?;
+    let controls = &stage.maker.controls;
+    let mut above_ram = match &origin {
+        Checked::Boot { .. } => AboveRam::map(config, controls)?,
+        Checked::Saved(saved) => AboveRam::map_saved(config, controls, saved.above_ram())?,
+    };
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
@@ -247,6 +264,10 @@ fn assemble(
 
     let events = &stage.events;
     let window = above_ram.window();
+    let devices = match &origin {
+        Checked::Boot { .. } => devices.into_iter().map(|device| (device, None)).collect(),
+        Checked::Saved(saved) => saved.place(devices)?,
+    };
     let machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
     above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
@@ -366,7 +387,7 @@ impl Machine {
     fn new(
         config: &Config,
         console: Option<Console>,
-        virtio: Vec<Registered>,
+        virtio: Vec<(Registered, Option<Slot>)>,
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
         window: Option<&Arc<Window>>,
@@ -423,8 +444,8 @@ impl Machine {
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
         let (pci_config, virtio) = if config.pci() {
             let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory, window)?;
-            for device in virtio {
-                pci.insert(device)?;
+            for (device, slot) in virtio {
+                pci.insert(device, slot)?;
             }
             (pci.ports(), Virtio::Pci(Arc::new(pci)))
         } else {
@@ -435,7 +456,7 @@ impl Machine {
                 mmio.insert(layout::BOOT_TIMER_START, layout::BOOT_TIMER_SIZE, timer)?;
             }
             let mut devices = Vec::new();
-            for (slot, device) in (0..).zip(virtio) {
+            for (slot, (device, _)) in (0..).zip(virtio) {
                 let made = virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
                 devices.push(made);
             }

@@ -374,6 +374,7 @@ impl Vm {
                 vm: Arc::downgrade(&self.vm),
                 memory: Arc::downgrade(&self.memory),
                 kvm_device: self.kvm_device.clone(),
+                controls: self.controls.clone(),
                 ram: self.controls.memory(),
             },
         }

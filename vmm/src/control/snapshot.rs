@@ -1,5 +1,6 @@
 //! `/snapshot/create` and `/snapshot/load`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,10 +10,10 @@ use api::types::{
     SnapshotType, VmConfig,
 };
 
-use devices::pci::root::Slot;
-
 use super::resources::Resources;
 use super::{Control, chain, convert, whole};
+use crate::config::Device;
+use crate::controls::DeviceId;
 use crate::snapshot::load::Saved;
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
@@ -35,7 +36,13 @@ impl Control {
         }
         let machine = self.machine()?;
         let mut document = self.resources.document();
-        self.check_places(&document, machine)?;
+        self.check_devices(&document, machine)?;
+        if let Some(drive) = (document.drives.iter()).find(|drive| drive.overlay == Overlay::Temp) {
+            return Err(cannot_create(format!(
+                "what the guest has written to drive '{}' ends with this monitor (overlay temp)",
+                drive.drive_id
+            )));
+        }
         for interface in &mut document.network_interfaces {
             // One that was made up is the guest's by now.
             let card = machine.controls().card(&interface.iface_id);
@@ -54,40 +61,25 @@ impl Control {
         Ok(())
     }
 
-    /// Whether all of the guest is where it would be if it was built like this.
-    fn check_places(&self, document: &VmConfig, machine: &MachineHandle) -> Result<(), Fault> {
-        let controls = machine.controls();
-        let plugged = controls
-            .memory_hotplug()
-            .map(|memory| memory.status().plugged);
-        if plugged.is_some_and(|bytes| bytes > 0) {
-            return Err(cannot_create(
-                "memory has been plugged (/hotplug/memory): this version of mote has no snapshots of that",
-            ));
+    /// Whether the document has all devices that the guest has, and no others: one that was asked to go may go at any
+    /// moment.
+    fn check_devices(&self, document: &VmConfig, machine: &MachineHandle) -> Result<(), Fault> {
+        let described: BTreeSet<DeviceId> = whole::devices(document, None)?
+            .iter()
+            .map(Device::id)
+            .collect();
+        let there = machine.controls().ids();
+        let there = there.into_iter().filter(|id| *id != DeviceId::Console);
+        match there
+            .collect::<BTreeSet<_>>()
+            .symmetric_difference(&described)
+            .next()
+        {
+            None => Ok(()),
+            Some(id) => Err(cannot_create(format!(
+                "the {id} is about to come or to go: try again"
+            ))),
         }
-        if controls.console().is_some() {
-            return Err(cannot_create(
-                "the guest's console is a virtio console: this version of mote has snapshots with serial ports only",
-            ));
-        }
-        if let Some(drive) = (document.drives.iter()).find(|drive| drive.overlay == Overlay::Temp) {
-            return Err(cannot_create(format!(
-                "what the guest has written to drive '{}' ends with this monitor (overlay temp)",
-                drive.drive_id
-            )));
-        }
-        let devices = whole::devices(document, None)?;
-        let moved = self.resources.plugged_pmem
-            || self.settings.pci
-                && (1..).zip(&devices).any(|(slot, device)| {
-                    controls.slot(&device.id()).map(Slot::number) != Some(slot)
-                });
-        if moved {
-            return Err(cannot_create(
-                "devices have come or gone while the guest ran: this version of mote has no snapshots of that",
-            ));
-        }
-        Ok(())
     }
 
     /// Builds the machine that a snapshot is of. If that fails, all is as before.
@@ -144,7 +136,10 @@ impl Control {
     fn restore(&mut self, asked: Instant, saved: Saved) -> Result<(), String> {
         let console = self.face.console(self.resources.serial.as_ref())?;
         let (config, devices) = self.collect()?;
-        let config = config.with_keyboard(saved.has_keyboard());
+        let config = config
+            .with_keyboard(saved.has_keyboard())
+            .with_console(saved.console())
+            .map_err(|error| error.to_string())?;
         let order = Order {
             asked,
             config,

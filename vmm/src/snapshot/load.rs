@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, XsaveSize};
+use devices::pci::root::Slot;
 use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -14,6 +14,9 @@ use super::format::{self, StateFile};
 use super::images::{self, ImageState};
 use super::memory;
 use super::state::{VirtioState, VmState};
+use crate::above_ram::AboveRamState;
+use crate::config::{Config, ConsoleKind};
+use crate::controls::Registered;
 use crate::hardware::{self, Hardware};
 use crate::kvm;
 
@@ -99,15 +102,34 @@ impl Saved {
         self.state.legacy.i8042.is_some()
     }
 
+    /// Where its machine has its console.
+    pub fn console(&self) -> ConsoleKind {
+        self.state.virtio.console()
+    }
+
+    /// Where memory above RAM is.
+    pub(crate) fn above_ram(&self) -> &AboveRamState {
+        &self.state.above_ram
+    }
+
+    /// Puts devices where they were.
+    pub(crate) fn place(
+        &self,
+        devices: Vec<Registered>,
+    ) -> Result<Vec<(Registered, Option<Slot>)>, Error> {
+        Ok(self.state.virtio.place(devices)?)
+    }
+
     /// Checks what the configuration of the machine has to agree with.
-    pub(crate) fn check(&self, cpus: u32, ram: u64) -> Result<(), Error> {
-        let (saved, configured) = (self.state.vcpus.len(), cpus as usize);
+    pub(crate) fn check(&self, config: &Config) -> Result<(), Error> {
+        let (saved, configured) = (self.state.vcpus.len(), config.cpus() as usize);
         if saved != configured {
             return Err(Error::Vcpus { saved, configured });
         }
         memory::check(
             &self.state.memory,
-            ram_ranges(ram),
+            self.state
+                .memory_ranges(config.memory(), config.memory_hotplug())?,
             &self.state.memory_id,
             &self.memory,
         )?;

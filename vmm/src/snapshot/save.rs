@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
-use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, Shape, VcpuState};
 use devices::random::random;
+use devices::virtio::mem::MemConfig;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -14,8 +14,10 @@ use vm_memory::GuestMemoryMmap;
 use super::file::NewFile;
 use super::format;
 use super::images::{self, ImageState};
-use super::memory::{self, RegionState};
+use super::memory;
 use super::state::VmState;
+use crate::above_ram::AboveRamState;
+use crate::controls::Controls;
 use crate::hardware::{self, Hardware};
 use crate::kvm;
 use crate::vcpu::Vcpus;
@@ -70,6 +72,7 @@ pub struct Source {
     pub(crate) vm: Weak<VmFd>,
     pub(crate) memory: Weak<GuestMemoryMmap>,
     pub(crate) kvm_device: PathBuf,
+    pub(crate) controls: Controls,
     /// Bytes of RAM.
     pub(crate) ram: u64,
 }
@@ -107,11 +110,10 @@ impl Source {
         let hardware = self.hardware.upgrade().ok_or(Error::Ended)?;
         let guest_memory = self.memory.upgrade().ok_or(Error::Ended)?;
         hardware.pause();
-        let regions = memory::lay_out(ram_ranges(self.ram));
-        let taken = self.state(&hardware, &regions, images).and_then(|state| {
+        let taken = self.state(&hardware, images).and_then(|state| {
             let bytes = memory::write(
                 &guest_memory,
-                &regions,
+                &state.memory,
                 &state.memory_id,
                 memory_file.file(),
             )?;
@@ -133,12 +135,7 @@ impl Source {
         })
     }
 
-    fn state(
-        &self,
-        hardware: &Hardware,
-        regions: &[RegionState],
-        images: &[String],
-    ) -> Result<VmState, Error> {
+    fn state(&self, hardware: &Hardware, images: &[String]) -> Result<VmState, Error> {
         let vm = self.vm.upgrade().ok_or(Error::Ended)?;
         let kvm = kvm::open(&self.kvm_device)?;
         let shape = Shape::of(&kvm, &vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
@@ -149,9 +146,11 @@ impl Source {
             .into_iter()
             .collect::<Result<_, _>>()?;
         let (ioapic, legacy, virtio) = hardware.save()?;
-        Ok(VmState {
+        let window = hardware.pci().and_then(|pci| pci.window());
+        let mut state = VmState {
             memory_id: random().map_err(Error::Random)?,
-            memory: regions.to_vec(),
+            memory: Vec::new(),
+            above_ram: AboveRamState::of(&self.controls, window.map(|window| &**window)),
             images: images
                 .iter()
                 .map(|path| ImageState::of(path))
@@ -162,6 +161,14 @@ impl Source {
             ioapic,
             legacy,
             virtio,
-        })
+        };
+        let ranges = state.memory_ranges(self.ram, self.plugging())?;
+        state.memory = memory::lay_out(ranges);
+        Ok(state)
+    }
+
+    /// How memory is plugged.
+    fn plugging(&self) -> Option<MemConfig> {
+        Some(*self.controls.memory_hotplug()?.config())
     }
 }

@@ -112,6 +112,15 @@ enum Written {
     Turn,
 }
 
+/// Who drives it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Driver {
+    /// It will look at the size of the window.
+    pub(super) wants_size: bool,
+    /// It has just come, and has not been there before a pause.
+    pub(super) is_new: bool,
+}
+
 /// The queues, while there are any.
 struct Active {
     memory: Arc<GuestMemoryMmap>,
@@ -166,14 +175,13 @@ impl Worker {
         })
     }
 
-    /// Gives it the queues of a driver that will look at the size of the window or not; it must be on
-    /// no loop.
+    /// Gives it the queues of a driver; it must be on no loop.
     pub(super) fn start(
         &mut self,
         memory: Arc<GuestMemoryMmap>,
         receive: Option<Queue>,
         transmit: Option<Queue>,
-        wants_size: bool,
+        driver: Driver,
     ) {
         self.active = Some(Active {
             memory,
@@ -183,13 +191,34 @@ impl Worker {
             has_printed: false,
             broken: false,
         });
-        self.port.looked.store(false, Ordering::Release);
+        // One that goes on is as far as it was.
+        if driver.is_new {
+            self.port.looked.store(false, Ordering::Release);
+            self.wait_to_settle(driver.wants_size);
+        }
+    }
+
+    fn wait_to_settle(&mut self, wants_size: bool) {
         let settle = if wants_size {
             SETTLE
         } else {
             SETTLE_WITHOUT_SIZE
         };
         self.settling = self.settle_timer.reset(settle, None).is_ok();
+    }
+
+    /// Whether the driver has just come, what was typed, and the end of what was printed.
+    pub(super) fn state(&mut self) -> (bool, Vec<u8>, Vec<u8>) {
+        (self.settling, self.source.holds().to_vec(), self.tail())
+    }
+
+    /// Becomes what such a state says, before it has a driver.
+    pub(super) fn restore(&mut self, settling: bool, input: &[u8], tail: &[u8]) {
+        if settling {
+            self.wait_to_settle(false);
+        }
+        self.source.hold(input);
+        self.sink.skip(tail);
     }
 
     /// Takes the queues away; it must be on no loop. A request that was taken in part is taken as a
@@ -238,6 +267,11 @@ impl Worker {
                 self.sink.wait_writable(left);
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn holds(&self) -> &[u8] {
+        self.source.holds()
     }
 
     #[cfg(test)]
