@@ -10,11 +10,14 @@ use api::types::{
     SnapshotType, VmConfig,
 };
 
+use devices::backend::disk;
+
 use super::resources::Resources;
 use super::{Control, chain, convert, whole};
-use crate::config::Device;
+use crate::config::{Device, DeviceKind};
 use crate::controls::DeviceId;
 use crate::snapshot::load::Saved;
+use crate::snapshot::overlays;
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
 
@@ -37,23 +40,20 @@ impl Control {
         let machine = self.machine()?;
         let mut document = self.resources.document();
         self.check_devices(&document, machine)?;
-        if let Some(drive) = (document.drives.iter()).find(|drive| drive.overlay == Overlay::Temp) {
-            return Err(cannot_create(format!(
-                "what the guest has written to drive '{}' ends with this monitor (overlay temp)",
-                drive.drive_id
-            )));
-        }
         for interface in &mut document.network_interfaces {
             // One that was made up is the guest's by now.
             let card = machine.controls().card(&interface.iface_id);
             interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
         }
+        let temporary = (document.drives.iter()).filter(|drive| drive.overlay == Overlay::Temp);
+        let overlays: Vec<String> = temporary.map(|drive| drive.drive_id.clone()).collect();
         let config = serde_json::to_string(&document).map_err(cannot_create)?;
         machine
             .snapshots()
             .write(
                 &config,
                 &images(&document),
+                &overlays,
                 Path::new(&snapshot.snapshot_path),
                 Path::new(&snapshot.mem_file_path),
             )
@@ -118,7 +118,7 @@ impl Control {
             std::mem::replace(&mut self.resources, resources),
             std::mem::replace(&mut self.settings.pci, saved.has_pci()),
         );
-        if let Err(why) = self.restore(asked, saved) {
+        if let Err(why) = self.restore(asked, saved, Path::new(&snapshot.snapshot_path)) {
             (self.resources, self.settings.pci) = before;
             return Err(cannot_load(why));
         }
@@ -133,9 +133,17 @@ impl Control {
         Ok(())
     }
 
-    fn restore(&mut self, asked: Instant, saved: Saved) -> Result<(), String> {
+    fn restore(&mut self, asked: Instant, saved: Saved, state_path: &Path) -> Result<(), String> {
         let console = self.face.console(self.resources.serial.as_ref())?;
-        let (config, devices) = self.collect()?;
+        let id = saved.id();
+        let (config, devices) = self.collect(|device| {
+            if let DeviceKind::Block(disk) = &mut device.kind
+                && disk.overlay == disk::Overlay::Temporary
+            {
+                let path = overlays::path(state_path, &disk.id);
+                disk.overlay = disk::Overlay::Saved { path, id };
+            }
+        })?;
         let config = config
             .with_keyboard(saved.has_keyboard())
             .with_console(saved.console())

@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::format::{self, StateFile};
 use super::images::{self, ImageState};
-use super::memory;
+use super::memory::{self, Id};
 use super::state::{VirtioState, VmState};
 use crate::above_ram::AboveRamState;
 use crate::config::{Config, ConsoleKind};
@@ -102,6 +102,11 @@ impl Saved {
         self.state.legacy.i8042.is_some()
     }
 
+    /// What the files of the snapshot have in common.
+    pub(crate) fn id(&self) -> Id {
+        self.state.memory_id
+    }
+
     /// Where its machine has its console.
     pub fn console(&self) -> ConsoleKind {
         self.state.virtio.console()
@@ -139,10 +144,10 @@ impl Saved {
     }
 
     /// Maps the memory file over guest memory, private: nothing is read that the guest does not touch, and the
-    /// file never changes.
+    /// file never changes. Huge pages are read.
     pub(crate) fn map_memory(&self, memory: &GuestMemoryMmap) -> Result<(), crate::memory::Error> {
         for region in &self.state.memory {
-            crate::memory::map_file(
+            crate::memory::put_file(
                 memory,
                 region.gpa,
                 region.bytes,

@@ -218,7 +218,9 @@ fn mappings(maps: &str) -> impl Iterator<Item = (Range<u64>, bool)> {
         let to = u64::from_str_radix(to, 16).ok()?;
         // Then: permissions, offset, device, inode.
         let inode = words.nth(3)?;
-        Some((from..to, inode == "0"))
+        // Huge pages that are no file's are one of the kernel's own.
+        let is_anonymous = inode == "0" || words.next() == Some("/anon_hugepage");
+        Some((from..to, is_anonymous))
     })
 }
 

@@ -109,3 +109,25 @@ fn memory_that_there_is_not_is_not_written() {
         assert!(matches!(refused, Err(Error::NotRam { .. })), "{refused:?}");
     }
 }
+
+#[test]
+fn huge_pages_that_nobody_has_touched_are_not_looked_at() {
+    const HUGE: u64 = 2 * MIB;
+    let huge = crate::memory::allocate(2 * HUGE, crate::config::HugePages::TwoMiB, Vec::new());
+    let memory = match huge {
+        Ok(memory) => memory,
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            return;
+        }
+    };
+    memory.write_slice(b"here", GuestAddress(HUGE)).unwrap();
+    let regions = lay_out([(0, 2 * HUGE)]);
+    let used = pages_in_use(&memory, &regions[0]).unwrap();
+    assert_eq!(used, std::slice::from_ref(&(HUGE..2 * HUGE)));
+    let file = TempFile::new().unwrap().into_file();
+    assert_eq!(write(&memory, &regions, &ID, &file).unwrap(), 4096);
+    let mut found = [0; 4];
+    file.read_exact_at(&mut found, HUGE).unwrap();
+    assert_eq!(&found, b"here");
+}

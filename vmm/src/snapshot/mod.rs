@@ -1,7 +1,7 @@
 //! Snapshots: a machine as files, from which another process makes it again.
 //!
 //! Reading order: `state` (what there is of a machine besides its memory), `format` (the state file), `memory`
-//! (the memory file), `images` (other files that the guest uses), `places` (which device
+//! (the memory file), `images` (other files that the guest uses), `overlays` (what else was written to disks), `places` (which device
 //! and which memory is where), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
 //! (back).
 //!
@@ -12,6 +12,7 @@ pub mod format;
 pub mod images;
 pub mod load;
 pub mod memory;
+pub(crate) mod overlays;
 mod places;
 pub mod save;
 pub mod state;

@@ -14,7 +14,8 @@ use vm_memory::GuestMemoryMmap;
 use super::file::NewFile;
 use super::format;
 use super::images::{self, ImageState};
-use super::memory;
+use super::memory::{self, Id};
+use super::overlays::Overlays;
 use super::state::VmState;
 use crate::above_ram::AboveRamState;
 use crate::controls::Controls;
@@ -88,12 +89,14 @@ pub struct Taken {
 
 impl Source {
     /// Writes a snapshot of the machine, whose vCPUs are paused and stay so: its memory to one file, all else
-    /// to another, with `config`, which describes it, in JSON, and how the files are by then that it uses, `images`.
+    /// to another, with `config`, which describes it, in JSON, and how the files are by then that it uses, `images`;
+    /// and what is in the temporary overlays of the drives of these names to files beside that.
     /// Its virtio devices stand still meanwhile.
     pub fn write(
         &self,
         config: &str,
         images: &[String],
+        overlays: &[String],
         state_path: &Path,
         memory_path: &Path,
     ) -> Result<Taken, Error> {
@@ -107,10 +110,12 @@ impl Source {
         // What can be known to fail fails before anything stands still.
         let memory_file = NewFile::create(memory_path).map_err(of(memory_path))?;
         let state_file = NewFile::create(state_path).map_err(of(state_path))?;
+        let id = random().map_err(Error::Random)?;
+        let overlays = Overlays::begin(&self.controls, overlays, state_path, &id)?;
         let hardware = self.hardware.upgrade().ok_or(Error::Ended)?;
         let guest_memory = self.memory.upgrade().ok_or(Error::Ended)?;
         hardware.pause();
-        let taken = self.state(&hardware, images).and_then(|state| {
+        let taken = self.state(&hardware, id, images).and_then(|state| {
             let bytes = memory::write(
                 &guest_memory,
                 &state.memory,
@@ -126,6 +131,7 @@ impl Source {
             .file()
             .write_all(&bytes)
             .map_err(of(state_path))?;
+        overlays.commit()?;
         memory_file.commit().map_err(of(memory_path))?;
         // Last: with it the snapshot is there.
         state_file.commit().map_err(of(state_path))?;
@@ -135,7 +141,12 @@ impl Source {
         })
     }
 
-    fn state(&self, hardware: &Hardware, images: &[String]) -> Result<VmState, Error> {
+    fn state(
+        &self,
+        hardware: &Hardware,
+        memory_id: Id,
+        images: &[String],
+    ) -> Result<VmState, Error> {
         let vm = self.vm.upgrade().ok_or(Error::Ended)?;
         let kvm = kvm::open(&self.kvm_device)?;
         let shape = Shape::of(&kvm, &vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
@@ -148,7 +159,7 @@ impl Source {
         let (ioapic, legacy, virtio) = hardware.save()?;
         let window = hardware.pci().and_then(|pci| pci.window());
         let mut state = VmState {
-            memory_id: random().map_err(Error::Random)?,
+            memory_id,
             memory: Vec::new(),
             above_ram: AboveRamState::of(&self.controls, window.map(|window| &**window)),
             images: images
