@@ -23,7 +23,7 @@ use crate::footprint::Trim;
 use crate::guest::{self, Guest};
 use crate::keys::{Target, Targets};
 use crate::logger;
-use crate::message::say;
+use crate::message::{run_failed, say};
 use crate::process;
 use crate::service;
 use crate::service::args::ANONYMOUS;
@@ -389,9 +389,7 @@ fn report_end(
             Status::GuestCrashed
         }
         StopReason::RunFailed { cpu, error } => {
-            say(&format!(
-                "KVM_RUN failed for vCPU {cpu} of {guest}: {error}"
-            ));
+            say(&run_failed(&guest, *cpu, error, error.errno()));
             Status::MoteError
         }
         StopReason::Requested(StopRequest::Quit) => Status::Success,

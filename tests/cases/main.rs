@@ -25,6 +25,7 @@ mod pci;
 mod pmem;
 mod service;
 mod snapshot;
+mod snapshot_devices;
 mod tiny;
 mod tiny_machine;
 mod vsock;
@@ -90,6 +91,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
+        ("snapshot", snapshot_devices::CASES, &no_linux),
         ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),
         ("memory", memory::CASES, &no_linux),

@@ -47,7 +47,7 @@ use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
-use crate::snapshot::load::{self, Saved};
+use crate::snapshot::load::{self, MemoryFile, Saved};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
@@ -180,7 +180,7 @@ enum Checked {
         image: Option<(KernelImage, u64)>,
     },
     /// It was there before.
-    Saved(Saved),
+    Saved(Box<Saved>),
 }
 
 impl Checked {
@@ -192,7 +192,7 @@ impl Checked {
             }
             Origin::Saved(saved) => {
                 saved.check(config)?;
-                Ok(Self::Saved(*saved))
+                Ok(Self::Saved(saved))
             }
         }
     }
@@ -210,6 +210,7 @@ pub(crate) struct Parts {
     pub(crate) power_button: PowerButton,
     pub(crate) hardware: Arc<Hardware>,
     pub(crate) kvm_device: PathBuf,
+    pub(crate) memory_file: Option<MemoryFile>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
 }
@@ -279,6 +280,7 @@ fn assemble(
     }
     times.vcpus = Instant::now();
 
+    let mut memory_file = None;
     match origin {
         Checked::Boot { payload, image } => {
             let entry = load(config, payload, image, &memory, machine.console.is_some())?;
@@ -287,7 +289,10 @@ fn assemble(
                 regs::set_up(boot_vcpu, &entry)?;
             }
         }
-        Checked::Saved(saved) => saved.restore(&vm, &vcpus, &machine.hardware)?,
+        Checked::Saved(saved) => {
+            saved.restore(&vm, &vcpus, &machine.hardware)?;
+            memory_file = Some(saved.into_memory_file());
+        }
     }
     times.loaded = Instant::now();
 
@@ -318,6 +323,7 @@ fn assemble(
         power_button,
         hardware: Arc::new(hardware),
         kvm_device: config.kvm_device().to_owned(),
+        memory_file,
         vm,
         memory,
     })

@@ -24,6 +24,7 @@ use crate::events::{Events, StopReason, Stopper};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
+use crate::snapshot::load::MemoryFile;
 use crate::snapshot::save::Source;
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
@@ -125,6 +126,8 @@ pub struct Vm {
     power_button: PowerButton,
     hardware: Arc<Hardware>,
     kvm_device: PathBuf,
+    /// What its memory is mapped from, if it comes from a snapshot.
+    memory_file: Option<MemoryFile>,
     controls: Controls,
     event_loop: Arc<dyn EventLoop>,
     events: Arc<Events>,
@@ -253,6 +256,7 @@ impl Vm {
             power_button,
             hardware,
             kvm_device,
+            memory_file,
             vm,
             memory,
         } = parts;
@@ -269,6 +273,7 @@ impl Vm {
             power_button,
             hardware,
             kvm_device,
+            memory_file,
             controls,
             event_loop,
             events,
@@ -378,6 +383,11 @@ impl Vm {
                 ram: self.controls.memory(),
             },
         }
+    }
+
+    /// Whether some of its memory is gone, as somebody has cut the snapshot's file that it was in.
+    pub fn has_lost_memory(&self) -> bool {
+        self.memory_file.as_ref().is_some_and(MemoryFile::is_cut)
     }
 
     /// Guest memory.

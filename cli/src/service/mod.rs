@@ -35,11 +35,12 @@ use vmm::{BuildError, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 use crate::config_file;
 use crate::footprint::Trim;
 use crate::logger;
-use crate::message::{chain, say};
+use crate::message::{chain, run_failed, say};
 use crate::process;
 use crate::rundir::{self, Entry, Kind, RunDir};
-use crate::signals::SignalWatch;
+use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
+use crate::{disaster, terminal};
 use args::{ANONYMOUS, Name, VmmArgs};
 use console::Attachments;
 use handler::Submitter;
@@ -199,7 +200,14 @@ pub(crate) fn vmm(
         warn_unlisted(&error);
     }
 
-    let served = stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()));
+    let served = stage.serve(&queue, |vm: &mut Vm| {
+        metrics.meet(vm.insight());
+        // Its memory may be a file's, which somebody may cut.
+        disaster::handle();
+        if let Err(error) = watch_window(vm) {
+            log::warn!("The guest does not hear of its terminal's size: {error}");
+        }
+    });
     // Commands that wait for a start hear that there is none.
     drop(queue);
     let (status, remains) = match served? {
@@ -210,7 +218,14 @@ pub(crate) fn vmm(
         Outcome::Machine(mut vm) => {
             let reason = vm.run(|mark| telemetry::mark(&metrics, &mark, name, started))?;
             metrics.ended(&reason);
-            (end(&reason, name), Some(vm.take_down()))
+            let mut status = end(&reason, name);
+            if has_crashed(&reason) && vm.has_lost_memory() {
+                log::error!(
+                    "The memory file of the guest's snapshot was cut while the guest ran from it: it has to stay as it is"
+                );
+                status = name.error();
+            }
+            (status, Some(vm.take_down()))
         }
     };
     if let Some((server, file)) = server {
@@ -237,6 +252,16 @@ pub(crate) fn vmm(
         }),
         None => Ok((status, remains)),
     }
+}
+
+/// Tells a guest with a virtio console, which comes from a snapshot here, of the size of the terminal, if there is one.
+fn watch_window(vm: &mut Vm) -> io::Result<()> {
+    if let Some(console) = vm.controls().console()
+        && terminal::size().is_some()
+    {
+        vm.add_subscriber(Box::new(WindowWatch::new(console)?));
+    }
+    Ok(())
 }
 
 /// An entry in the run-time directory, or why there is none if nobody needs it. Under the name `firecracker` nobody
@@ -293,6 +318,17 @@ fn read_metadata(path: &Path) -> Result<serde_json::Value, Error> {
     })
 }
 
+/// Whether it did not end as it was meant to.
+fn has_crashed(reason: &StopReason) -> bool {
+    match reason {
+        StopReason::Panicked
+        | StopReason::TripleFault { .. }
+        | StopReason::Crashed(_)
+        | StopReason::RunFailed { .. } => true,
+        StopReason::PowerOff | StopReason::Reset | StopReason::Requested(_) => false,
+    }
+}
+
 /// Logs how it ended, and chooses the status.
 fn end(reason: &StopReason, name: Name) -> Status {
     match reason {
@@ -313,7 +349,7 @@ fn end(reason: &StopReason, name: Name) -> Status {
             name.guest_crashed()
         }
         StopReason::RunFailed { cpu, error } => {
-            log::error!("KVM_RUN failed for vCPU {cpu}: {error}");
+            log::error!("{}", run_failed("the guest", *cpu, error, error.errno()));
             name.error()
         }
         StopReason::Requested(StopRequest::Signal(number)) => {

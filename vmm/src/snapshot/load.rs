@@ -68,6 +68,20 @@ pub struct Saved {
     pub config: String,
 }
 
+/// The file that a guest's memory is mapped from, for as long as that runs.
+pub(crate) struct MemoryFile {
+    file: File,
+    bytes: u64,
+}
+
+impl MemoryFile {
+    /// Whether somebody has cut it: memory of the guest is gone then.
+    pub(crate) fn is_cut(&self) -> bool {
+        let now = self.file.metadata();
+        now.is_ok_and(|now| now.len() < self.bytes)
+    }
+}
+
 impl Saved {
     /// Opens a snapshot. `advance`: the guest's clock goes on as if it had run since; else it stood still.
     pub fn open(state_path: &Path, memory_path: &Path, advance: bool) -> Result<Self, Error> {
@@ -156,6 +170,14 @@ impl Saved {
             )?;
         }
         Ok(())
+    }
+
+    /// What is left of it when all has been made.
+    pub(crate) fn into_memory_file(self) -> MemoryFile {
+        MemoryFile {
+            bytes: memory::file_size(&self.state.memory),
+            file: self.memory,
+        }
     }
 
     /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them.

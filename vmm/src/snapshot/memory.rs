@@ -95,6 +95,12 @@ pub fn lay_out(regions: impl IntoIterator<Item = (u64, u64)>) -> Vec<RegionState
     regions.into_iter().map(place).collect()
 }
 
+/// How large the file of these regions is.
+pub fn file_size(regions: &[RegionState]) -> u64 {
+    let end = regions.last().map_or(0, RegionState::end);
+    end.saturating_add(size_of::<Id>() as u64)
+}
+
 /// Checks that a file of these regions, which may be anything, has what `wanted` says.
 pub fn check(
     regions: &[RegionState],
@@ -107,7 +113,7 @@ pub fn check(
         return Err(Error::Regions);
     }
     let end = wanted.last().map_or(0, RegionState::end);
-    let expected = end + id.len() as u64;
+    let expected = file_size(&wanted);
     let found = file.metadata().map_err(Error::Read)?.len();
     if found != expected {
         return Err(Error::Size { found, expected });
