@@ -10,7 +10,7 @@ use devices::legacy::serial::Serial;
 use devices::virtio::rng::Rng;
 use vmm::snapshot::format;
 use vmm::snapshot::memory::lay_out;
-use vmm::snapshot::state::{LegacyState, VirtioState, VmState};
+use vmm::snapshot::state::{AboveRamState, LegacyState, VirtioState, VmState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Seeds;
@@ -52,6 +52,7 @@ fn state() -> VmState {
     VmState {
         memory_id: *b"0123456789abcdef",
         memory: lay_out([(0, 128 << 20)]),
+        above_ram: AboveRamState::default(),
         images: Vec::new(),
         taken: 1,
         clock: kvm_bindings::kvm_clock_data::default(),

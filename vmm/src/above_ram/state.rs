@@ -114,13 +114,16 @@ impl AboveRam {
         parts.extend(window.map(|start| (start, Part::Window)));
         parts.sort_by_key(|(start, _)| *start);
         let mut end = above.end;
-        for (start, part) in parts {
+        for (start, part) in &parts {
+            let start = *start;
             let part_end = start.checked_add(part.size());
             let is_free = start >= end && start.is_multiple_of(part.alignment());
             end = part_end.filter(|_| is_free).ok_or_else(|| Error::Place {
                 what: part.name(),
                 start,
             })?;
+        }
+        for (start, part) in parts {
             match part {
                 Part::Pmem(id, control) => above.map_pmem(&id, &control, start)?,
                 Part::Hotplug(control) => above.reserve_hotplug(control, start)?,

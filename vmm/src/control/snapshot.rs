@@ -43,6 +43,13 @@ impl Control {
         for interface in &mut document.network_interfaces {
             // One that was made up is the guest's by now.
             let card = machine.controls().card(&interface.iface_id);
+            if let Some(card) = card.as_ref().filter(|card| card.pair_count() > 1) {
+                return Err(cannot_create(format!(
+                    "network interface '{}' has {} pairs of queues, of which its configuration says nothing",
+                    interface.iface_id,
+                    card.pair_count()
+                )));
+            }
             interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
         }
         let temporary = (document.drives.iter()).filter(|drive| drive.overlay == Overlay::Temp);
