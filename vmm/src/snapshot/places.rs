@@ -95,3 +95,78 @@ impl VmState {
         Ok(ranges)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use devices::rate_limiter::RateLimit;
+    use devices::virtio::balloon;
+    use devices::virtio::state::MmioState;
+
+    use super::*;
+    use crate::config::{Device, DeviceKind};
+    use crate::stage::{Made, Stage};
+
+    /// Devices of these names, each in the state of one that nobody has driven.
+    fn mmio(names: &[&str]) -> VirtioState {
+        let state = MmioState {
+            core: CoreState {
+                status: 0,
+                accepted: 0,
+                generation: 0,
+                needs_reset: false,
+                active: false,
+                queues: Vec::new(),
+                device: DeviceState::Stateless,
+            },
+            device_features_select: 0,
+            driver_features_select: 0,
+            queue_select: 0,
+            interrupt_status: 0,
+        };
+        let named = names.iter().map(|name| ((*name).to_owned(), state.clone()));
+        VirtioState::Mmio(named.collect())
+    }
+
+    #[test]
+    fn devices_are_put_where_they_were_if_they_are_the_same() {
+        let stage = Stage::new().unwrap();
+        let make = || -> Vec<Registered> {
+            let kinds = [
+                DeviceKind::Entropy(RateLimit::default()),
+                DeviceKind::Balloon(balloon::Config::default()),
+            ];
+            kinds
+                .map(|kind| {
+                    let device = Device {
+                        kind,
+                        iothread: false,
+                    };
+                    let Made(made) = stage.maker.make(&device).unwrap();
+                    made
+                })
+                .into()
+        };
+        for order in [["entropy device", "balloon"], ["balloon", "entropy device"]] {
+            let placed = mmio(&order).place(make()).unwrap();
+            let names: Vec<_> = placed
+                .iter()
+                .map(|(device, _)| device.id().to_string())
+                .collect();
+            assert_eq!(names, order);
+            assert!(placed.iter().all(|(_, slot)| slot.is_none()));
+        }
+        for wrong in [
+            &["balloon"][..],
+            &["balloon", "balloon"],
+            &["balloon", "vsock device"],
+            &["balloon", "entropy device", "balloon"],
+            &[],
+        ] {
+            let refused = mmio(wrong).place(make());
+            assert!(
+                matches!(refused, Err(hardware::Error::Devices { .. })),
+                "{wrong:?}"
+            );
+        }
+    }
+}
