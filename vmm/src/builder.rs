@@ -172,6 +172,10 @@ pub(crate) fn build_on(
 }
 
 /// Where a machine comes from, checked.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, for as long as it takes to build a machine"
+)]
 enum Checked {
     /// It boots.
     Boot {

@@ -148,7 +148,7 @@ pub(super) fn cut() {
             .open(&memory)
             .unwrap()
             .set_len(4096)
-            .unwrap()
+            .unwrap();
     };
 
     // The guest itself touches what is gone.
