@@ -74,40 +74,51 @@ fn become_it(state: &VmState) {
     if let VirtioState::Mmio(devices) = &state.virtio {
         for (_, saved) in devices.iter().take(4) {
             match &saved.core.device {
-                DeviceState::Console(_) => {
-                    let config = console::Config {
-                        input: None,
-                        output: Output::discard(),
-                        filter: Box::new(Everything),
-                        rate_limit: RateLimit::default(),
-                        size: (80, 25),
-                    };
-                    virtio_becomes(saved, |event_loop| {
-                        let mut console = Console::new(event_loop, config).unwrap();
-                        console.attach().unwrap();
-                        console
-                    });
-                }
+                DeviceState::Console(_) => virtio_becomes(saved, console),
                 DeviceState::Mem(plugged) => {
-                    let config = MemConfig::new(8 * BLOCK * 64, BLOCK, BLOCK * 64).unwrap();
+                    let config = plugging();
                     if let Some(ranges) = plugged.accessible(&config) {
                         assert!(ranges.iter().all(|range| range.end <= config.total()));
                         assert!(ranges.windows(2).all(|two| two[0].end < two[1].start));
                     }
-                    virtio_becomes(saved, |event_loop| {
-                        let mem = Mem::new(config, event_loop);
-                        mem.control().set_place(1 << 40, Box::new(Slots));
-                        mem
-                    });
+                    virtio_becomes(saved, mem);
                 }
-                _ => virtio_becomes(saved, |event_loop| Rng::new(event_loop).unwrap()),
+                _ => virtio_becomes(saved, entropy),
             }
         }
     }
 }
 
-/// Of the memory that is plugged.
-const BLOCK: u64 = 2 << 20;
+pub(crate) fn entropy(event_loop: Arc<dyn EventLoop>) -> Rng {
+    Rng::new(event_loop).unwrap()
+}
+
+/// A console of nobody.
+pub(crate) fn console(event_loop: Arc<dyn EventLoop>) -> Console {
+    let config = console::Config {
+        input: None,
+        output: Output::discard(),
+        filter: Box::new(Everything),
+        rate_limit: RateLimit::default(),
+        size: (80, 25),
+    };
+    let mut console = Console::new(event_loop, config).unwrap();
+    console.attach().unwrap();
+    console
+}
+
+/// Eight slots of 64 blocks.
+fn plugging() -> MemConfig {
+    const BLOCK: u64 = 2 << 20;
+    MemConfig::new(8 * BLOCK * 64, BLOCK, BLOCK * 64).unwrap()
+}
+
+/// Memory that can be plugged, and of which nothing is.
+pub(crate) fn mem(event_loop: Arc<dyn EventLoop>) -> Mem {
+    let mem = Mem::new(plugging(), event_loop);
+    mem.control().set_place(1 << 40, Box::new(Slots));
+    mem
+}
 
 /// A device is to become what a state says, and goes on.
 fn virtio_becomes<D: VirtioDevice + 'static>(
