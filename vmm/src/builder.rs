@@ -2,6 +2,7 @@
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
 mod cpus;
+mod serial;
 pub(crate) mod virtio;
 
 use std::fs::File;
@@ -27,8 +28,6 @@ use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::reset_line::ResetLine;
-use devices::legacy::serial::Serial;
-use devices::legacy::serial_worker::SerialWorker;
 use devices::pci::root::Slot;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::console;
@@ -37,7 +36,6 @@ use event_manager::SubscriberOps;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::above_ram::{self, AboveRam, Window};
 use crate::config::{Config, ConsoleKind, Payload};
@@ -414,7 +412,7 @@ impl Machine {
         let io = Bus::new();
         let (console, serial_port) = match console {
             Some(console) => {
-                let (worker, port) = add_serial_port(&io, console, line(layout::SERIAL_GSI))?;
+                let (worker, port) = serial::add_port(&io, console, line(layout::SERIAL_GSI))?;
                 (Some(worker), Some(port))
             }
             None => (None, None),
@@ -491,33 +489,6 @@ impl Machine {
             power_button: PowerButton(ged),
         })
     }
-}
-
-fn add_serial_port(
-    io: &Bus,
-    console: Console,
-    line: Arc<Pin>,
-) -> Result<(SharedSerialWorker, SerialPort), Error> {
-    let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
-    let port = Serial::new(line, ready.try_clone().map_err(host("an eventfd"))?);
-    let port = Arc::new(Mutex::new(port));
-    io.insert(
-        layout::SERIAL_PORT.into(),
-        layout::SERIAL_SIZE.into(),
-        port.clone(),
-    )?;
-    let Console {
-        input,
-        output,
-        filter,
-        size: _,
-        rate_limit,
-        iothread: _,
-    } = console;
-    let worker = SerialWorker::new(Arc::clone(&port), ready, input, output, filter)
-        .map_err(host("the console's worker"))?
-        .with_limit(rate_limit.bandwidth);
-    Ok((Arc::new(Mutex::new(worker)), SerialPort(port)))
 }
 
 /// Puts the payload into guest memory, with all that it will look for there.

@@ -2,7 +2,8 @@ use std::io::{ErrorKind, PipeReader, Read, Write, pipe};
 use std::thread::spawn;
 use std::time::Duration;
 
-use super::worker::{EMERGENCY_MAX, OUTPUT_MAX};
+use super::port::EMERGENCY_MAX;
+use super::worker::OUTPUT_MAX;
 use super::*;
 use crate::console_beside::{Keyboard, Listener};
 use crate::console_io::{HELD_MAX, TAIL_SIZE};

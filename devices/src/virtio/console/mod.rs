@@ -4,6 +4,7 @@
 //! the device open: keys that are for the monitor have to be seen always. Activation gives it the
 //! queues, and deactivation takes them away.
 
+mod port;
 mod state;
 mod worker;
 
@@ -23,8 +24,9 @@ use crate::console_io::{Input, InputFilter, Output};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::state::BadState;
+use port::Port;
 pub use state::ConsoleState;
-use worker::{Driver, Port, Worker};
+use worker::{Driver, Worker};
 
 /// Of the receive and the transmit queue.
 const QUEUE_SIZES: [u16; 2] = [128, 128];

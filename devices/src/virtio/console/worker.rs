@@ -7,15 +7,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::port::Port;
 use crate::console_io::{Input, InputFilter, Output, Sink, Source};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
@@ -26,8 +26,6 @@ use crate::virtio::queue::{self, Queue};
 pub(super) const OUTPUT_MAX: usize = 64 << 10;
 /// Output that does not wait for the timer.
 const OUTPUT_HIGH_WATER: usize = OUTPUT_MAX / 2;
-/// Bytes that wait in the emergency register; more are thrown away.
-pub(super) const EMERGENCY_MAX: usize = 4096;
 /// Bytes that are copied out of guest memory at once.
 const CHUNK: usize = 4096;
 /// How often output is taken and written before other subscribers of the loop have their turn.
@@ -53,45 +51,6 @@ const TRANSMIT: u32 = 5;
 const LIMIT: u32 = 6;
 const SETTLED: u32 = 7;
 const KEYBOARD: u32 = 8;
-
-/// What a vCPU can do without waiting for the worker.
-pub(super) struct Port {
-    wake: EventFd,
-    /// The driver has looked at the size since it came.
-    looked: AtomicBool,
-    emergency: Mutex<VecDeque<u8>>,
-}
-
-impl Port {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            looked: AtomicBool::new(false),
-            emergency: Mutex::default(),
-        })
-    }
-
-    /// Takes a character that is to be printed in whatever state the guest is.
-    pub(super) fn emergency_write(&self, byte: u8) {
-        let mut emergency = lock(&self.emergency);
-        if emergency.len() < EMERGENCY_MAX {
-            emergency.push_back(byte);
-            self.wake();
-        }
-    }
-
-    /// The driver looks at the size of the window.
-    pub(super) fn size_read(&self) {
-        if !self.looked.swap(true, Ordering::AcqRel) {
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        // Fails only when the counter is at its maximum: it is readable then too.
-        let _ = self.wake.write(1);
-    }
-}
 
 /// Why no more output was taken from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
