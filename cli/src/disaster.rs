@@ -36,6 +36,10 @@ const FATAL: [libc::c_int; 7] = [
 ];
 /// What the instruction brings about that is to blame: it does so again.
 const FAULTS: [libc::c_int; 4] = [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE];
+/// What is said of a page of memory that the host does not have.
+const MEMORY_IS_GONE: &[u8] =
+    b"mote: memory is gone: a file that it is mapped from, such as the memory file of a snapshot, was cut or cannot be \
+read (SIGBUS)\n";
 const SURVIVED: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
 
 /// How often each signal has come.
@@ -151,6 +155,16 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
         .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst)
         .is_ok()
     {
+        if signal == libc::SIGBUS && info.si_code > 0 {
+            // SAFETY: write(2) is for handlers too, and reads its buffer only.
+            unsafe {
+                libc::write(
+                    libc::STDERR_FILENO,
+                    MEMORY_IS_GONE.as_ptr().cast(),
+                    MEMORY_IS_GONE.len(),
+                )
+            };
+        }
         wake();
     }
     if !is_speaker && WAKE.load(Ordering::SeqCst) >= 0 {

@@ -14,6 +14,16 @@ pub(crate) fn set_raw(raw: bool) {
     RAW.store(raw, Ordering::Relaxed);
 }
 
+/// KVM did not go on with a vCPU of a guest. Guest memory that the host cannot give is that of a file, most often.
+pub(crate) fn run_failed(guest: &str, cpu: u32, error: &dyn Display, errno: i32) -> String {
+    let hint = if errno == libc::EFAULT {
+        ": memory of the guest is gone. Was a file that it is mapped from, such as the memory file of its snapshot, cut?"
+    } else {
+        ""
+    };
+    format!("KVM_RUN failed for vCPU {cpu} of {guest}: {error}{hint}")
+}
+
 /// Says one or more lines.
 pub(crate) fn say(text: &dyn Display) {
     let text = format!("mote: {text}");

@@ -24,7 +24,7 @@ use crate::footprint::Trim;
 use crate::guest::{self, Guest};
 use crate::keys::{Target, Targets};
 use crate::logger;
-use crate::message::say;
+use crate::message::{run_failed, say};
 use crate::process;
 use crate::service;
 use crate::service::args::ANONYMOUS;
@@ -433,9 +433,7 @@ pub(crate) fn report_end(
             Status::GuestCrashed
         }
         StopReason::RunFailed { cpu, error } => {
-            say(&format!(
-                "KVM_RUN failed for vCPU {cpu} of {guest}: {error}"
-            ));
+            say(&run_failed(&guest, *cpu, error, error.errno()));
             Status::MoteError
         }
         StopReason::Done(status) => Status::Other((*status).into()),

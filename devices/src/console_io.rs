@@ -247,6 +247,16 @@ impl Source {
         self.error.take()
     }
 
+    /// Input that the guest has not taken.
+    pub(crate) fn holds(&self) -> &[u8] {
+        &self.held
+    }
+
+    /// Has the guest get `input`, of at most [`HELD_MAX`] bytes, before all that is read from now on.
+    pub(crate) fn hold(&mut self, input: &[u8]) {
+        self.held = input.to_vec();
+    }
+
     /// Moves input to the guest, which takes the first so many bytes of what `give` is called with, and
     /// reads more, if it is there, as far as there is room for it here.
     pub(crate) fn serve(

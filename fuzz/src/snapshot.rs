@@ -1,14 +1,22 @@
 //! A state file of the fuzzer's bytes, and devices that are to become what it says.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::BusDevice;
+use devices::console_io::{InputFilter, Output};
 use devices::event::{EventSink, GuestEvent};
 use devices::interrupt::{InterruptLine, MsiMessage, MsiSink};
 use devices::ioapic::{IoApic, Pin};
 use devices::legacy::i8042::I8042;
 use devices::legacy::serial::Serial;
+use devices::rate_limiter::RateLimit;
+use devices::virtio::VirtioDevice;
+use devices::virtio::console::{self, Console};
+use devices::virtio::mem::{Mem, MemConfig, MemorySlots};
 use devices::virtio::rng::Rng;
+use devices::virtio::state::{DeviceState, MmioState};
+use devices::virtio::worker::EventLoop;
 use vmm::snapshot::format::StateFile;
 use vmm::snapshot::state::{VirtioState, VmState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -65,17 +73,89 @@ fn become_it(state: &VmState) {
     }
     if let VirtioState::Mmio(devices) = &state.virtio {
         for (_, saved) in devices.iter().take(4) {
-            let mut guest = Guest::new(|event_loop| Rng::new(event_loop).unwrap());
-            if guest.device.restore(saved).is_ok() {
-                guest.device.resume();
-                guest.event_loop.turn();
-                guest.device.pause();
-                let again = guest.device.save().unwrap();
-                guest.device.resume();
-                guest.start(0);
-                drop(again);
+            match &saved.core.device {
+                DeviceState::Console(_) => virtio_becomes(saved, console),
+                DeviceState::Mem(plugged) => {
+                    let config = plugging();
+                    if let Some(ranges) = plugged.accessible(&config) {
+                        assert!(ranges.iter().all(|range| range.end <= config.total()));
+                        assert!(ranges.windows(2).all(|two| two[0].end < two[1].start));
+                    }
+                    virtio_becomes(saved, mem);
+                }
+                _ => virtio_becomes(saved, entropy),
             }
         }
+    }
+}
+
+pub(crate) fn entropy(event_loop: Arc<dyn EventLoop>) -> Rng {
+    Rng::new(event_loop).unwrap()
+}
+
+/// A console of nobody.
+pub(crate) fn console(event_loop: Arc<dyn EventLoop>) -> Console {
+    let config = console::Config {
+        input: None,
+        output: Output::discard(),
+        filter: Box::new(Everything),
+        rate_limit: RateLimit::default(),
+        size: (80, 25),
+    };
+    let mut console = Console::new(event_loop, config).unwrap();
+    console.attach().unwrap();
+    console
+}
+
+/// Eight slots of 64 blocks.
+fn plugging() -> MemConfig {
+    const BLOCK: u64 = 2 << 20;
+    MemConfig::new(8 * BLOCK * 64, BLOCK, BLOCK * 64).unwrap()
+}
+
+/// Memory that can be plugged, and of which nothing is.
+pub(crate) fn mem(event_loop: Arc<dyn EventLoop>) -> Mem {
+    let mem = Mem::new(plugging(), event_loop);
+    mem.control().set_place(1 << 40, Box::new(Slots));
+    mem
+}
+
+/// A device is to become what a state says, and goes on.
+fn virtio_becomes<D: VirtioDevice + 'static>(
+    saved: &MmioState,
+    make: impl FnOnce(Arc<dyn EventLoop>) -> D,
+) {
+    let mut guest = Guest::new(make);
+    if guest.device.restore(saved).is_ok() {
+        guest.device.resume();
+        guest.event_loop.turn();
+        guest.device.pause();
+        let again = guest.device.save().unwrap();
+        guest.device.resume();
+        guest.start(0);
+        drop(again);
+    }
+}
+
+/// All that is typed is the guest's.
+struct Everything;
+
+impl InputFilter for Everything {
+    fn filter(&mut self, input: &[u8], to_guest: &mut Vec<u8>) {
+        to_guest.extend_from_slice(input);
+    }
+}
+
+/// Slots that the guest can always access.
+struct Slots;
+
+impl MemorySlots for Slots {
+    fn insert(&self, index: usize) -> io::Result<()> {
+        assert!(index < 8);
+        Ok(())
+    }
+    fn remove(&self, _: usize) -> io::Result<()> {
+        Ok(())
     }
 }
 

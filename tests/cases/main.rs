@@ -25,6 +25,7 @@ mod pci;
 mod pmem;
 mod service;
 mod snapshot;
+mod snapshot_devices;
 mod snapshot_diff;
 mod template;
 mod tiny;
@@ -92,6 +93,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
+        ("snapshot", snapshot_devices::CASES, &no_linux),
         ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
         ("client", client::CASES, &no_networks),

@@ -1,15 +1,18 @@
 //! Linux guests that go on in another process.
 
 use std::fs;
+use std::io::Read;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use guest_probe::load::serve_streams;
 use serde_json::json;
 use tests::disk::filled;
-use tests::driven::{SCRIPT, guest_does};
+use tests::driven::{SCRIPT, guest_does, until};
 use tests::guest::{self, tuned_kernel};
 use tests::service::{Service, snapshot_from, snapshot_to};
+use tests::vsock;
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::Case;
@@ -19,29 +22,64 @@ const MIB: u64 = 1 << 20;
 pub(crate) const CASES: &[Case] = &[
     ("linux_goes_on_under_load", on_mmio),
     ("linux_on_pci_goes_on_under_load", on_pci),
+    ("linux_with_eight_vcpus_above_the_hole_goes_on", large),
 ];
 
+/// A machine, and how often it is moved.
+struct Machine<'a> {
+    options: &'a [&'a str],
+    cpus: u32,
+    memory_mib: u64,
+    moves: u32,
+}
+
 fn on_mmio() {
-    goes_on(&[], 2);
+    goes_on(&Machine {
+        options: &[],
+        cpus: 2,
+        memory_mib: 128,
+        moves: 3,
+    });
 }
 
 fn on_pci() {
-    goes_on(&["--enable-pci"], 1);
+    goes_on(&Machine {
+        options: &["--enable-pci"],
+        cpus: 1,
+        memory_mib: 128,
+        moves: 2,
+    });
 }
 
-fn start(directory: &Path, options: &[&str], cpus: u32) -> Service {
-    start_with(directory, options, cpus, false)
+/// Most of its memory is never touched.
+fn large() {
+    goes_on(&Machine {
+        options: &["--enable-pci"],
+        cpus: 8,
+        memory_mib: 4096,
+        moves: 1,
+    });
+}
+
+fn start(directory: &Path, machine: &Machine) -> Service {
+    start_with(directory, machine, false)
 }
 
 /// A guest whose writes are tracked.
 pub(crate) fn start_tracked(directory: &Path, options: &[&str], cpus: u32) -> Service {
-    start_with(directory, options, cpus, true)
+    let machine = Machine {
+        options,
+        cpus,
+        memory_mib: 128,
+        moves: 0,
+    };
+    start_with(directory, &machine, true)
 }
 
-fn start_with(directory: &Path, options: &[&str], cpus: u32, tracks: bool) -> Service {
+fn start_with(directory: &Path, machine: &Machine, tracks: bool) -> Service {
     let disk = filled(directory, "disk", 8 * MIB, 1);
     let initrd = guest::probing(directory, SCRIPT);
-    let service = Service::start(directory, options);
+    let service = Service::start(directory, machine.options);
     service.put(
         "/boot-source",
         json!({
@@ -51,7 +89,9 @@ fn start_with(directory: &Path, options: &[&str], cpus: u32, tracks: bool) -> Se
     );
     service.put(
         "/machine-config",
-        json!({"vcpu_count": cpus, "mem_size_mib": 128, "track_dirty_pages": tracks}),
+        json!({
+            "vcpu_count": machine.cpus, "mem_size_mib": machine.memory_mib, "track_dirty_pages": tracks,
+        }),
     );
     service.put(
         "/drives/d",
@@ -76,7 +116,7 @@ fn start_with(directory: &Path, options: &[&str], cpus: u32, tracks: bool) -> Se
 
 /// Disk, network, memory, processes and time of a guest that is moved from process to process while it
 /// writes and reads what it has written.
-fn goes_on(options: &[&str], cpus: u32) {
+fn goes_on(machine: &Machine) {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -89,10 +129,19 @@ fn goes_on(options: &[&str], cpus: u32) {
     let mut load = snapshot_from(directory);
     load["resume_vm"] = json!(true);
 
-    let mut service = start(directory, options, cpus);
+    let vsock = directory.join("v.sock");
+    let streams = "must guest-probe vsock client 2:2000 --bytes 100k --mode both --connections 2";
+    let served = vsock::serve(&vsock, 2000, 2 * (1 + machine.moves as usize));
+
+    let mut service = start(directory, machine);
     service.live().expect("READY");
+    let has_balloon = |service: &Service| service.get("/balloon/statistics")["actual_mib"] == 16;
+    until("the balloon", || has_balloon(&service).then_some(()));
     let does = |service: &mut Service, command: &str| guest_does(service.live(), command);
     does(&mut service, &send);
+    does(&mut service, streams);
+    let cpus = format!("must test $(nproc) = {}", machine.cpus);
+    does(&mut service, &cpus);
     does(
         &mut service,
         "date +%s >/tmp/start; mkdir /tmp/kept; echo kept >/tmp/kept/file; held=here",
@@ -101,17 +150,31 @@ fn goes_on(options: &[&str], cpus: u32) {
         &mut service,
         "guest-probe block verify /dev/vda --seed 1 --threads 2 --operations 300 --direct >/tmp/log 2>&1 & true",
     );
-    for _ in 0..3 {
+    for _ in 0..machine.moves {
+        // One that ends with the process that it goes through.
+        does(
+            &mut service,
+            "rm -f /tmp/ended; (guest-probe vsock server 1000 >/tmp/listening 2>&1; echo $? >/tmp/ended) & \
+             await grep LISTENING /tmp/listening",
+        );
+        let mut lost = vsock::connect(&vsock, 1000).unwrap();
         service.patch("/vm", json!({"state": "Paused"}));
         service.put("/snapshot/create", create.clone());
         assert_eq!(service.terminate().status, 143);
-        service = Service::start(directory, options);
+        assert_eq!(lost.read(&mut [0]).unwrap_or(0), 0);
+        service = Service::start(directory, machine.options);
         service.put("/snapshot/load", load.clone());
         assert_eq!(service.state(), "Running");
         let said = does(&mut service, "cat /tmp/kept/file; echo $held");
         assert!(said.contains("kept") && said.contains("here"), "{said}");
+        assert!(has_balloon(&service));
         // A driver that knew nothing of it, and a host's end that is new.
         does(&mut service, &send);
+        does(
+            &mut service,
+            "await test -s /tmp/ended; must_not is /tmp/ended 0",
+        );
+        does(&mut service, streams);
         does(
             &mut service,
             "must test $(dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c) = 64",
@@ -131,5 +194,8 @@ fn goes_on(options: &[&str], cpus: u32) {
     );
     service.live().send("end");
     guest::expect_success(&service.wait());
-    assert!(fs::metadata(directory.join("memory")).unwrap().len() > 128 << 20);
+    served.join().unwrap().unwrap();
+    let memory = fs::metadata(directory.join("memory")).unwrap();
+    assert!(memory.len() > machine.memory_mib << 20);
+    assert!(memory.blocks() * 512 < 600 << 20, "{}", memory.blocks());
 }

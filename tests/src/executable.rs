@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use arch::layout;
 use arch::regs::CpuMode;
+use devices::pci::hotplug;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, *};
 
@@ -99,7 +100,8 @@ pub fn echo_kernel() -> Vec<u8> {
 }
 
 /// A kernel that answers each line that is typed at its serial port with `=N`, the how manieth it is, as a
-/// register and memory far above the kernel count; `=!` if they do not agree.
+/// register and memory far above the kernel count; `=!` if they do not agree. A digit that is typed has it give up the
+/// PCI function in that slot.
 pub fn counting_kernel() -> Vec<u8> {
     const COUNTER: u64 = 24 << 20;
     program(|a| {
@@ -108,8 +110,22 @@ pub fn counting_kernel() -> Vec<u8> {
         a.xor(ebx, ebx)?;
         let poll = read_serial(a)?;
         let (mut agree, mut print) = (a.create_label(), a.create_label());
+        let mut line = a.create_label();
         a.cmp(al, i32::from(b'\n'))?;
-        a.jne(poll)?;
+        a.je(line)?;
+        a.sub(al, i32::from(b'0'))?;
+        a.cmp(al, 9)?;
+        a.ja(poll)?;
+        a.movzx(ecx, al)?;
+        a.mov(eax, 1)?;
+        a.shl(eax, cl)?;
+        a.mov(
+            edx,
+            u32::from(layout::PCI_HOTPLUG_PORT) + hotplug::EJECT as u32,
+        )?;
+        a.out(dx, eax)?;
+        a.jmp(poll)?;
+        a.set_label(&mut line)?;
         a.inc(rbx)?;
         a.mov(rsi, COUNTER)?;
         a.inc(qword_ptr(rsi))?;

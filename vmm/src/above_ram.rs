@@ -6,11 +6,13 @@
 //! persistent memory with those of RAM, those of the second region when its device asks for them ([`KvmSlots`]), and
 //! those of the third with each file ([`Window`]).
 
+mod state;
 mod window;
 
 use std::io;
 use std::sync::Arc;
 
+pub use state::AboveRamState;
 pub(crate) use window::{Placed, Window};
 
 use arch::{boot, layout};
@@ -78,6 +80,20 @@ pub enum Error {
         /// Bytes that there are, taken or not.
         room: u64,
     },
+    /// A snapshot has it where it cannot be, or has other things.
+    #[error("The {what} of the snapshot cannot be at {start:#x}")]
+    Place {
+        /// What.
+        what: String,
+        /// First GPA.
+        start: u64,
+    },
+    /// A snapshot says nothing of it.
+    #[error("The snapshot does not say where the {what} is")]
+    NoPlace {
+        /// What.
+        what: String,
+    },
     /// KVM refused a slot.
     #[error("KVM does not take persistent memory '{id}'")]
     Kvm {
@@ -97,6 +113,9 @@ pub(crate) struct AboveRam {
     read_only: Vec<(PmemControl, u64)>,
     /// What is there from the start, and where.
     pmem: Vec<(String, u64)>,
+    /// What came while the guest of a snapshot ran, and where; then its place.
+    came: Vec<(String, PmemControl, u64)>,
+    placed: Vec<(String, Placed)>,
     hotplug: Option<(MemControl, u64)>,
     end: u64,
     /// Slots of KVM that come before these.
@@ -107,24 +126,31 @@ pub(crate) struct AboveRam {
 }
 
 impl AboveRam {
-    /// Maps what the devices of a machine, which have been made, have above its RAM.
-    pub(crate) fn map(config: &Config, controls: &Controls) -> Result<Self, Error> {
-        let mut above = Self {
+    fn empty(config: &Config) -> Self {
+        Self {
             regions: Vec::new(),
             read_only: Vec::new(),
             pmem: Vec::new(),
+            came: Vec::new(),
+            placed: Vec::new(),
             hotplug: None,
             ram_slots: boot::ram_ranges(config.memory()).count(),
             window_start: None,
             window: None,
             end: boot::ram_end(config.memory()).max(layout::HIGH_RAM_START),
-        };
+        }
+    }
+
+    /// Maps what the devices of a machine, which have been made, have above its RAM.
+    pub(crate) fn map(config: &Config, controls: &Controls) -> Result<Self, Error> {
+        let mut above = Self::empty(config);
         let kinds = || config.devices().iter().map(|device| &device.kind);
         for kind in kinds() {
             if let DeviceKind::Pmem(config) = kind
                 && let Some(control) = controls.pmem(&config.id)
             {
-                above.map_pmem(&config.id, &control)?;
+                let start = above.end.next_multiple_of(mapped::ALIGNMENT);
+                above.map_pmem(&config.id, &control, start)?;
             }
         }
         if kinds().any(|kind| matches!(kind, DeviceKind::Mem(_)))
@@ -132,24 +158,31 @@ impl AboveRam {
         {
             let start = above.end.next_multiple_of(mem::ALIGNMENT);
             let start = start.next_multiple_of(control.config().block());
-            let total = control.config().total();
-            above.regions.push(memory::reserve(start, total)?);
-            above.end = start + total;
-            above.hotplug = Some((control, start));
+            above.reserve_hotplug(control, start)?;
         }
         if config.pci() {
-            let start = above.end.next_multiple_of(window::ALIGNMENT);
-            // A host with a limit of addresses does without what may never be asked for.
-            if let Ok(region) = memory::reserve_read_only(start, window::SIZE) {
-                above.regions.push(region);
-                above.window_start = Some(start);
-            }
+            above.reserve_window(above.end.next_multiple_of(window::ALIGNMENT));
         }
         Ok(above)
     }
 
-    fn map_pmem(&mut self, id: &str, control: &PmemControl) -> Result<(), Error> {
-        let start = self.end.next_multiple_of(mapped::ALIGNMENT);
+    fn reserve_hotplug(&mut self, control: MemControl, start: u64) -> Result<(), Error> {
+        let total = control.config().total();
+        self.regions.push(memory::reserve(start, total)?);
+        self.end = start + total;
+        self.hotplug = Some((control, start));
+        Ok(())
+    }
+
+    /// A host with a limit of addresses does without what may never be asked for.
+    fn reserve_window(&mut self, start: u64) {
+        if let Ok(region) = memory::reserve_read_only(start, window::SIZE) {
+            self.regions.push(region);
+            self.window_start = Some(start);
+        }
+    }
+
+    fn map_pmem(&mut self, id: &str, control: &PmemControl, start: u64) -> Result<(), Error> {
         let region = control.map(start).map_err(|source| Error::Map {
             id: id.into(),
             source,
@@ -198,7 +231,7 @@ impl AboveRam {
             let slots = next_slot..u32::try_from(max).unwrap_or(u32::MAX);
             Arc::new(Window::new(vm, memory, start, slots))
         });
-        Ok(())
+        self.place_what_came()
     }
 
     /// The first slot that is left.
@@ -232,9 +265,12 @@ impl AboveRam {
         self.window.as_ref()
     }
 
-    /// The place of persistent memory that is there from the start, on a machine where it may go: to be dropped with its
+    /// The place of persistent memory that is there when the machine is built, on a machine where it may go: to be dropped with its
     /// device.
-    pub(crate) fn place(&self, id: &str, control: &PmemControl) -> Option<Placed> {
+    pub(crate) fn place(&mut self, id: &str, control: &PmemControl) -> Option<Placed> {
+        if let Some(index) = self.placed.iter().position(|(name, _)| name == id) {
+            return Some(self.placed.swap_remove(index).1);
+        }
         let window = self.window.as_ref()?;
         let index = self.pmem.iter().position(|(name, _)| name == id)?;
         let (_, start) = self.pmem.get(index)?;
@@ -291,26 +327,5 @@ fn of_kvm(error: kvm_ioctls::Error) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cpu_has_to_reach_all_of_it() {
-        let above = AboveRam {
-            regions: Vec::new(),
-            read_only: Vec::new(),
-            pmem: Vec::new(),
-            hotplug: None,
-            ram_slots: 1,
-            window_start: None,
-            window: None,
-            end: 1 << 36,
-        };
-        above.check_room(36).unwrap();
-        above.check_room(64).unwrap();
-        assert!(matches!(
-            above.check_room(35),
-            Err(Error::Room { bits: 35, .. })
-        ));
-    }
-}
+#[path = "above_ram_test.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
 mod cpus;
+mod serial;
 pub(crate) mod virtio;
 
 use std::fs::File;
@@ -28,15 +29,14 @@ use devices::legacy::pci_config::PciConfig;
 use devices::legacy::pic::Pic;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::reset_line::ResetLine;
-use devices::legacy::serial::Serial;
-use devices::legacy::serial_worker::SerialWorker;
+use devices::pci::root::Slot;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::console;
+use devices::virtio::worker::WorkerId;
 use event_manager::SubscriberOps;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::above_ram::{self, AboveRam, Window};
 use crate::config::{Config, ConsoleKind, Payload};
@@ -47,7 +47,7 @@ use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
 use crate::snapshot::history::History;
-use crate::snapshot::load::{self, Saved};
+use crate::snapshot::load::{self, MemoryFile, Saved};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
@@ -144,7 +144,7 @@ pub(crate) fn build(
     let origin = Checked::new(Origin::Boot(payload), config)?;
     let mut stage = Stage::new()?;
     let devices = stage.maker.make_all(config.devices())?;
-    let mut parts = assemble(&mut stage, config, origin, console, devices)?;
+    let mut parts = assemble(&mut stage, config, origin, console, devices, &mut None)?;
     parts.times.asked = asked;
     Ok(Vm::new(stage, parts))
 }
@@ -160,10 +160,22 @@ pub(crate) fn build_on(
     devices: Vec<Registered>,
 ) -> Result<Parts, Error> {
     let origin = Checked::new(origin, config)?;
-    assemble(stage, config, origin, console, devices)
+    let mut on_loop = None;
+    let assembled = assemble(stage, config, origin, console, devices, &mut on_loop);
+    if assembled.is_err()
+        && let Some(id) = on_loop
+    {
+        // Fails only for what is not there.
+        let _ = stage.manager.remove_subscriber(id);
+    }
+    assembled
 }
 
 /// Where a machine comes from, checked.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, for as long as it takes to build a machine"
+)]
 enum Checked {
     /// It boots.
     Boot {
@@ -183,7 +195,7 @@ impl Checked {
                 Ok(Self::Boot { payload, image })
             }
             Origin::Saved(saved) => {
-                saved.check(config.cpus(), config.memory())?;
+                saved.check(config)?;
                 Ok(Self::Saved(saved))
             }
         }
@@ -203,37 +215,45 @@ pub(crate) struct Parts {
     pub(crate) hardware: Arc<Hardware>,
     pub(crate) history: History,
     pub(crate) kvm_device: PathBuf,
+    pub(crate) memory_file: Option<MemoryFile>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
 }
 
+/// `on_loop` becomes what is on the stage's event loop for this machine.
 fn assemble(
     stage: &mut Stage,
     config: &Config,
     origin: Checked,
     console: Option<Console>,
     mut devices: Vec<Registered>,
+    on_loop: &mut Option<WorkerId>,
 ) -> Result<Parts, Error> {
     let mut times = BootTimes::start();
     stage.maker.controls.set_memory(config.memory());
     let (mut serial, mut virtio_console) = (None, None);
     match (console, config.console()) {
         (Some(console), ConsoleKind::Virtio) => {
-            let (console, control) = virtio::make_console(console, stage)?;
+            let (console, control, id) = virtio::make_console(console, stage)?;
+            *on_loop = id;
             virtio_console = Some(control);
             devices.insert(0, console);
         }
         (console, _) => serial = console,
     }
     memory::check_size(config.memory())?;
-    let mut above_ram = AboveRam::map(config, &stage.maker.controls)?;
+    let controls = &stage.maker.controls;
+    let mut above_ram = match &origin {
+        Checked::Boot { .. } => AboveRam::map(config, controls)?,
+        Checked::Saved(saved) => AboveRam::map_saved(config, controls, saved.above_ram())?,
+    };
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
     let loaded = match &origin {
         Checked::Saved(saved) => {
             saved.map_memory(&memory)?;
-            Some(saved.memory_id())
+            Some(saved.id())
         }
         Checked::Boot { .. } => None,
     };
@@ -255,6 +275,10 @@ fn assemble(
 
     let events = &stage.events;
     let window = above_ram.window();
+    let devices = match &origin {
+        Checked::Boot { .. } => devices.into_iter().map(|device| (device, None)).collect(),
+        Checked::Saved(saved) => saved.place(devices)?,
+    };
     let machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
     above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
@@ -266,6 +290,7 @@ fn assemble(
     }
     times.vcpus = Instant::now();
 
+    let mut memory_file = None;
     match origin {
         Checked::Boot { payload, image } => {
             let entry = load(config, payload, image, &memory, machine.console.is_some())?;
@@ -274,7 +299,10 @@ fn assemble(
                 regs::set_up(boot_vcpu, &entry)?;
             }
         }
-        Checked::Saved(saved) => saved.restore(&vm, &vcpus, &machine.hardware)?,
+        Checked::Saved(saved) => {
+            saved.restore(&vm, &vcpus, &machine.hardware)?;
+            memory_file = Some(saved.into_memory_file());
+        }
     }
     times.loaded = Instant::now();
 
@@ -306,6 +334,7 @@ fn assemble(
         hardware: Arc::new(hardware),
         history,
         kvm_device: config.kvm_device().to_owned(),
+        memory_file,
         vm,
         memory,
     })
@@ -375,7 +404,7 @@ impl Machine {
     fn new(
         config: &Config,
         console: Option<Console>,
-        virtio: Vec<Registered>,
+        virtio: Vec<(Registered, Option<Slot>)>,
         vm: &Arc<VmFd>,
         memory: &Arc<GuestMemoryMmap>,
         window: Option<&Arc<Window>>,
@@ -392,7 +421,7 @@ impl Machine {
         let io = Bus::new();
         let (console, serial_port) = match console {
             Some(console) => {
-                let (worker, port) = add_serial_port(&io, console, line(layout::SERIAL_GSI))?;
+                let (worker, port) = serial::add_port(&io, console, line(layout::SERIAL_GSI))?;
                 (Some(worker), Some(port))
             }
             None => (None, None),
@@ -438,8 +467,8 @@ impl Machine {
         mmio.insert(layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone())?;
         let (pci_config, virtio) = if config.pci() {
             let pci = Pci::new(&io, &mmio, &ged, &interrupts, vm, memory, window)?;
-            for device in virtio {
-                pci.insert(device)?;
+            for (device, slot) in virtio {
+                pci.insert(device, slot)?;
             }
             (pci.ports(), Virtio::Pci(Arc::new(pci)))
         } else {
@@ -450,7 +479,7 @@ impl Machine {
                 mmio.insert(layout::BOOT_TIMER_START, layout::BOOT_TIMER_SIZE, timer)?;
             }
             let mut devices = Vec::new();
-            for (slot, device) in (0..).zip(virtio) {
+            for (slot, (device, _)) in (0..).zip(virtio) {
                 let made = virtio::insert(device, slot, &mmio, vm, &interrupts, &ioapic, memory)?;
                 devices.push(made);
             }
@@ -476,33 +505,6 @@ impl Machine {
             power_button: PowerButton(ged),
         })
     }
-}
-
-fn add_serial_port(
-    io: &Bus,
-    console: Console,
-    line: Arc<Pin>,
-) -> Result<(SharedSerialWorker, SerialPort), Error> {
-    let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
-    let port = Serial::new(line, ready.try_clone().map_err(host("an eventfd"))?);
-    let port = Arc::new(Mutex::new(port));
-    io.insert(
-        layout::SERIAL_PORT.into(),
-        layout::SERIAL_SIZE.into(),
-        port.clone(),
-    )?;
-    let Console {
-        input,
-        output,
-        filter,
-        size: _,
-        rate_limit,
-        iothread: _,
-    } = console;
-    let worker = SerialWorker::new(Arc::clone(&port), ready, input, output, filter)
-        .map_err(host("the console's worker"))?
-        .with_limit(rate_limit.bandwidth);
-    Ok((Arc::new(Mutex::new(worker)), SerialPort(port)))
 }
 
 /// Puts the payload into guest memory, with all that it will look for there.

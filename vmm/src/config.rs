@@ -364,6 +364,14 @@ impl Config {
             .saturating_add(console)
     }
 
+    /// How memory is plugged into the guest, if it is.
+    pub fn memory_hotplug(&self) -> Option<MemConfig> {
+        self.devices.iter().find_map(|device| match &device.kind {
+            DeviceKind::Mem(config) => Some(*config),
+            _ => None,
+        })
+    }
+
     /// Where the console is, if there is one.
     pub fn console(&self) -> ConsoleKind {
         self.console

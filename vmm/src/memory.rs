@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 
 use arch::boot::ram_ranges;
 use arch::kernel::Segment;
+use rustix::fs::{SeekFrom, seek};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -85,7 +86,7 @@ pub enum Error {
     /// Copying from a file failed.
     #[error("Cannot read the {what} file into guest memory")]
     Copy {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "memory".
         what: &'static str,
         /// What went wrong.
         #[source]
@@ -94,7 +95,7 @@ pub enum Error {
     /// Seeking or asking for the size failed.
     #[error("Cannot read the {what} file")]
     Read {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "memory".
         what: &'static str,
         /// What the host said.
         #[source]
@@ -280,8 +281,9 @@ fn load(
     Ok(())
 }
 
-/// Maps `bytes` bytes of a file over guest memory at `gpa`, private and writable. The file stays as it is.
-pub(crate) fn map_file(
+/// Puts `bytes` bytes of a sparse file into guest memory at `gpa`, which has only zeroes: mapped, private and writable,
+/// so that the file stays as it is; into huge pages by copying what is no hole.
+pub(crate) fn put_file(
     memory: &GuestMemoryMmap,
     gpa: u64,
     bytes: u64,
@@ -293,7 +295,43 @@ pub(crate) fn map_file(
     let slice = memory
         .get_slice(GuestAddress(gpa), length)
         .map_err(|_| not_ram())?;
+    let region = memory.find_region(GuestAddress(gpa));
+    if region.is_some_and(|region| region.flags() & libc::MAP_HUGETLB != 0) {
+        return copy_data(&slice, file, file_offset, "memory");
+    }
     map(&slice, length, file, file_offset, "memory")
+}
+
+/// Copies what is no hole in the part of a file that begins at `start`.
+fn copy_data(
+    slice: &VolatileSlice<'_>,
+    file: &File,
+    start: u64,
+    what: &'static str,
+) -> Result<(), Error> {
+    let source = |error: rustix::io::Errno| Error::Read {
+        what,
+        source: error.into(),
+    };
+    let end = start.saturating_add(slice.len() as u64);
+    let mut at = start;
+    while at < end {
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < end => data,
+            // All that follows is a hole, or behind the end.
+            Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(source(error)),
+        };
+        at = seek(file, SeekFrom::Hole(data)).map_err(source)?.min(end);
+        #[expect(clippy::cast_possible_truncation, reason = "within the slice")]
+        let part = slice.subslice((data - start) as usize, (at - data) as usize);
+        let part = part.map_err(|_| Error::NotRam {
+            gpa: data,
+            bytes: at - data,
+        })?;
+        copy(&part, file, data, what)?;
+    }
+    Ok(())
 }
 
 fn map(
@@ -336,10 +374,11 @@ fn copy(
     file_offset: u64,
     what: &'static str,
 ) -> Result<(), Error> {
-    use std::io::{Seek, SeekFrom};
     let mut file = file;
-    file.seek(SeekFrom::Start(file_offset))
-        .map_err(|source| Error::Read { what, source })?;
+    seek(file, SeekFrom::Start(file_offset)).map_err(|error| Error::Read {
+        what,
+        source: error.into(),
+    })?;
     file.read_exact_volatile(&mut slice.clone())
         .map_err(|source| Error::Copy {
             what,

@@ -1,5 +1,9 @@
 //! Huge pages; that kernels boot is seen by the end-to-end cases.
 
+use std::os::unix::fs::FileExt;
+
+use vmm_sys_util::tempfile::TempFile;
+
 use super::*;
 
 #[test]
@@ -30,4 +34,46 @@ fn what_the_host_lacks_is_said_with_how_to_get_it() {
 fn ordinary_memory_needs_none() {
     let memory = allocate(16 << 20, HugePages::None, Vec::new()).unwrap();
     assert_eq!(memory.num_regions(), 1);
+}
+
+/// Two huge pages, if the host has them.
+fn two_huge_pages() -> Option<GuestMemoryMmap> {
+    match allocate(2 * HUGE_PAGE_SIZE, HugePages::TwoMiB, Vec::new()) {
+        Ok(memory) => Some(memory),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_memory_file_gets_into_huge_pages_without_its_holes() {
+    const START: u64 = 1 << 20;
+    let file = TempFile::new().unwrap().into_file();
+    let end = START + 2 * HUGE_PAGE_SIZE;
+    file.set_len(end + 4096).unwrap();
+    file.write_all_at(b"before", START - 6).unwrap();
+    file.write_all_at(b"first", START).unwrap();
+    file.write_all_at(&[7; 8192], START + 10_000).unwrap();
+    file.write_all_at(b"last", end - 4).unwrap();
+    file.write_all_at(b"behind", end).unwrap();
+    let memories = [
+        allocate(2 * HUGE_PAGE_SIZE, HugePages::None, Vec::new()).ok(),
+        two_huge_pages(),
+    ];
+    for memory in memories.iter().flatten() {
+        put_file(memory, 0, 2 * HUGE_PAGE_SIZE, &file, START).unwrap();
+        let mut found = vec![0xaa; 2 * HUGE_PAGE_SIZE as usize];
+        memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+        let mut expected = vec![0; found.len()];
+        file.read_exact_at(&mut expected, START).unwrap();
+        assert!(found == expected);
+        // It is the guest's alone.
+        memory.write_slice(b"other", GuestAddress(0)).unwrap();
+        let mut kept = [0; 5];
+        file.read_exact_at(&mut kept, START).unwrap();
+        assert_eq!(&kept, b"first");
+        assert!(put_file(memory, HUGE_PAGE_SIZE, 2 * HUGE_PAGE_SIZE, &file, START).is_err());
+    }
 }

@@ -16,9 +16,10 @@ use devices::bus::{self, Bus};
 use devices::legacy::ged::Ged;
 use devices::legacy::pci_config::PciConfig;
 use devices::lock;
+use devices::pci::Function;
 use devices::pci::hotplug::{Hotplug, HotplugState};
 use devices::pci::msix::MsiVectors;
-use devices::pci::root::{Ecam, Full, Occupant, Root, Slot};
+use devices::pci::root::{Ecam, Full, Occupant, Root, Slot, Taken};
 use devices::virtio::transport::pci::{
     self as transport, BAR_SIZE, NOTIFY, NOTIFY_STRIDE, PciDevice, PciState, Window,
 };
@@ -44,6 +45,9 @@ pub enum Error {
     /// No slot is left.
     #[error(transparent)]
     Full(#[from] Full),
+    /// The slot that it had is another one's.
+    #[error(transparent)]
+    Taken(#[from] Taken),
     /// It cannot be made.
     #[error(transparent)]
     Make(#[from] virtio::Error),
@@ -137,6 +141,11 @@ impl Pci {
         })
     }
 
+    /// Where persistent memory comes.
+    pub(crate) fn window(&self) -> Option<&Arc<MemoryWindow>> {
+        self.window.as_ref()
+    }
+
     /// The ports by which configuration space is reached.
     pub(crate) fn ports(&self) -> Arc<Mutex<PciConfig>> {
         Arc::clone(&self.ports)
@@ -199,12 +208,12 @@ impl Pci {
         Ok(())
     }
 
-    /// Puts a device into the lowest slot that is free. A guest that runs already is not told.
-    pub(crate) fn insert(&self, device: Registered) -> Result<Slot, Error> {
+    /// Puts a device into this slot, or else into the lowest one that is free. A guest that runs already is not told.
+    pub(crate) fn insert(&self, device: Registered, slot: Option<Slot>) -> Result<Slot, Error> {
         let count = transport::vector_count(&device)?;
         let vectors = Arc::new(Vectors::new(&self.interrupts, count)?);
         let name = device.id().to_string();
-        let made = self.root.insert(|slot| {
+        let make = |slot| {
             // Before the guest can find it, and give it up.
             device.set_slot(slot);
             let device = PciDevice::new(
@@ -215,8 +224,13 @@ impl Pci {
             )?;
             let device = self.with_window(device);
             lock(&self.devices).insert(slot, (name, Arc::downgrade(&device)));
+            let device: Arc<Mutex<dyn Function>> = device;
             Ok(device)
-        });
+        };
+        let made = match slot {
+            Some(slot) => self.root.insert_at(slot, make),
+            None => self.root.insert(make),
+        };
         if made.is_err() {
             vectors.release();
         }
@@ -232,7 +246,7 @@ impl Pci {
                 room: 0,
             }),
         })?;
-        let slot = self.insert(device)?;
+        let slot = self.insert(device, None)?;
         lock(&self.hotplug).inserted(slot);
         lock(&self.ged).announce_pci_hotplug();
         Ok(slot)

@@ -225,7 +225,7 @@ fn kicks_follow_the_memory() {
     let Some(machine) = Machine::new() else {
         return;
     };
-    let slot = machine.pci.insert(machine.device(3)).unwrap();
+    let slot = machine.pci.insert(machine.device(3), None).unwrap();
     assert_eq!(slot.number(), 1);
     assert_eq!(machine.read(Machine::config_address(slot, 0)), 0x1041_1af4);
     let kick = u64::from(NOTIFY);
@@ -241,7 +241,7 @@ fn kicks_follow_the_memory() {
     assert!(machine.is_kick(moved + kick));
     assert_eq!(machine.read(BAR), u32::MAX);
     // Where functions' memory cannot be, or another's is.
-    let other = machine.pci.insert(machine.device(1)).unwrap();
+    let other = machine.pci.insert(machine.device(1), None).unwrap();
     machine.set_config(other, 4, ON);
     for bad in [0x1000_0000, 0xd000_0000, 0xfee0_0000, 0xffff_c000, moved] {
         machine.set_config(other, 0x10, u32::try_from(bad).unwrap());
@@ -311,7 +311,7 @@ fn devices_come_and_go() {
         let _ = machine.io.read(port, &mut data);
         u32::from_le_bytes(data)
     };
-    machine.pci.insert(machine.device(1)).unwrap();
+    machine.pci.insert(machine.device(1), None).unwrap();
     assert_eq!(register(0), 0);
     let first_gsi = machine.interrupts.reserve(eventfd()).unwrap();
     machine.interrupts.release(first_gsi);

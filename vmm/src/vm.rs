@@ -27,6 +27,7 @@ use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
 use crate::snapshot::history::History;
+use crate::snapshot::load::MemoryFile;
 use crate::snapshot::save::{PAUSE_TIMEOUT, Source};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
@@ -127,6 +128,8 @@ pub struct Vm {
     hardware: Arc<Hardware>,
     history: Arc<Mutex<History>>,
     kvm_device: PathBuf,
+    /// What its memory is mapped from, if it comes from a snapshot.
+    memory_file: Option<MemoryFile>,
     controls: Controls,
     event_loop: Arc<dyn EventLoop>,
     events: Arc<Events>,
@@ -265,6 +268,7 @@ impl Vm {
             hardware,
             history,
             kvm_device,
+            memory_file,
             vm,
             memory,
         } = parts;
@@ -282,6 +286,7 @@ impl Vm {
             hardware,
             history: Arc::new(Mutex::new(history)),
             kvm_device,
+            memory_file,
             controls,
             event_loop,
             events,
@@ -433,9 +438,15 @@ impl Vm {
                 memory: Arc::downgrade(&self.memory),
                 history: Arc::clone(&self.history),
                 kvm_device: self.kvm_device.clone(),
+                controls: self.controls.clone(),
                 ram: self.controls.memory(),
             },
         }
+    }
+
+    /// Whether some of its memory is gone, as somebody has cut the snapshot's file that it was in.
+    pub fn has_lost_memory(&self) -> bool {
+        self.memory_file.as_ref().is_some_and(MemoryFile::is_cut)
     }
 
     /// Guest memory.

@@ -37,11 +37,12 @@ use vmm::{BuildError, OrderQueue, Outcome, Remains, Stage, StopReason, StopReque
 use crate::config_file;
 use crate::footprint::Trim;
 use crate::logger;
-use crate::message::{chain, say};
+use crate::message::{chain, run_failed, say};
 use crate::process;
 use crate::rundir::{self, Entry, Kind, RunDir};
-use crate::signals::SignalWatch;
+use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
+use crate::{disaster, terminal};
 use args::{ANONYMOUS, Name, VmmArgs};
 use console::Attachments;
 use handler::Submitter;
@@ -213,9 +214,7 @@ pub(crate) fn vmm(
     let outcome = match begun {
         Begun::Restored(vm) => Outcome::Machine(vm),
         // Commands that wait for a start hear that there is none, if there is none.
-        Begun::Empty(stage, queue) => {
-            stage.serve(&queue, |vm: &mut Vm| metrics.meet(vm.insight()))?
-        }
+        Begun::Empty(stage, queue) => stage.serve(&queue, |vm: &mut Vm| meet(vm, &metrics))?,
     };
     let (status, remains) = match outcome {
         Outcome::Stopped(reason) => {
@@ -225,7 +224,14 @@ pub(crate) fn vmm(
         Outcome::Machine(mut vm) => {
             let reason = vm.run(|mark| telemetry::mark(&metrics, &mark, name, started))?;
             metrics.ended(&reason);
-            (end(&reason, name), Some(vm.take_down()))
+            let mut status = end(&reason, name);
+            if has_crashed(&reason) && vm.has_lost_memory() {
+                log::error!(
+                    "The memory file of the guest's snapshot was cut while the guest ran from it: it has to stay as it is"
+                );
+                status = name.error();
+            }
+            (status, Some(vm.take_down()))
         }
     };
     if let Some((server, file)) = server {
@@ -276,10 +282,30 @@ fn restore(
     };
     let order = control.load(load)?;
     let mut vm = stage.build(order).map_err(|error| failed(&error))?;
-    metrics.meet(vm.insight());
+    meet(&mut vm, metrics);
     vm.go_on(load.resume_vm).map_err(|error| failed(&error))?;
     control.has_loaded(vm.handle(), load);
     Ok(vm)
+}
+
+/// There is a machine now, which is about to start.
+fn meet(vm: &mut Vm, metrics: &Arc<Metrics>) {
+    metrics.meet(vm.insight());
+    // Its memory may be a file's, which somebody may cut.
+    disaster::handle();
+    if let Err(error) = watch_window(vm) {
+        log::warn!("The guest does not hear of its terminal's size: {error}");
+    }
+}
+
+/// Tells a guest with a virtio console, which comes from a snapshot here, of the size of the terminal, if there is one.
+fn watch_window(vm: &mut Vm) -> io::Result<()> {
+    if let Some(console) = vm.controls().console()
+        && terminal::size().is_some()
+    {
+        vm.add_subscriber(Box::new(WindowWatch::new(console)?));
+    }
+    Ok(())
 }
 
 /// An entry in the run-time directory, or why there is none if nobody needs it. Under the name `firecracker` nobody
@@ -336,6 +362,21 @@ fn read_metadata(path: &Path) -> Result<serde_json::Value, Error> {
     })
 }
 
+/// Whether it did not end as it was meant to.
+fn has_crashed(reason: &StopReason) -> bool {
+    match reason {
+        StopReason::Panicked
+        | StopReason::TripleFault { .. }
+        | StopReason::Crashed(_)
+        | StopReason::RunFailed { .. } => true,
+        StopReason::PowerOff
+        | StopReason::Reset
+        | StopReason::Waits
+        | StopReason::Done(_)
+        | StopReason::Requested(_) => false,
+    }
+}
+
 /// Logs how it ended, and chooses the status.
 fn end(reason: &StopReason, name: Name) -> Status {
     match reason {
@@ -356,7 +397,7 @@ fn end(reason: &StopReason, name: Name) -> Status {
             name.guest_crashed()
         }
         StopReason::RunFailed { cpu, error } => {
-            log::error!("KVM_RUN failed for vCPU {cpu}: {error}");
+            log::error!("{}", run_failed("the guest", *cpu, error, error.errno()));
             name.error()
         }
         StopReason::Done(status) => {

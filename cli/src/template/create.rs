@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use api::types::{SnapshotCreate, SnapshotType, VmConfig, VmPatch, VmState};
 use api::Command;
+use api::types::{SnapshotCreate, SnapshotType, VmConfig, VmPatch, VmState};
 use devices::backend::disk::Overlay;
 use devices::console_io::FileOutput;
 use devices::mmds::{DEFAULT_LIMIT, Mmds};

@@ -30,9 +30,9 @@ use crate::footprint::Trim;
 use crate::keys::{Target, Targets};
 use crate::message::say;
 use crate::run::{self, Timeout, host};
-use crate::signals::SignalWatch;
+use crate::signals::{SignalWatch, WindowWatch};
 use crate::status::Status;
-use crate::{logger, process, terminal};
+use crate::{disaster, logger, process, terminal};
 
 /// Name of a guest that has none.
 const HOSTNAME: &str = "mote";
@@ -81,6 +81,13 @@ pub(crate) fn run(
         .map_err(|error| Error::Job(error.to_string()))?;
     if !is_there {
         return Err(Error::Job(format!("the template {name} takes none")).into());
+    }
+    disaster::handle();
+    if let Some(console) = vm.controls().console()
+        && terminal.is_some()
+    {
+        let window = WindowWatch::new(console).map_err(host("signal handlers"))?;
+        vm.add_subscriber(Box::new(window));
     }
     vm.go_on(true)?;
 

@@ -34,6 +34,11 @@ const HOST_BRIDGE: Identity = Identity {
 #[error("All {} PCI slots are taken", SLOTS - 1)]
 pub struct Full;
 
+/// A slot that was asked for is taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("PCI slot {} is taken", .0.number())]
+pub struct Taken(pub Slot);
+
 /// A slot of the bus, with a function in it or not: 1 to 31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u8);
@@ -117,6 +122,21 @@ impl Root {
             .find(|slot| slots[usize::from(slot.0)].is_none())
             .ok_or(Full)?;
         slots[usize::from(slot.0)] = Some(make(slot)?);
+        Ok(slot)
+    }
+
+    /// Puts what `make` makes into `slot`, as [`Root::insert`] does.
+    pub fn insert_at<E: From<Taken>>(
+        &self,
+        slot: Slot,
+        make: impl FnOnce(Slot) -> Result<SharedFunction, E>,
+    ) -> Result<Slot, E> {
+        let mut slots = lock(&self.slots);
+        let place = &mut slots[usize::from(slot.0)];
+        if place.is_some() {
+            return Err(Taken(slot).into());
+        }
+        *place = Some(make(slot)?);
         Ok(slot)
     }
 

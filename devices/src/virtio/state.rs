@@ -4,14 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use super::balloon::BalloonState;
 use super::block::BlockState;
+use super::console::ConsoleState;
 use super::mem::MemState;
 use super::net::NetState;
 
 /// What a device has become, besides what its transport knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceState {
-    /// Nothing that its configuration does not say: entropy, console, persistent memory; and sockets, whose
-    /// connections do not outlive their monitor.
+    /// Nothing that its configuration does not say: entropy, persistent memory; and sockets, whose connections do
+    /// not outlive their monitor.
     Stateless,
     /// A disk.
     Block(BlockState),
@@ -21,6 +22,8 @@ pub enum DeviceState {
     Balloon(BalloonState),
     /// Memory that is plugged.
     Mem(MemState),
+    /// A console.
+    Console(ConsoleState),
 }
 
 /// A queue as its driver has described it, and how far it has come.

@@ -7,14 +7,17 @@ use devices::interrupt::{MsiMessage, MsiSink};
 use devices::ioapic::{IoApic, Pin};
 use devices::legacy::i8042::I8042;
 use devices::legacy::serial::Serial;
-use devices::virtio::rng::Rng;
+use devices::virtio::VirtioDevice;
+use devices::virtio::state::MmioState;
+use devices::virtio::worker::EventLoop;
 use vmm::snapshot::format;
 use vmm::snapshot::memory::lay_out;
-use vmm::snapshot::state::{LegacyState, VirtioState, VmState};
+use vmm::snapshot::state::{AboveRamState, LegacyState, VirtioState, VmState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Seeds;
 use crate::Guest;
+use crate::snapshot::{console, entropy, mem};
 
 struct Nobody;
 
@@ -44,15 +47,12 @@ fn state() -> VmState {
     serial.receive(b"typed");
     let mut i8042 = I8042::new(line(1), Arc::new(Nobody));
     i8042.send_ctrl_alt_del().unwrap();
-    let mut guest = Guest::new(|event_loop| Rng::new(event_loop).unwrap());
-    guest.start(0);
-    guest.device.pause();
-    let rng = guest.device.save().unwrap();
     let ioapic = ioapic.lock().unwrap().save();
     VmState {
         memory_id: *b"0123456789abcdef",
         memory_base: None,
         memory: lay_out([(0, 128 << 20)]),
+        above_ram: AboveRamState::default(),
         images: Vec::new(),
         taken: 1,
         clock: kvm_bindings::kvm_clock_data::default(),
@@ -66,6 +66,18 @@ fn state() -> VmState {
             pics: [(0xff, 0); 2],
             pci_address: 0,
         },
-        virtio: VirtioState::Mmio(vec![("entropy device".into(), rng)]),
+        virtio: VirtioState::Mmio(vec![
+            ("entropy device".into(), driven(entropy)),
+            ("virtio console".into(), driven(console)),
+            ("memory hot-plug device".into(), driven(mem)),
+        ]),
     }
+}
+
+/// The state of a device that somebody drives.
+fn driven<D: VirtioDevice + 'static>(make: impl FnOnce(Arc<dyn EventLoop>) -> D) -> MmioState {
+    let mut guest = Guest::new(make);
+    guest.start(0);
+    guest.device.pause();
+    guest.device.save().unwrap()
 }

@@ -42,6 +42,10 @@ pub(crate) const CASES: &[Case] = &[
         snapshots::while_it_is_written,
     ),
     ("snapshots_of_what_has_moved", snapshots::of_what_has_moved),
+    (
+        "snapshots_of_temporary_overlays",
+        snapshots::of_temporary_overlays,
+    ),
     ("the_monitor_as_a_process", process::ends),
     ("under_the_name_firecracker", process::firecracker),
     ("a_configuration_file", process::config_file),

@@ -1,5 +1,6 @@
 //! Guests that go on in another process.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -209,26 +210,97 @@ pub(super) fn refused() {
     assert_eq!(second.terminate().status, 143);
 }
 
-/// What came while the guest ran is not where a new machine would have it.
+/// Types a line at a guest that counts them, the `count`th; a digit has it give up what is in that slot.
+#[track_caller]
+fn type_line(service: &mut Service, text: &str, count: &mut u8) {
+    *count += 1;
+    service.live().send(text);
+    let line = service.live().expect("=");
+    let number = char::from(b'0' + *count);
+    assert!(line.ends_with(&format!("={number}")), "{line}");
+}
+
+/// The names of drives and of persistent memory that the guest has.
+fn names(service: &Service) -> Vec<String> {
+    let document = service.get("/vm/config");
+    let all = [("drives", "drive_id"), ("pmem", "id")];
+    let of = |(section, id): (&str, &str)| -> Vec<String> {
+        let entries = document[section].as_array().cloned().unwrap_or_default();
+        let name = |entry: &Value| entry[id].as_str().unwrap().to_owned();
+        entries.iter().map(name).collect()
+    };
+    all.into_iter().flat_map(of).collect()
+}
+
+/// Devices come and go while the guest goes from process to process, ten times: each is where it was.
 pub(super) fn of_what_has_moved() {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
-    let service = counting(directory, &["--enable-pci"]);
-    let disk = directory.join("late");
-    fs::write(&disk, vec![7; 1 << 20]).unwrap();
-    service.put(
-        "/drives/late",
-        json!({"drive_id": "late", "is_root_device": false, "path_on_host": disk}),
-    );
-    service.patch("/vm", json!({"state": "Paused"}));
-    let body = snapshot_to(directory);
-    service.refused(
-        "PUT",
-        "/snapshot/create",
-        Some(&body),
-        &["have come or gone"],
-    );
-    assert!(!directory.join("state").exists() && !directory.join("memory").exists());
+    let file = |name: &str| {
+        let path = directory.join(name);
+        fs::write(&path, vec![7; 1 << 20]).unwrap();
+        path
+    };
+    let plug = |service: &Service, name: &str| {
+        let path = file(name);
+        match name.as_bytes()[0] {
+            b'p' => service.put(
+                &format!("/pmem/{name}"),
+                json!({"id": name, "path_on_host": path, "read_only": name.ends_with('4')}),
+            ),
+            _ => service.put(
+                &format!("/drives/{name}"),
+                json!({"drive_id": name, "is_root_device": false, "path_on_host": path}),
+            ),
+        }
+    };
+    let mut service = counting(directory, &["--enable-pci"]);
+    let mut count = 0;
+    type_line(&mut service, "", &mut count);
+    // Slot 1 is free then, and what came is in slots 7 and 8.
+    plug(&service, "x7");
+    plug(&service, "p8");
+    type_line(&mut service, "1", &mut count);
+    assert_eq!(names(&service), ["x7", "p8"]);
+    let mut slots = BTreeMap::from([(7, "x7".to_owned()), (8, "p8".to_owned())]);
+    for generation in 0..10 {
+        let before = service.get("/vm/config");
+        service.patch("/vm", json!({"state": "Paused"}));
+        service.put("/snapshot/create", snapshot_to(directory));
+        assert_eq!(service.terminate().status, 143);
+        service = Service::start(directory, &[""; 0]);
+        service.put(
+            "/snapshot/load",
+            load(directory, &json!({"resume_vm": true})),
+        );
+        let mut found = service.get("/vm/config");
+        if generation == 0 {
+            let mac = found["network-interfaces"][0]["guest_mac"].take();
+            assert!(mac.is_string(), "{mac}");
+        }
+        assert_eq!(found, before);
+        type_line(&mut service, "", &mut count);
+        // What was in a slot is still there, and goes from there.
+        let last = generation % 2 == 1;
+        let slot = *(if last {
+            slots.keys().next_back()
+        } else {
+            slots.keys().next()
+        })
+        .unwrap();
+        let gone = slots.remove(&slot).unwrap();
+        assert!(names(&service).contains(&gone), "{generation}");
+        type_line(&mut service, &slot.to_string(), &mut count);
+        assert!(!names(&service).contains(&gone), "{generation}");
+        // Something else of the other kind comes.
+        let comes = format!(
+            "{}{generation}",
+            if gone.starts_with('x') { 'p' } else { 'x' }
+        );
+        plug(&service, &comes);
+        let free = [1, 7, 8].into_iter().find(|slot| !slots.contains_key(slot));
+        slots.insert(free.unwrap(), comes);
+    }
     assert_eq!(service.terminate().status, 143);
 }
 
@@ -423,4 +495,75 @@ pub(super) fn differential() {
     );
     assert_eq!(third.state(), "Not started");
     assert_eq!(third.terminate().status, 143);
+}
+
+/// A guest with a drive whose overlay is temporary: each that goes on has it for itself.
+pub(super) fn of_temporary_overlays() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let kernel = directory.join("counting");
+    fs::write(&kernel, executable::counting_kernel()).unwrap();
+    let disk = directory.join("disk");
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let mut first = Service::start(directory, &[""; 0]);
+    put_kernel(&first, &kernel);
+    first.put(
+        "/machine-config",
+        json!({"vcpu_count": 1, "mem_size_mib": 64}),
+    );
+    first.put(
+        "/drives/t",
+        json!({"drive_id": "t", "is_root_device": false, "path_on_host": disk, "overlay": "temp"}),
+    );
+    first.act("InstanceStart");
+    assert_eq!(first.live().count(), 1);
+    first.patch("/vm", json!({"state": "Paused"}));
+    // Where there is no room for one of the files, there are none.
+    let overlay = directory.join("state.overlay-t");
+    fs::create_dir(&overlay).unwrap();
+    let body = snapshot_to(directory);
+    first.refused("PUT", "/snapshot/create", Some(&body), &["state.overlay-t"]);
+    assert!(!directory.join("state").exists() && !directory.join("memory").exists());
+    fs::remove_dir(&overlay).unwrap();
+    first.put("/snapshot/create", body.clone());
+    assert_eq!(fs::metadata(&overlay).unwrap().mode() & 0o777, 0o600);
+
+    let from = load(directory, &json!({"resume_vm": true}));
+    let copy = |name: &str| {
+        let place = directory.join(name);
+        fs::create_dir(&place).unwrap();
+        Service::start(&place, &[""; 0])
+    };
+    let (mut second, third) = (copy("second"), copy("third"));
+    second.put("/snapshot/load", from.clone());
+    assert_eq!(second.live().count(), 2);
+    let good = fs::read(&overlay).unwrap();
+    let refused = |bytes: &[u8], part: &str| {
+        fs::write(&overlay, bytes).unwrap();
+        third.refused("PUT", "/snapshot/load", Some(&from), &["disk", part]);
+        assert_eq!(third.state(), "Not started");
+    };
+    refused(b"", "not an overlay");
+    refused(&vec![0; good.len()], "not an overlay");
+    let mut other = good.clone();
+    other[64] ^= 1;
+    refused(&other, "another snapshot");
+    fs::remove_file(&overlay).unwrap();
+    third.refused(
+        "PUT",
+        "/snapshot/load",
+        Some(&from),
+        &["state.overlay-t", "No such file"],
+    );
+    fs::write(&overlay, &good).unwrap();
+    third.put("/snapshot/load", from.clone());
+    // A snapshot of one that comes from a snapshot takes the place of the one that it comes from.
+    second.patch("/vm", json!({"state": "Paused"}));
+    second.put("/snapshot/create", body);
+    let mut fourth = copy("fourth");
+    fourth.put("/snapshot/load", from);
+    assert_eq!(fourth.live().count(), 3);
+    for service in [first, second, third, fourth] {
+        assert_eq!(service.terminate().status, 143);
+    }
 }

@@ -38,6 +38,11 @@ pub(crate) const CASES: &[Case] = &[
     ("what_cannot_be_attached_to", console::refused),
     ("a_guest_goes_on_from_a_directory", snapshot::goes_on),
     (
+        "foreground_guests_go_on_from_a_directory",
+        snapshot::of_foreground_guests,
+    ),
+    ("a_memory_file_is_cut", snapshot::cut),
+    (
         "snapshots_that_cannot_be_taken_or_loaded",
         snapshot::refused,
     ),

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 use tests::ctl::Host;
 use tests::driven::until;
-use tests::executable::counting_kernel;
+use tests::executable::{counting_kernel, idle_kernel};
 use tests::live::Live;
 
 /// Starts a monitor with a guest that counts lines.
@@ -86,6 +86,113 @@ pub(super) fn goes_on() {
         );
         host.ask(&["kill", "first", "second", "third", "fourth"]);
     }
+}
+
+/// Guests of `mote run`, whose devices are in an order of its own.
+pub(super) fn of_foreground_guests() {
+    for options in [
+        &["--console", "virtio"][..],
+        &["--console", "virtio", "--pci"],
+        &["--console", "serial", "--pci"],
+        &["--console", "off"],
+    ] {
+        let host = Host::new();
+        let disk = host.write("disk", [7; 1 << 16]);
+        let pmem = host.write("pmem", [7; 1 << 16]);
+        let disk = format!("{disk},overlay=temp");
+        let all = [
+            options,
+            &[
+                "--memory-hotplug",
+                "total=1g",
+                "--entropy",
+                "--balloon",
+                "1m",
+            ],
+            &["--pmem", &pmem, "--disk", &disk, "--net", "user"],
+        ]
+        .concat();
+        let guest = host.run("first", &idle_kernel(), &all);
+        let saved = host.path().join("saved");
+        let saved = saved.to_str().unwrap();
+        host.ask(&["snapshot", "first", saved]);
+        let info = host.ask_json(&["snapshot", "info", saved, "--json"]);
+        host.ask(&["kill", "first"]);
+        assert_eq!(guest.wait().status, 0);
+        // And what has come from a snapshot, again.
+        for (id, next) in [("second", "next"), ("third", "last")] {
+            let from = if id == "second" { "saved" } else { "next" };
+            let from = host.path().join(from);
+            let from = from.to_str().unwrap();
+            let copy = Live::start(host.command(&["restore", from, "--id", id]));
+            until(id, || {
+                let ids = host.ask(&["ps", "-q"]);
+                (ids.contains(id) && host.state(id) == "Running").then_some(())
+            });
+            let next = host.path().join(next);
+            let next = next.to_str().unwrap();
+            host.ask(&["snapshot", id, next]);
+            let again = host.ask_json(&["snapshot", "info", next, "--json"]);
+            assert_eq!(again["devices"], info["devices"]);
+            let names = info["devices"].to_string();
+            assert_eq!(
+                names.contains("virtio console"),
+                options.contains(&"virtio")
+            );
+            host.ask(&["kill", id]);
+            assert_eq!(copy.wait().status, 0);
+        }
+    }
+}
+
+/// A memory file that is cut while a guest runs from it ends the guest, with a reason.
+pub(super) fn cut() {
+    let host = Host::new();
+    let mut first = counting(&host, "first", &[]);
+    assert_eq!(first.count(), 1);
+    let saved = host.path().join("saved");
+    let memory = saved.join("memory");
+    let saved = saved.to_str().unwrap();
+    host.ask(&["snapshot", "first", saved]);
+    host.ask(&["kill", "first"]);
+    let bytes = fs::read(&memory).unwrap();
+    let cut = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&memory)
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
+    };
+
+    // The guest itself touches what is gone.
+    let mut runs = Live::start(host.command(&["restore", saved, "--id", "runs"]));
+    assert_eq!(runs.count(), 2);
+    cut();
+    let ended = runs.wait();
+    assert_eq!(ended.status, 125, "{ended:?}");
+    // A real KVM says so at once, one in software has the guest crash first.
+    for part in ["memory file", "was cut while the guest ran"] {
+        assert!(ended.stderr.contains(part), "no {part:?}: {ended:?}");
+    }
+
+    // And the monitor does, on its behalf.
+    fs::write(&memory, bytes).unwrap();
+    let paused = Live::start(host.command(&["restore", saved, "--id", "paused", "--paused"]));
+    until("the other one", || {
+        let ids = host.ask(&["ps", "-q"]);
+        (ids.contains("paused") && host.state("paused") == "Paused").then_some(())
+    });
+    cut();
+    let next = host.path().join("next");
+    let failed = host.mote(&["snapshot", "paused", next.to_str().unwrap()]);
+    assert_eq!(failed.status, 125, "{failed:?}");
+    let ended = paused.wait();
+    assert_eq!(ended.status, 128 + 7, "{ended:?}");
+    for part in ["mote: memory is gone", "memory file", "cut", "SIGBUS"] {
+        assert!(ended.stderr.contains(part), "no {part:?}: {ended:?}");
+    }
+    assert!(!next.join("state").exists());
 }
 
 pub(super) fn refused() {

@@ -17,6 +17,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use super::Error;
+use crate::controls::DeviceId;
 use crate::kvm;
 
 /// Bytes of guest addresses. They cost nothing but the pages of page tables that devices need to read what is
@@ -67,6 +68,11 @@ impl Window {
         }
     }
 
+    /// Where it is.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
     /// The guest reaches addresses below `limit`.
     pub(crate) fn set_end(&self, limit: u64) {
         let end = limit.clamp(self.start, self.start + SIZE);
@@ -98,49 +104,119 @@ impl Window {
             self.slots.clone(),
             size,
         );
-        let Taken { slot, range } = taken.ok_or(Error::WindowFull {
+        let taken = taken.ok_or(Error::WindowFull {
             bytes: size,
             room: end - self.start,
         })?;
-        let mut placed = Placed {
+        let mut placed = self.map(id, control, &taken)?;
+        if control.is_read_only()
+            && let Some(bus) = self.bus()
+        {
+            bus.insert(taken.range.start, size, control.dropped_writes())?;
+            placed.on_bus = true;
+        }
+        self.give(id, &mut placed)?;
+        Ok(placed)
+    }
+
+    /// The same at `start`, where it was in a machine that was saved, before there is a bus: who has it puts what is
+    /// read-only there.
+    pub(super) fn place_at(
+        self: &Arc<Self>,
+        id: &str,
+        control: &PmemControl,
+        start: u64,
+    ) -> Result<Placed, Error> {
+        let taken = take_at(
+            &mut lock(&self.taken),
+            self.start..self.start + SIZE,
+            self.slots.clone(),
+            start,
+            control.size(),
+        );
+        let taken = taken.ok_or_else(|| Error::Place {
+            what: DeviceId::Pmem(id.into()).to_string(),
+            start,
+        })?;
+        let mut placed = self.map(id, control, &taken)?;
+        placed.on_bus = control.is_read_only();
+        self.give(id, &mut placed)?;
+        Ok(placed)
+    }
+
+    /// Maps a file at addresses that it has been given.
+    fn map(
+        self: &Arc<Self>,
+        id: &str,
+        control: &PmemControl,
+        taken: &Taken,
+    ) -> Result<Placed, Error> {
+        let placed = Placed {
             window: Arc::clone(self),
             control: control.clone(),
-            start: range.start,
-            slot,
+            start: taken.range.start,
+            slot: taken.slot,
             in_kvm: false,
             on_bus: false,
         };
-        let mapped = control.map_into(&self.memory, range.start);
+        let mapped = control.map_into(&self.memory, placed.start);
         mapped.map_err(|source| Error::Map {
             id: id.into(),
             source,
         })?;
-        if control.is_read_only()
-            && let Some(bus) = self.bus()
-        {
-            bus.insert(range.start, size, control.dropped_writes())?;
-            placed.on_bus = true;
-        }
-        let flags = if control.is_read_only() {
+        Ok(placed)
+    }
+
+    /// Has the guest reach what is mapped.
+    fn give(&self, id: &str, placed: &mut Placed) -> Result<(), Error> {
+        let flags = if placed.control.is_read_only() {
             KVM_MEM_READONLY
         } else {
             0
         };
-        kvm::insert_slot(&self.vm, &self.memory, slot, range.start, size, flags).map_err(
+        let (start, size) = (placed.start, placed.control.size());
+        kvm::insert_slot(&self.vm, &self.memory, placed.slot, start, size, flags).map_err(
             |source| Error::Kvm {
                 id: id.into(),
                 source,
             },
         )?;
         placed.in_kvm = true;
-        Ok(placed)
+        Ok(())
     }
+}
+
+/// `size` bytes of `all` at `start`, if they are free and can be somebody's, and a slot of `slots`.
+fn take_at(
+    taken: &mut Vec<Taken>,
+    all: Range<u64>,
+    slots: Range<u32>,
+    start: u64,
+    size: u64,
+) -> Option<Taken> {
+    let end = start.checked_add(size).filter(|end| *end <= all.end)?;
+    if start < all.start || !start.is_multiple_of(mapped::ALIGNMENT) {
+        return None;
+    }
+    let index = taken.partition_point(|other| other.range.end <= start);
+    if taken.get(index).is_some_and(|next| next.range.start < end) {
+        return None;
+    }
+    let new = Taken {
+        slot: free_slot(taken, slots)?,
+        range: start..end,
+    };
+    taken.insert(index, new.clone());
+    Some(new)
+}
+
+fn free_slot(taken: &[Taken], mut slots: Range<u32>) -> Option<u32> {
+    slots.find(|slot| taken.iter().all(|other| other.slot != *slot))
 }
 
 /// The lowest addresses of `all` where `size` bytes are free, and a slot of `slots`.
 fn take(taken: &mut Vec<Taken>, all: Range<u64>, slots: Range<u32>, size: u64) -> Option<Taken> {
-    let mut slots = slots;
-    let slot = slots.find(|slot| taken.iter().all(|other| other.slot != *slot))?;
+    let slot = free_slot(taken, slots)?;
     let mut start = all.start;
     let mut index = 0;
     while let Some(other) = taken.get(index)
@@ -232,5 +308,37 @@ mod tests {
         taken.retain(|other| other.slot != 7);
         assert_eq!(ask(&mut taken, 30), Some((7, 100..130)));
         assert_eq!(ask(&mut taken, 1), None);
+    }
+
+    #[test]
+    fn addresses_are_taken_where_they_were_before_if_nothing_else_is_there() {
+        const PAGE: u64 = mapped::ALIGNMENT;
+        let mut taken = Vec::new();
+        let mut ask = |start: u64, size: u64| {
+            let all = 10 * PAGE..20 * PAGE;
+            let taken = take_at(&mut taken, all, 7..10, start * PAGE, size * PAGE);
+            taken.map(|Taken { slot, .. }| slot)
+        };
+        for wrong in [(9, 1), (9, 20), (20, 1), (19, 2), (0, 1)] {
+            assert_eq!(ask(wrong.0, wrong.1), None, "{wrong:?}");
+        }
+        assert_eq!(ask(14, 2), Some(7));
+        for overlap in [(14, 2), (13, 2), (15, 1), (10, 10)] {
+            assert_eq!(ask(overlap.0, overlap.1), None, "{overlap:?}");
+        }
+        assert_eq!(ask(16, 4), Some(8));
+        assert_eq!(ask(10, 4), Some(9));
+        let mut odd = Vec::new();
+        let all = 10 * PAGE..20 * PAGE;
+        assert_eq!(
+            take_at(&mut odd, all.clone(), 7..8, 10 * PAGE + 4096, PAGE),
+            None
+        );
+        assert_eq!(
+            take_at(&mut odd, all.clone(), 7..8, u64::MAX / PAGE * PAGE, PAGE),
+            None
+        );
+        assert_eq!(take_at(&mut odd, all, 7..7, 10 * PAGE, PAGE), None);
+        assert_eq!(odd, []);
     }
 }

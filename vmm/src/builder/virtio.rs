@@ -22,7 +22,7 @@ use devices::virtio::pmem::{self, Pmem};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{MmioDevice, QUEUE_NOTIFY};
 use devices::virtio::vsock::{self, Vsock};
-use devices::virtio::worker::EventLoop;
+use devices::virtio::worker::{EventLoop, WorkerId};
 use event_manager::SubscriberOps;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use thiserror::Error;
@@ -170,11 +170,12 @@ fn make_one(
     })
 }
 
-/// A virtio console, whose worker is on its event loop from the start, and what controls it.
+/// A virtio console, whose worker is on its event loop from the start, what controls it, and what it is called on the
+/// loop of the stage, if it is on that one.
 pub(super) fn make_console(
     console: Console,
     stage: &mut Stage,
-) -> Result<(Registered, console::ConsoleControl), Error> {
+) -> Result<(Registered, console::ConsoleControl, Option<WorkerId>), Error> {
     let id = DeviceId::Console;
     let registration = match stage.maker.controls.register(id.clone()) {
         Some(registration) => registration,
@@ -198,17 +199,23 @@ pub(super) fn make_console(
     // Neither way to attach fails: a thread of its own serves its loop already, and the machine's is
     // this thread's as yet.
     let mut console;
+    let mut on_stage = None;
     if iothread {
         let own = IoThread::start(thread_name(&id)).map_err(refused("an I/O thread"))?;
         console = console::Console::new(own, config)?;
         let _ = console.attach();
     } else {
         console = console::Console::new(Arc::clone(&stage.maker.event_loop), config)?;
-        let _ = console.attach_by(|worker| Ok(stage.manager.add_subscriber(worker)));
+        let _ = console.attach_by(|worker| {
+            let id = stage.manager.add_subscriber(worker);
+            on_stage = Some(id);
+            Ok(id)
+        });
     }
     let control = console.control();
     registration.set_control(Control::Console(control.clone()));
-    Ok((Registered::new(Box::new(console), registration), control))
+    let console = Registered::new(Box::new(console), registration);
+    Ok((console, control, on_stage))
 }
 
 fn make_net(net: &NetDevice, event_loop: Arc<dyn EventLoop>) -> Result<(Net, Control), Error> {

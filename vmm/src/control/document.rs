@@ -137,7 +137,7 @@ fn drive(disk: &BlockConfig, is_root_device: bool, iothread: bool) -> Drive {
         },
         overlay: match overlay {
             disk::Overlay::None => Overlay::None,
-            disk::Overlay::Temporary => Overlay::Temp,
+            disk::Overlay::Temporary | disk::Overlay::Saved { .. } => Overlay::Temp,
             disk::Overlay::File(path) => Overlay::File(text(path)),
         },
         serial: serial.clone(),

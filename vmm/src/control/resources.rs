@@ -66,8 +66,6 @@ pub(super) struct Resources {
     pub(super) mmds_config: Option<MmdsConfig>,
     /// Something was put that a snapshot would bring along.
     configured: bool,
-    /// Persistent memory came while the guest ran: it is where none is at a start.
-    pub(super) plugged_pmem: bool,
 }
 
 /// A network interface, and the metadata if it leads there.
@@ -229,7 +227,6 @@ impl Resources {
             metrics,
             mmds_config,
             configured: true,
-            plugged_pmem: false,
         }
     }
 
@@ -432,7 +429,6 @@ impl Resources {
         }
         check_free(self.pmem.iter(), &pmem)?;
         plug(&pmem, machine)?;
-        self.plugged_pmem = true;
         self.pmem.push(pmem);
         Ok(())
     }

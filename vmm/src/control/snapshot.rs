@@ -1,5 +1,6 @@
 //! `/snapshot/create` and `/snapshot/load`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,13 +10,15 @@ use api::types::{
     SnapshotType, VmConfig,
 };
 
-use devices::pci::root::Slot;
+use devices::backend::disk;
 
 use super::resources::Resources;
 use super::writing::BeingWritten;
 use super::{Control, Execution, chain, convert, whole};
+use crate::config::{Device, DeviceKind};
+use crate::controls::DeviceId;
 use crate::snapshot::load::Saved;
-use crate::snapshot::save;
+use crate::snapshot::{overlays, save};
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
 
@@ -41,15 +44,24 @@ impl Control {
         }
         let machine = self.machine()?;
         let mut document = self.resources.document();
-        self.check_places(&document, machine)?;
+        self.check_devices(&document, machine)?;
         for interface in &mut document.network_interfaces {
             // One that was made up is the guest's by now.
             let card = machine.controls().card(&interface.iface_id);
+            if let Some(card) = card.as_ref().filter(|card| card.pair_count() > 1) {
+                return Err(cannot_create(format!(
+                    "network interface '{}' has {} pairs of queues, of which its configuration says nothing",
+                    interface.iface_id,
+                    card.pair_count()
+                )));
+            }
             interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
         }
+        let temporary = (document.drives.iter()).filter(|drive| drive.overlay == Overlay::Temp);
         let order = save::Order {
             config: serde_json::to_string(&document).map_err(cannot_create)?,
             images: images(&document),
+            overlays: temporary.map(|drive| drive.drive_id.clone()).collect(),
             state: Path::new(&snapshot.snapshot_path).to_owned(),
             memory: Path::new(&snapshot.mem_file_path).to_owned(),
             differential: snapshot.snapshot_type == SnapshotType::Diff,
@@ -66,40 +78,25 @@ impl Control {
         Ok(Execution::Later(ticket))
     }
 
-    /// Whether all of the guest is where it would be if it was built like this.
-    fn check_places(&self, document: &VmConfig, machine: &MachineHandle) -> Result<(), Fault> {
-        let controls = machine.controls();
-        let plugged = controls
-            .memory_hotplug()
-            .map(|memory| memory.status().plugged);
-        if plugged.is_some_and(|bytes| bytes > 0) {
-            return Err(cannot_create(
-                "memory has been plugged (/hotplug/memory): this version of mote has no snapshots of that",
-            ));
+    /// Whether the document has all devices that the guest has, and no others: one that was asked to go may go at any
+    /// moment.
+    fn check_devices(&self, document: &VmConfig, machine: &MachineHandle) -> Result<(), Fault> {
+        let described: BTreeSet<DeviceId> = whole::devices(document, None)?
+            .iter()
+            .map(Device::id)
+            .collect();
+        let there = machine.controls().ids();
+        let there = there.into_iter().filter(|id| *id != DeviceId::Console);
+        match there
+            .collect::<BTreeSet<_>>()
+            .symmetric_difference(&described)
+            .next()
+        {
+            None => Ok(()),
+            Some(id) => Err(cannot_create(format!(
+                "the {id} is about to come or to go: try again"
+            ))),
         }
-        if controls.console().is_some() {
-            return Err(cannot_create(
-                "the guest's console is a virtio console: this version of mote has snapshots with serial ports only",
-            ));
-        }
-        if let Some(drive) = (document.drives.iter()).find(|drive| drive.overlay == Overlay::Temp) {
-            return Err(cannot_create(format!(
-                "what the guest has written to drive '{}' ends with this monitor (overlay temp)",
-                drive.drive_id
-            )));
-        }
-        let devices = whole::devices(document, None)?;
-        let moved = self.resources.plugged_pmem
-            || self.settings.pci
-                && (1..).zip(&devices).any(|(slot, device)| {
-                    controls.slot(&device.id()).map(Slot::number) != Some(slot)
-                });
-        if moved {
-            return Err(cannot_create(
-                "devices have come or gone while the guest ran: this version of mote has no snapshots of that",
-            ));
-        }
-        Ok(())
     }
 
     /// Builds the machine that a snapshot is of. If that fails, all is as before.
@@ -177,7 +174,7 @@ impl Control {
             resources: std::mem::replace(&mut self.resources, resources),
             pci: std::mem::replace(&mut self.settings.pci, saved.has_pci()),
         };
-        match self.order_of(asked, saved) {
+        match self.order_of(asked, saved, Path::new(&snapshot.snapshot_path)) {
             Ok(order) => Ok((order, before)),
             Err(why) => {
                 self.undo(before);
@@ -190,12 +187,27 @@ impl Control {
         (self.resources, self.settings.pci) = (before.resources, before.pci);
     }
 
-    fn order_of(&mut self, asked: Instant, saved: Saved) -> Result<Order, String> {
+    fn order_of(
+        &mut self,
+        asked: Instant,
+        saved: Saved,
+        state_path: &Path,
+    ) -> Result<Order, String> {
         let console = self.face.console(self.resources.serial.as_ref())?;
-        let (config, devices) = self.collect()?;
+        let id = saved.id();
+        let (config, devices) = self.collect(|device| {
+            if let DeviceKind::Block(disk) = &mut device.kind
+                && disk.overlay == disk::Overlay::Temporary
+            {
+                let path = overlays::path(state_path, &disk.id);
+                disk.overlay = disk::Overlay::Saved { path, id };
+            }
+        })?;
         let config = config
             .with_keyboard(saved.has_keyboard())
-            .with_job_port(saved.has_job_port());
+            .with_job_port(saved.has_job_port())
+            .with_console(saved.console())
+            .map_err(|error| error.to_string())?;
         Ok(Order {
             asked,
             config,

@@ -9,7 +9,7 @@ use api::types::VmConfig;
 use arch::kernel::Protocol;
 
 use super::{Control, chain, convert, whole};
-use crate::config::{Config, ConsoleKind, Payload};
+use crate::config::{Config, ConsoleKind, Device, Payload};
 use crate::stage::{Made, Order, OrderError, Origin};
 
 /// What a guest is told if nobody says otherwise: the words that clients of this API count on.
@@ -40,7 +40,7 @@ impl Control {
     fn order(&mut self, asked: Instant) -> Result<Order, String> {
         let payload = self.payload()?;
         let console = self.face.console(self.resources.serial.as_ref())?;
-        let (config, devices) = match self.collect() {
+        let (config, devices) = match self.collect(|_| ()) {
             Ok(collected) => collected,
             Err(why) => {
                 self.make_again();
@@ -91,13 +91,18 @@ impl Control {
         line
     }
 
-    /// The machine with all devices, and the devices, in the order in which the guest finds them.
-    pub(super) fn collect(&mut self) -> Result<(Config, Vec<Made>), String> {
+    /// The machine with all devices, and the devices, in the order in which the guest finds them. Those that are made
+    /// for it are made as `change` has them.
+    pub(super) fn collect(
+        &mut self,
+        change: impl Fn(&mut Device),
+    ) -> Result<(Config, Vec<Made>), String> {
         let document = self.resources.document();
         let mut config = self.config(&document)?;
         let devices = whole::devices(&document, Some(&self.settings.mmds));
         let mut all = Vec::new();
-        for device in devices.map_err(|fault| fault.message)? {
+        for mut device in devices.map_err(|fault| fault.message)? {
+            change(&mut device);
             let id = device.id();
             let made = match self.resources.take_made(&id) {
                 Some(made) => made,

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, XsaveSize};
+use devices::pci::root::Slot;
 use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -12,8 +12,11 @@ use vm_memory::GuestMemoryMmap;
 
 use super::format::{self, StateFile};
 use super::images::{self, ImageState};
-use super::memory;
+use super::memory::{self, Id};
 use super::state::{VirtioState, VmState};
+use crate::above_ram::AboveRamState;
+use crate::config::{Config, ConsoleKind};
+use crate::controls::Registered;
 use crate::hardware::{self, Hardware};
 use crate::kvm;
 
@@ -65,6 +68,20 @@ pub struct Saved {
     pub config: String,
 }
 
+/// The file that a guest's memory is mapped from, for as long as that runs.
+pub(crate) struct MemoryFile {
+    file: File,
+    bytes: u64,
+}
+
+impl MemoryFile {
+    /// Whether somebody has cut it: memory of the guest is gone then.
+    pub(crate) fn is_cut(&self) -> bool {
+        let now = self.file.metadata();
+        now.is_ok_and(|now| now.len() < self.bytes)
+    }
+}
+
 impl Saved {
     /// Opens a snapshot. `advance`: the guest's clock goes on as if it had run since; else it stood still.
     pub fn open(state_path: &Path, memory_path: &Path, advance: bool) -> Result<Self, Error> {
@@ -89,11 +106,6 @@ impl Saved {
         })
     }
 
-    /// What its memory file is known by.
-    pub(crate) fn memory_id(&self) -> memory::Id {
-        self.state.memory_id
-    }
-
     /// Whether its machine has a PCI bus.
     pub fn has_pci(&self) -> bool {
         matches!(self.state.virtio, VirtioState::Pci { .. })
@@ -109,9 +121,32 @@ impl Saved {
         self.state.legacy.job_port.is_some()
     }
 
+    /// What the files of the snapshot have in common.
+    pub(crate) fn id(&self) -> Id {
+        self.state.memory_id
+    }
+
+    /// Where its machine has its console.
+    pub fn console(&self) -> ConsoleKind {
+        self.state.virtio.console()
+    }
+
+    /// Where memory above RAM is.
+    pub(crate) fn above_ram(&self) -> &AboveRamState {
+        &self.state.above_ram
+    }
+
+    /// Puts devices where they were.
+    pub(crate) fn place(
+        &self,
+        devices: Vec<Registered>,
+    ) -> Result<Vec<(Registered, Option<Slot>)>, Error> {
+        Ok(self.state.virtio.place(devices)?)
+    }
+
     /// Checks what the configuration of the machine has to agree with.
-    pub(crate) fn check(&self, cpus: u32, ram: u64) -> Result<(), Error> {
-        let (saved, configured) = (self.state.vcpus.len(), cpus as usize);
+    pub(crate) fn check(&self, config: &Config) -> Result<(), Error> {
+        let (saved, configured) = (self.state.vcpus.len(), config.cpus() as usize);
         if saved != configured {
             return Err(Error::Vcpus { saved, configured });
         }
@@ -120,7 +155,8 @@ impl Saved {
         }
         memory::check(
             &self.state.memory,
-            ram_ranges(ram),
+            self.state
+                .memory_ranges(config.memory(), config.memory_hotplug())?,
             &self.state.memory_id,
             &self.memory,
         )?;
@@ -130,10 +166,10 @@ impl Saved {
     }
 
     /// Maps the memory file over guest memory, private: nothing is read that the guest does not touch, and the
-    /// file never changes.
+    /// file never changes. Huge pages are read.
     pub(crate) fn map_memory(&self, memory: &GuestMemoryMmap) -> Result<(), crate::memory::Error> {
         for region in &self.state.memory {
-            crate::memory::map_file(
+            crate::memory::put_file(
                 memory,
                 region.gpa,
                 region.bytes,
@@ -142,6 +178,14 @@ impl Saved {
             )?;
         }
         Ok(())
+    }
+
+    /// What is left of it when all has been made.
+    pub(crate) fn into_memory_file(self) -> MemoryFile {
+        MemoryFile {
+            bytes: memory::file_size(&self.state.memory),
+            file: self.memory,
+        }
     }
 
     /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them.

@@ -27,7 +27,7 @@ pub(super) const PAGE_SIZE: u64 = 4096;
 /// What regions are aligned to in the file.
 const ALIGNMENT: u64 = 2 << 20;
 /// More than a machine has regions, and more bytes than all of them have.
-const MAX_REGIONS: usize = 8;
+const MAX_REGIONS: usize = 4096;
 const MAX_BYTES: u64 = 1 << 46;
 /// What is behind the regions of a differential one, without the table.
 pub(super) const DIFF_TRAILER: u64 = 48;
@@ -119,6 +119,11 @@ pub fn lay_out(regions: impl IntoIterator<Item = (u64, u64)>) -> Vec<RegionState
     regions.into_iter().map(place).collect()
 }
 
+/// How large the file of these regions is.
+pub fn file_size(regions: &[RegionState]) -> u64 {
+    end_of(regions).saturating_add(size_of::<Id>() as u64)
+}
+
 /// Checks that a file of these regions, which may be anything, has what `wanted` says.
 pub fn check(
     regions: &[RegionState],
@@ -130,8 +135,7 @@ pub fn check(
     if regions != wanted {
         return Err(Error::Regions);
     }
-    let end = wanted.last().map_or(0, RegionState::end);
-    let expected = end + id.len() as u64;
+    let expected = file_size(&wanted);
     let found = file.metadata().map_err(Error::Read)?.len();
     if found != expected {
         return Err(Error::Size { found, expected });

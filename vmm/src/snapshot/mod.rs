@@ -1,10 +1,11 @@
 //! Snapshots: a machine as files, from which another process makes it again.
 //!
 //! Reading order: `state` (what there is of a machine besides its memory), `format` (the state file), `memory`
-//! (the memory file), `images` (other files that the guest uses), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
-//! (back). How memory is written while the guest goes on: `pages` (which there are), `writer` (what writes them), `fork` (the
-//! process that does), `collapse` (why that is quick); `history` and `tracking` (what changed since). `directory` (both files
-//! in one place), `merge` (a whole snapshot and what changed since).
+//! (the memory file), `images` (other files that the guest uses), `overlays` (what else was written to disks), `places`
+//! (which device and which memory is where), `file` (how files come to be whole or not at all), `save` (from a machine to
+//! files), `load` (back). How memory is written while the guest goes on: `pages` (which there are), `writer` (what
+//! writes them), `fork` (the process that does), `collapse` (why that is quick); `history` and `tracking` (what changed
+//! since). `directory` (both files in one place), `merge` (a whole snapshot and what changed since).
 //!
 //! A snapshot is two files. What is in them is not trusted: `format` checks sizes and checksums, each device and
 //! vCPU checks its own state, and `memory` checks that the memory file has what the state says.
@@ -15,6 +16,8 @@ pub mod images;
 pub mod load;
 pub mod memory;
 pub mod merge;
+pub(crate) mod overlays;
+mod places;
 pub mod save;
 pub mod state;
 

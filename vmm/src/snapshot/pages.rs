@@ -91,7 +91,7 @@ impl Map {
                     file: region.offset + (from - start)..region.offset + (to - start),
                     gpa: region.gpa + (from - start),
                     address: from,
-                    is_of_file: mapping.is_of_file,
+                    is_of_file: mapping.is_of_file && !mapping.is_huge,
                 });
             }
         }

@@ -12,6 +12,7 @@ use arch::boot::ram_ranges;
 use arch::vcpu_state::{self, Shape, VcpuState};
 use devices::lock;
 use devices::random::random;
+use devices::virtio::mem::MemConfig;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -24,8 +25,11 @@ use super::format;
 use super::history::History;
 use super::images::{self, ImageState};
 use super::memory::{self, Id, RegionState};
+use super::overlays::Overlays;
 use super::state::VmState;
 use super::writer::{Job, What};
+use crate::above_ram::AboveRamState;
+use crate::controls::Controls;
 use crate::hardware::{self, Hardware};
 use crate::kvm;
 use crate::vcpu::Vcpus;
@@ -90,6 +94,7 @@ pub struct Source {
     pub(crate) memory: Weak<GuestMemoryMmap>,
     pub(crate) history: Arc<Mutex<History>>,
     pub(crate) kvm_device: PathBuf,
+    pub(crate) controls: Controls,
     /// Bytes of RAM.
     pub(crate) ram: u64,
 }
@@ -101,6 +106,8 @@ pub struct Order {
     pub config: String,
     /// The files that it uses.
     pub images: Vec<String>,
+    /// The drives whose overlays are temporary.
+    pub overlays: Vec<String>,
     /// Where the state goes.
     pub state: PathBuf,
     /// Where memory goes.
@@ -135,6 +142,7 @@ pub struct Writing {
     memory: Memory,
     memory_file: NewFile,
     state_file: NewFile,
+    overlays: Overlays,
     paths: (PathBuf, PathBuf),
     pause: Duration,
     untracked: Option<String>,
@@ -189,13 +197,18 @@ impl Source {
         let kvm = kvm::open(&self.kvm_device)?;
         let shape = Shape::of(&kvm, &vm).map_err(kvm::refused("KVM_GET_MSR_INDEX_LIST"))?;
         let id = random().map_err(Error::Random)?;
-        let regions = memory::lay_out(ram_ranges(self.ram));
-        let job = Job::new(guest_memory, &regions, id)?;
-        let untracked = lock(&self.history).prepare(job.map()).err();
-        if order.runs && order.resumes && job.map().can_be_forked {
-            collapse(job.map())?;
+        let overlays = Overlays::begin(&self.controls, &order.overlays, &order.state, &id)?;
+        let (mut job, mut untracked) = (None, None);
+        // What can be plugged may be plugged until the guest stands still.
+        if self.plugging().is_none() {
+            let regions = memory::lay_out(ram_ranges(self.ram));
+            let (prepared, why) = self.prepare(&guest_memory, &regions, id)?;
+            if order.runs && order.resumes && prepared.map().can_be_forked {
+                collapse(prepared.map())?;
+            }
+            lock(&self.history).approach(prepared.map());
+            (job, untracked) = (Some(prepared), why);
         }
-        lock(&self.history).approach(job.map());
 
         let began = Instant::now();
         if order.runs && !self.vcpus.pause(PAUSE_TIMEOUT) {
@@ -203,8 +216,18 @@ impl Source {
         }
         hardware.pause();
         let taken = self
-            .state(&hardware, &vm, shape, id, regions, &order.images)
-            .and_then(|state| self.memory(job, id, order.differential, &memory_file, state));
+            .state(&hardware, &vm, shape, id, &order.images)
+            .and_then(|state| {
+                let job = match job {
+                    Some(job) => job,
+                    None => {
+                        let (prepared, why) = self.prepare(&guest_memory, &state.memory, id)?;
+                        untracked = why;
+                        prepared
+                    }
+                };
+                self.memory(job, id, order.differential, &memory_file, state)
+            });
         hardware.resume();
         if order.runs && (order.resumes || taken.is_err()) || order.resumes && taken.is_ok() {
             self.vcpus.run();
@@ -217,11 +240,25 @@ impl Source {
             memory,
             memory_file,
             state_file,
+            overlays,
             paths: (order.state.clone(), order.memory.clone()),
             pause,
             untracked: untracked.map(|error| error.to_string()),
             pending,
         })
+    }
+
+    /// All that can be done about memory of these regions while the guest runs; and why its writes cannot be tracked, if they
+    /// are to be.
+    fn prepare(
+        &self,
+        memory: &Arc<GuestMemoryMmap>,
+        regions: &[RegionState],
+        id: Id,
+    ) -> Result<(Job, Option<std::io::Error>), Error> {
+        let job = Job::new(Arc::clone(memory), regions, id)?;
+        let untracked = lock(&self.history).prepare(job.map()).err();
+        Ok((job, untracked))
     }
 
     /// Begins to write memory, and notes in the state what that is.
@@ -257,7 +294,6 @@ impl Source {
         vm: &VmFd,
         shape: Shape,
         memory_id: Id,
-        regions: Vec<RegionState>,
         images: &[String],
     ) -> Result<VmState, Error> {
         let vcpus = self
@@ -267,10 +303,12 @@ impl Source {
             .into_iter()
             .collect::<Result<_, _>>()?;
         let (ioapic, legacy, virtio) = hardware.save()?;
-        Ok(VmState {
+        let window = hardware.pci().and_then(|pci| pci.window());
+        let mut state = VmState {
             memory_id,
             memory_base: None,
-            memory: regions,
+            memory: Vec::new(),
+            above_ram: AboveRamState::of(&self.controls, window.map(|window| &**window)),
             images: images
                 .iter()
                 .map(|path| ImageState::of(path))
@@ -281,7 +319,15 @@ impl Source {
             ioapic,
             legacy,
             virtio,
-        })
+        };
+        let ranges = state.memory_ranges(self.ram, self.plugging())?;
+        state.memory = memory::lay_out(ranges);
+        Ok(state)
+    }
+
+    /// How memory is plugged.
+    fn plugging(&self) -> Option<MemConfig> {
+        Some(*self.controls.memory_hotplug()?.config())
     }
 }
 
@@ -302,6 +348,7 @@ impl Writing {
             memory,
             memory_file,
             state_file,
+            overlays,
             paths: (state_path, memory_path),
             pause,
             untracked,
@@ -316,6 +363,7 @@ impl Writing {
             .file()
             .write_all(&bytes)
             .map_err(of(&state_path))?;
+        overlays.commit()?;
         memory_file.commit().map_err(of(&memory_path))?;
         // Last: with it the snapshot is there.
         state_file.commit().map_err(of(&state_path))?;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::images::ImageState;
 use super::memory::{Id, RegionState};
+pub use crate::above_ram::AboveRamState;
 
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub struct VmState {
     pub memory_base: Option<Id>,
     /// Where its memory is in that file.
     pub memory: Vec<RegionState>,
+    /// Where memory above RAM is.
+    pub above_ram: AboveRamState,
     /// The files that it uses.
     pub images: Vec<ImageState>,
     /// Nanoseconds since 1970 when it was taken.

@@ -11,6 +11,7 @@ use devices::ioapic::IoApic;
 use super::memory::{Id, RegionState, diff_trailer, end_of, lay_out};
 use super::state::{LegacyState, VirtioState, VmState};
 use super::{directory, format};
+use crate::above_ram::AboveRamState;
 
 const MIB: u64 = 1 << 20;
 
@@ -30,6 +31,7 @@ pub(super) fn state(memory_id: Id, memory_base: Option<Id>) -> VmState {
     VmState {
         memory_id,
         memory_base,
+        above_ram: AboveRamState::default(),
         memory: regions(),
         images: Vec::new(),
         taken: 1,

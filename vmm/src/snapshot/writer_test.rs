@@ -179,3 +179,26 @@ fn a_table_may_be_longer_than_what_is_kept_of_it() {
     let (_, file) = write(&memory, &regions, what).unwrap();
     assert!(Diff::read(&regions, &ID, &file).unwrap().ranges == odd);
 }
+
+#[test]
+fn huge_pages_that_nobody_has_touched_are_not_looked_at() {
+    const HUGE: u64 = 2 * MIB;
+    let huge = crate::memory::allocate(2 * HUGE, crate::config::HugePages::TwoMiB, Vec::new());
+    let memory = match huge {
+        Ok(memory) => Arc::new(memory),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            return;
+        }
+    };
+    memory.write_slice(b"here", GuestAddress(HUGE)).unwrap();
+    let regions = lay_out([(0, 2 * HUGE)]);
+    let (written, file) = write(&memory, &regions, What::All).unwrap();
+    assert_eq!(written, 4096);
+    let mut found = [0; 4];
+    file.read_exact_at(&mut found, HUGE).unwrap();
+    assert_eq!(&found, b"here");
+    // What says that all of it may hold something has all of it touched.
+    let map = super::super::pages::Map::of(&memory, &regions).unwrap();
+    assert!(map.parts.iter().all(|part| !part.is_of_file));
+}

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::file::HostFile;
+use super::overlay::Overlay;
 
 /// Where some bytes of a disk are.
 #[derive(Clone, Debug)]
@@ -94,6 +95,11 @@ pub(super) trait Image: Send {
     /// that leaves a consistent image wherever the host stops. No operation is in flight.
     fn commit(&mut self, _durable: bool) -> io::Result<()> {
         Ok(())
+    }
+
+    /// The overlay that it is, if it is one.
+    fn as_overlay(&self) -> Option<&Overlay> {
+        None
     }
 
     /// Bytes that are best written at once.

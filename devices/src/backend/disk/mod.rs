@@ -21,6 +21,7 @@ mod raw;
 #[cfg(test)]
 pub(crate) mod test_support;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use engine::{Done, Engine, Op, OpKind};
 use file::HostFile;
 use image::{Extent, Image, Source};
 pub use open::{Cache, EngineKind, Error, Format, Options, Overlay};
-pub use overlay::Error as OverlayError;
+pub use overlay::{Error as OverlayError, Id as OverlayId};
 pub use qcow2::Error as Qcow2Error;
 
 /// Bytes of a sector: the unit of all requests.
@@ -360,6 +361,14 @@ impl Disk {
             self.image.commit(self.is_durable())?;
         }
         Ok(())
+    }
+
+    /// Writes what a temporary overlay has to a new file, for the snapshot `id`. All requests have ended.
+    pub fn save_overlay(&self, to: &File, id: &OverlayId) -> io::Result<()> {
+        match self.image.as_overlay() {
+            Some(overlay) => overlay.save(to, id),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Waits until all requests have ended.

@@ -69,6 +69,13 @@ pub enum Overlay {
     None,
     /// It goes into a file that disappears with the disk.
     Temporary,
+    /// The same, and what is not in there comes from an overlay that was written with a snapshot.
+    Saved {
+        /// The file, which stays as it is.
+        path: PathBuf,
+        /// Which snapshot.
+        id: overlay::Id,
+    },
     /// It goes into this file, which is made if it does not exist.
     File(PathBuf),
 }
@@ -319,14 +326,15 @@ fn add_overlay(
 ) -> Result<Box<dyn Image>, Error> {
     let path = match overlay {
         Overlay::None => return Ok(base),
-        Overlay::Temporary => {
-            let directory = std::env::temp_dir();
-            let file = temporary_file(&directory).map_err(|source| Error::Temporary {
-                path: directory,
+        Overlay::Temporary => return add_temporary(base, base_file),
+        Overlay::Saved { path, id } => {
+            let file = open_and_lock(path, false)?;
+            let saved = overlay::Overlay::saved(base, base_file, file, id);
+            let saved = saved.map_err(|source| Error::Overlay {
+                path: path.clone(),
                 source,
             })?;
-            let file = HostFile::new(file);
-            return Ok(Box::new(overlay::Overlay::temporary(base, file)));
+            return add_temporary(Box::new(saved), base_file);
         }
         Overlay::File(path) => path,
     };
@@ -347,11 +355,24 @@ fn add_overlay(
         }
     }
     let file = open_and_lock(path, true)?;
-    let overlay = overlay::Overlay::persistent(base, base_file, file);
+    let overlay = overlay::Identity::of(base_file)
+        .map_err(overlay::Error::from)
+        .and_then(|identity| overlay::Overlay::persistent(base, identity, file));
     Ok(Box::new(overlay.map_err(|source| Error::Overlay {
         path: path.clone(),
         source,
     })?))
+}
+
+fn add_temporary(base: Box<dyn Image>, base_file: &HostFile) -> Result<Box<dyn Image>, Error> {
+    let directory = std::env::temp_dir();
+    let made = temporary_file(&directory)
+        .and_then(|file| Ok((HostFile::new(file), overlay::Identity::of(base_file)?)));
+    let (file, identity) = made.map_err(|source| Error::Temporary {
+        path: directory,
+        source,
+    })?;
+    Ok(Box::new(overlay::Overlay::temporary(base, identity, file)))
 }
 
 /// A file without a name.

@@ -11,6 +11,8 @@
 //! that they are there: a crash leaves a block that was not flushed in the base, or what was flushed in
 //! the overlay.
 
+mod saved;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -20,6 +22,8 @@ use thiserror::Error;
 
 use super::file::HostFile;
 use super::image::{Extent, Image, Source, push_extent, read_image};
+
+pub use saved::Id;
 
 const MAGIC: [u8; 8] = *b"moteCOW\0";
 const VERSION: u32 = 1;
@@ -51,6 +55,9 @@ pub enum Error {
     /// The base is not the one that the overlay was made for, or has been written to.
     #[error("Its base is another file, or has changed since the overlay was made")]
     OtherBase,
+    /// It was not written with the snapshot.
+    #[error("It belongs to another snapshot")]
+    OtherSnapshot,
     /// The header is nonsense.
     #[error("Its header is damaged")]
     Damaged,
@@ -61,7 +68,7 @@ pub enum Error {
 
 /// Which file a base is, and whether it has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     inode: u64,
     len: u64,
     mtime_seconds: i64,
@@ -69,7 +76,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(file: &HostFile) -> io::Result<Self> {
+    pub(super) fn of(file: &HostFile) -> io::Result<Self> {
         let metadata = file.file().metadata()?;
         Ok(Self {
             inode: metadata.ino(),
@@ -151,6 +158,7 @@ pub(super) struct Overlay {
     block: u64,
     /// Where block 0 is in the file.
     data: u64,
+    base_identity: Identity,
     // Runtime glue.
     base: Box<dyn Image>,
     file: Arc<HostFile>,
@@ -168,24 +176,24 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// One that disappears with `file`, which is empty.
-    pub(super) fn temporary(base: Box<dyn Image>, file: HostFile) -> Self {
-        Self::new(base, file, false)
+    pub(super) fn temporary(base: Box<dyn Image>, identity: Identity, file: HostFile) -> Self {
+        Self::new(base, identity, file, false)
     }
 
-    /// The overlay in `file`, or a new one if that is empty. `base_file` is what the base is in.
+    /// The overlay in `file`, or a new one if that is empty. `identity` is that of the file that the base is in.
     pub(super) fn persistent(
         base: Box<dyn Image>,
-        base_file: &HostFile,
+        identity: Identity,
         file: HostFile,
     ) -> Result<Self, Error> {
         let size = base.size();
         let wanted = Header {
             block: block_for(size),
             size,
-            base: Identity::of(base_file)?,
+            base: identity,
         };
         let is_new = file.len()? == 0;
-        let mut overlay = Self::new(base, file, true);
+        let mut overlay = Self::new(base, identity, file, true);
         if is_new {
             overlay.file.write_all_at(&wanted.to_bytes(), 0)?;
             overlay.file.file().sync_all()?;
@@ -209,7 +217,12 @@ impl Overlay {
         Ok(overlay)
     }
 
-    fn new(base: Box<dyn Image>, file: HostFile, persistent: bool) -> Self {
+    fn new(
+        base: Box<dyn Image>,
+        base_identity: Identity,
+        file: HostFile,
+        persistent: bool,
+    ) -> Self {
         let size = base.size();
         let block = block_for(size);
         let map = size
@@ -217,7 +230,7 @@ impl Overlay {
             .div_ceil(8)
             .next_multiple_of(MAP_PAGE as u64);
         let data = if persistent {
-            (MAP_OFFSET + map).next_multiple_of(DATA_ALIGN)
+            Self::data_offset(map)
         } else {
             0
         };
@@ -225,6 +238,7 @@ impl Overlay {
             size,
             block,
             data,
+            base_identity,
             file_index: base.files().len(),
             base,
             // Blocks that were discarded, or that nobody has filled yet, may be beyond its end.
@@ -234,6 +248,11 @@ impl Overlay {
             dirty: BTreeSet::new(),
             copy: Vec::new(),
         }
+    }
+
+    /// Where block 0 is behind a map of `map` bytes.
+    fn data_offset(map: u64) -> u64 {
+        (MAP_OFFSET + map).next_multiple_of(DATA_ALIGN)
     }
 
     /// Byte and bit of a block. A block of the disk is in the map.
@@ -421,6 +440,10 @@ impl Image for Overlay {
 
     fn preferred_size(&self) -> u64 {
         self.block
+    }
+
+    fn as_overlay(&self) -> Option<&Overlay> {
+        Some(self)
     }
 }
 

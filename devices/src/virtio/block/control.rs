@@ -1,5 +1,6 @@
 //! What the rest of the monitor may ask of a disk while a guest uses it.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BlockConfig;
 use super::latency::{BlockLatencies, Recorders};
-use crate::backend::disk::{self, Disk, Info, ResizeError};
+use crate::backend::disk::{self, Disk, Info, Overlay, OverlayId, ResizeError};
 use crate::lock;
 use crate::rate_limiter::RateLimit;
 use crate::virtio::interrupt::Interrupt;
@@ -124,6 +125,8 @@ pub(super) struct Shared {
     pub(super) interrupt: Mutex<Option<Interrupt>>,
     pub(super) counters: Mutex<BlockCounters>,
     pub(super) latencies: Recorders,
+    /// Where a snapshot wants a copy of the overlay.
+    pub(super) overlay_copy: Mutex<Option<(File, OverlayId)>>,
     /// The driver's choice: data may be in a cache until it is flushed.
     pub(super) writeback: AtomicBool,
     /// Errors that were logged.
@@ -148,6 +151,7 @@ impl Shared {
             interrupt: Mutex::new(None),
             counters: Mutex::new(BlockCounters::default()),
             latencies: Recorders::default(),
+            overlay_copy: Mutex::new(None),
             writeback: AtomicBool::new(true),
             logged: Mutex::new(Vec::new()),
             listener: OnceLock::new(),
@@ -231,6 +235,10 @@ impl BlockControl {
         }
         let mut options = self.shared.config.disk_options();
         path.clone_into(&mut options.path);
+        if let Overlay::Saved { .. } = options.overlay {
+            // What was written to the file before stays with that.
+            options.overlay = Overlay::Temporary;
+        }
         let disk = Disk::open(&options)?;
         // In this order: no request is measured by the new size and served by the old disk.
         let info = Arc::clone(disk.info());
@@ -240,6 +248,12 @@ impl BlockControl {
         self.shared.announce();
         drop(unused);
         Ok(())
+    }
+
+    /// Has what is in the temporary overlay written to a new file when the device's state is taken, for the snapshot
+    /// `id`. None: not any more.
+    pub fn save_overlay_to(&self, file: Option<(File, OverlayId)>) {
+        *lock(&self.shared.overlay_copy) = file;
     }
 
     /// What the disk has done so far.

@@ -334,6 +334,12 @@ impl VirtioDevice for Block {
     /// What the guest has written is in the image's files when this returns, for whoever opens them then.
     fn pause(&mut self) -> Vec<Queue> {
         let queues = self.deactivate();
+        if let Some(idle) = &mut self.idle
+            && let Some(disk) = lock(&self.shared.replacement).take()
+        {
+            // Its worker has not seen it yet.
+            idle.disk = disk;
+        }
         self.settled = match &mut self.idle {
             Some(idle) => idle.disk.settle(),
             None => Ok(()),
@@ -347,6 +353,15 @@ impl VirtioDevice for Block {
                 what: "the map of a disk",
                 source: error.kind().into(),
             });
+        }
+        if let (Some(idle), Some((file, id))) = (&self.idle, lock(&self.shared.overlay_copy).take())
+        {
+            idle.disk
+                .save_overlay(&file, &id)
+                .map_err(|source| BadState::Host {
+                    what: "a copy of a disk's overlay",
+                    source,
+                })?;
         }
         Ok(DeviceState::Block(BlockState {
             writeback: self.shared.writeback.load(Ordering::Acquire),

@@ -2,11 +2,14 @@ use std::io::{ErrorKind, PipeReader, Read, Write, pipe};
 use std::thread::spawn;
 use std::time::Duration;
 
-use super::worker::{EMERGENCY_MAX, OUTPUT_MAX};
+use super::port::EMERGENCY_MAX;
+use super::worker::OUTPUT_MAX;
 use super::*;
 use crate::console_beside::{Keyboard, Listener};
+use crate::console_io::{HELD_MAX, TAIL_SIZE};
 use crate::legacy::test_support::noise;
 use crate::rate_limiter::Bucket;
+use crate::virtio::state::CoreState;
 use crate::virtio::test_support::{Driver, ScratchBuffer, TestLoop, lifecycle_suite};
 
 const PIPE_SIZE: usize = 64 << 10;
@@ -511,4 +514,71 @@ fn someone_beside_it_hears_all_and_types_as_the_driver_comes_and_goes() {
         driver.wait_until("the listener", |_| *lock(&heard.0) == all);
         driver.reset();
     }
+}
+
+/// The state of a console after `typed` was typed, with a driver that has no room for that.
+fn typed_ahead(typed: &[u8]) -> (Driver, CoreState) {
+    let keyboard = Keyboard::new().unwrap();
+    let input = Input::keyboard(keyboard.clone());
+    let (mut driver, control) = start(config(Some(input), Output::discard()));
+    send(&mut driver, b"half a li", 4);
+    assert_eq!(keyboard.type_in(typed), typed.len());
+    driver.wait_until("what was typed", |_| lock(&control.worker).holds() == typed);
+    driver.core.pause();
+    let state = driver.core.save().unwrap();
+    (driver, state)
+}
+
+#[test]
+fn what_was_typed_and_not_read_goes_on_with_the_guest_and_so_does_half_a_line() {
+    for size in [(80, 25), (100, 30), (0, 0)] {
+        let (mut driver, state) = typed_ahead(b"ls\n");
+        let mut new = config(None, Output::discard());
+        new.size = size;
+        let new = console(new);
+        let control = new.control();
+        let mut other = Driver::in_memory(new, Arc::clone(&driver.memory));
+        other.core.restore(&state).unwrap();
+        assert_eq!(control.tail(), b"half a li");
+        other.queues = std::mem::take(&mut driver.queues);
+        other.core.resume();
+        // The driver settled long ago: it need not show it again.
+        let buffer = other.buffer(16);
+        assert_eq!(other.request(RECEIVE, &[buffer.writable()]), 3);
+        assert_eq!(&other.contents(buffer)[..3], b"ls\n");
+        send(&mut other, b"ne\n", 4);
+        assert_eq!(control.tail(), b"half a line\n");
+        // A terminal of another size, and none.
+        let is_other = size == (100, 30);
+        assert_eq!(other.interrupts.config(), usize::from(is_other));
+        let known = if is_other {
+            [100, 0, 30, 0]
+        } else {
+            [80, 0, 25, 0]
+        };
+        assert_eq!(read_config(&other, 0, 4), known);
+        assert!(!other.is_broken());
+    }
+}
+
+#[test]
+fn a_state_with_more_than_a_console_holds_is_refused() {
+    let (_driver, good) = typed_ahead(b"x");
+    let changed = |change: &dyn Fn(&mut ConsoleState)| {
+        let mut state = good.clone();
+        let DeviceState::Console(of_console) = &mut state.device else {
+            panic!("{state:?}");
+        };
+        change(of_console);
+        let mut other = Driver::new(console(config(None, Output::discard())));
+        other
+            .core
+            .restore(&state)
+            .map_err(|error| error.to_string())
+    };
+    changed(&|state| state.input = vec![b'x'; HELD_MAX]).unwrap();
+    let input = changed(&|state| state.input = vec![b'x'; HELD_MAX + 1]).unwrap_err();
+    assert!(input.contains("bytes of input"), "{input}");
+    let tail = changed(&|state| state.tail = vec![b'x'; TAIL_SIZE + 1]).unwrap_err();
+    assert!(tail.contains("bytes of output"), "{tail}");
 }

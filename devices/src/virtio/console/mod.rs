@@ -4,10 +4,12 @@
 //! the device open: keys that are for the monitor have to be seen always. Activation gives it the
 //! queues, and deactivation takes them away.
 
+mod port;
+mod state;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -17,12 +19,14 @@ use super::interrupt::Interrupt;
 use super::queue::Queue;
 use super::state::DeviceState;
 use super::worker::{EventLoop, LoopGone, Subscriber, WorkerId};
-use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes, restore_nothing};
+use super::{ActivateError, Kind, Resources, VirtioDevice, read_config_bytes};
 use crate::console_io::{Input, InputFilter, Output};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::state::BadState;
-use worker::{Port, Worker};
+use port::Port;
+pub use state::ConsoleState;
+use worker::{Driver, Worker};
 
 /// Of the receive and the transmit queue.
 const QUEUE_SIZES: [u16; 2] = [128, 128];
@@ -68,6 +72,8 @@ pub struct Config {
 struct Shared {
     /// Columns in the upper half, rows in the lower one.
     size: AtomicU32,
+    /// The driver knows another size, from the time before its machine was restored.
+    has_old_size: AtomicBool,
     /// While it is active.
     interrupt: Mutex<Option<Interrupt>>,
 }
@@ -106,6 +112,7 @@ impl Console {
             event_loop,
             shared: Arc::new(Shared {
                 size: AtomicU32::new(pack(size)),
+                has_old_size: AtomicBool::new(false),
                 interrupt: Mutex::new(None),
             }),
             port,
@@ -186,14 +193,20 @@ impl VirtioDevice for Console {
     fn activate(&mut self, mut resources: Resources) -> Result<(), ActivateError> {
         let receive = resources.take_queue(RECEIVE);
         let transmit = resources.take_queue(TRANSMIT);
-        let wants_size = resources.features & F_SIZE != 0;
+        let driver = Driver {
+            wants_size: resources.features & F_SIZE != 0,
+            is_new: !resources.resumed,
+        };
         let failed = |error| ActivateError(Box::new(error));
         // What it watches can only be changed on the loop's thread: it goes and comes back.
         self.detach().map_err(failed)?;
-        lock(&self.worker).start(resources.memory, receive, transmit, wants_size);
+        lock(&self.worker).start(resources.memory, receive, transmit, driver);
         if let Err(error) = self.attach() {
             lock(&self.worker).stop();
             return Err(failed(error));
+        }
+        if self.shared.has_old_size.swap(false, Ordering::AcqRel) {
+            resources.interrupt.config_changed();
         }
         *lock(&self.shared.interrupt) = Some(resources.interrupt);
         Ok(())
@@ -214,11 +227,14 @@ impl VirtioDevice for Console {
     }
 
     fn save(&self) -> Result<DeviceState, BadState> {
-        Ok(DeviceState::Stateless)
+        Ok(DeviceState::Console(self.state()))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), BadState> {
-        restore_nothing(state)
+        match state {
+            DeviceState::Console(state) => self.take_state(state),
+            _ => Err(BadState::Kind),
+        }
     }
 }
 

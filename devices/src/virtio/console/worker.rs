@@ -7,15 +7,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::port::Port;
 use crate::console_io::{Input, InputFilter, Output, Sink, Source};
 use crate::lock;
 use crate::rate_limiter::{RateLimit, RateLimiter};
@@ -26,8 +26,6 @@ use crate::virtio::queue::{self, Queue};
 pub(super) const OUTPUT_MAX: usize = 64 << 10;
 /// Output that does not wait for the timer.
 const OUTPUT_HIGH_WATER: usize = OUTPUT_MAX / 2;
-/// Bytes that wait in the emergency register; more are thrown away.
-pub(super) const EMERGENCY_MAX: usize = 4096;
 /// Bytes that are copied out of guest memory at once.
 const CHUNK: usize = 4096;
 /// How often output is taken and written before other subscribers of the loop have their turn.
@@ -54,45 +52,6 @@ const LIMIT: u32 = 6;
 const SETTLED: u32 = 7;
 const KEYBOARD: u32 = 8;
 
-/// What a vCPU can do without waiting for the worker.
-pub(super) struct Port {
-    wake: EventFd,
-    /// The driver has looked at the size since it came.
-    looked: AtomicBool,
-    emergency: Mutex<VecDeque<u8>>,
-}
-
-impl Port {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            looked: AtomicBool::new(false),
-            emergency: Mutex::default(),
-        })
-    }
-
-    /// Takes a character that is to be printed in whatever state the guest is.
-    pub(super) fn emergency_write(&self, byte: u8) {
-        let mut emergency = lock(&self.emergency);
-        if emergency.len() < EMERGENCY_MAX {
-            emergency.push_back(byte);
-            self.wake();
-        }
-    }
-
-    /// The driver looks at the size of the window.
-    pub(super) fn size_read(&self) {
-        if !self.looked.swap(true, Ordering::AcqRel) {
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        // Fails only when the counter is at its maximum: it is readable then too.
-        let _ = self.wake.write(1);
-    }
-}
-
 /// Why no more output was taken from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Taken {
@@ -110,6 +69,15 @@ enum Written {
     All,
     Blocked,
     Turn,
+}
+
+/// Who drives it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Driver {
+    /// It will look at the size of the window.
+    pub(super) wants_size: bool,
+    /// It has just come, and has not been there before a pause.
+    pub(super) is_new: bool,
 }
 
 /// The queues, while there are any.
@@ -166,14 +134,13 @@ impl Worker {
         })
     }
 
-    /// Gives it the queues of a driver that will look at the size of the window or not; it must be on
-    /// no loop.
+    /// Gives it the queues of a driver; it must be on no loop.
     pub(super) fn start(
         &mut self,
         memory: Arc<GuestMemoryMmap>,
         receive: Option<Queue>,
         transmit: Option<Queue>,
-        wants_size: bool,
+        driver: Driver,
     ) {
         self.active = Some(Active {
             memory,
@@ -183,13 +150,34 @@ impl Worker {
             has_printed: false,
             broken: false,
         });
-        self.port.looked.store(false, Ordering::Release);
+        // One that goes on is as far as it was.
+        if driver.is_new {
+            self.port.looked.store(false, Ordering::Release);
+            self.wait_to_settle(driver.wants_size);
+        }
+    }
+
+    fn wait_to_settle(&mut self, wants_size: bool) {
         let settle = if wants_size {
             SETTLE
         } else {
             SETTLE_WITHOUT_SIZE
         };
         self.settling = self.settle_timer.reset(settle, None).is_ok();
+    }
+
+    /// Whether the driver has just come, what was typed, and the end of what was printed.
+    pub(super) fn state(&mut self) -> (bool, Vec<u8>, Vec<u8>) {
+        (self.settling, self.source.holds().to_vec(), self.tail())
+    }
+
+    /// Becomes what such a state says, before it has a driver.
+    pub(super) fn restore(&mut self, settling: bool, input: &[u8], tail: &[u8]) {
+        if settling {
+            self.wait_to_settle(false);
+        }
+        self.source.hold(input);
+        self.sink.skip(tail);
     }
 
     /// Takes the queues away; it must be on no loop. A request that was taken in part is taken as a
@@ -238,6 +226,11 @@ impl Worker {
                 self.sink.wait_writable(left);
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn holds(&self) -> &[u8] {
+        self.source.holds()
     }
 
     #[cfg(test)]

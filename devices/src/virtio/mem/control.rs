@@ -185,6 +185,11 @@ impl MemControl {
         let _ = self.0.place.set(Place { start, slots });
     }
 
+    /// Where the region is in the guest, once it is.
+    pub fn start(&self) -> Option<u64> {
+        self.0.place.get().map(|place| place.start)
+    }
+
     /// Asks the guest to have `bytes` of the region plugged. It takes its time, and need not do it.
     pub fn set_requested(&self, bytes: u64) -> Result<(), RequestError> {
         let (block, total) = (self.0.config.block(), self.0.config.total());

@@ -199,6 +199,7 @@ impl Net {
         let control = NetControl {
             id: Arc::clone(&id),
             mac,
+            pair_count,
             has_kernel,
             shared: Arc::clone(&shared),
         };
@@ -386,6 +387,7 @@ impl VirtioDevice for Net {
 pub struct NetControl {
     id: Arc<str>,
     mac: Mac,
+    pair_count: usize,
     has_kernel: bool,
     shared: Arc<Shared>,
 }
@@ -394,6 +396,11 @@ impl NetControl {
     /// Its address.
     pub fn mac(&self) -> Mac {
         self.mac
+    }
+
+    /// How many pairs of queues it has.
+    pub fn pair_count(&self) -> usize {
+        self.pair_count
     }
 
     /// Changes the limits of what the guest receives and sends.

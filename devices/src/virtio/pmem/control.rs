@@ -69,6 +69,11 @@ impl PmemControl {
         self.0.file.size()
     }
 
+    /// Where it is in the guest's addresses, once it is.
+    pub fn start(&self) -> Option<u64> {
+        self.0.start.get().copied()
+    }
+
     /// Whether the guest cannot write to it.
     pub fn is_read_only(&self) -> bool {
         self.0.file.is_read_only()

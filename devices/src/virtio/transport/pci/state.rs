@@ -24,6 +24,13 @@ pub struct PciState {
     queue_select: u16,
 }
 
+impl PciState {
+    /// The device, whatever transport it is behind.
+    pub fn core(&self) -> &CoreState {
+        &self.core
+    }
+}
+
 /// Which vectors the driver wants for what, and why it was interrupted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SignalsState {

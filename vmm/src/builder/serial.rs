@@ -1,0 +1,41 @@
+//! The serial port.
+
+use std::sync::{Arc, Mutex};
+
+use arch::layout;
+use devices::bus::Bus;
+use devices::ioapic::Pin;
+use devices::legacy::serial::Serial;
+use devices::legacy::serial_worker::SerialWorker;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Console, Error, host};
+use crate::vm::{SerialPort, SharedSerialWorker};
+
+/// Puts it on the bus of ports, and makes what connects it with the console.
+pub(super) fn add_port(
+    io: &Bus,
+    console: Console,
+    line: Arc<Pin>,
+) -> Result<(SharedSerialWorker, SerialPort), Error> {
+    let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("an eventfd"))?;
+    let port = Serial::new(line, ready.try_clone().map_err(host("an eventfd"))?);
+    let port = Arc::new(Mutex::new(port));
+    io.insert(
+        layout::SERIAL_PORT.into(),
+        layout::SERIAL_SIZE.into(),
+        port.clone(),
+    )?;
+    let Console {
+        input,
+        output,
+        filter,
+        size: _,
+        rate_limit,
+        iothread: _,
+    } = console;
+    let worker = SerialWorker::new(Arc::clone(&port), ready, input, output, filter)
+        .map_err(host("the console's worker"))?
+        .with_limit(rate_limit.bandwidth);
+    Ok((Arc::new(Mutex::new(worker)), SerialPort(port)))
+}
