@@ -394,6 +394,10 @@ fn report_end(
             ));
             Status::MoteError
         }
+        StopReason::MemoryLost => {
+            say(&format!("what serves the memory of {guest} has ended"));
+            Status::MoteError
+        }
         StopReason::Requested(StopRequest::Quit) => Status::Success,
         StopReason::Requested(StopRequest::Timeout) => {
             say(&format!(

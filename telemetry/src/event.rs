@@ -105,6 +105,8 @@ pub enum End {
     Crash,
     /// KVM itself failed.
     KvmError,
+    /// What served its memory ended.
+    MemoryLost,
     /// Someone stopped it.
     Stopped,
 }
@@ -177,6 +179,7 @@ impl From<&StopReason> for Event {
                 report = Some(error.to_string());
                 End::KvmError
             }
+            StopReason::MemoryLost => End::MemoryLost,
             StopReason::Requested(request) => {
                 by = Some(match request {
                     StopRequest::Quit => "request".into(),

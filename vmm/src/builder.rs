@@ -45,11 +45,12 @@ use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
+use crate::snapshot::Served;
 use crate::snapshot::load::{self, Saved};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
-use crate::{kvm, memory};
+use crate::{generation, kvm, memory};
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -103,6 +104,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The VM generation ID.
+    #[error(transparent)]
+    Generation(#[from] generation::Error),
     /// A snapshot.
     #[error(transparent)]
     Snapshot(#[from] load::Error),
@@ -170,7 +174,7 @@ enum Checked {
         image: Option<(KernelImage, u64)>,
     },
     /// It was there before.
-    Saved(Saved),
+    Saved(Box<Saved>),
 }
 
 impl Checked {
@@ -182,8 +186,18 @@ impl Checked {
             }
             Origin::Saved(saved) => {
                 saved.check(config.cpus(), config.memory())?;
-                Ok(Self::Saved(*saved))
+                Ok(Self::Saved(saved))
             }
+        }
+    }
+
+    /// Whether its guest is told where the VM generation ID is: ACPI does that.
+    fn has_generation_id(&self) -> bool {
+        match self {
+            Self::Boot { payload, .. } => {
+                matches!(payload, Payload::Kernel { cmdline, .. } if !is_acpi_off(cmdline))
+            }
+            Self::Saved(saved) => saved.has_generation_id(),
         }
     }
 }
@@ -202,6 +216,7 @@ pub(crate) struct Parts {
     pub(crate) kvm_device: PathBuf,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) served: Option<Served>,
 }
 
 fn assemble(
@@ -227,9 +242,10 @@ fn assemble(
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
-    if let Checked::Saved(saved) = &origin {
-        saved.map_memory(&memory)?;
-    }
+    let served = match &origin {
+        Checked::Saved(saved) => saved.map_memory(&memory, config.huge_pages(), &stage.events)?,
+        Checked::Boot { .. } => None,
+    };
     times.memory = Instant::now();
 
     let kvm = kvm::open(config.kvm_device())?;
@@ -247,14 +263,26 @@ fn assemble(
 
     let events = &stage.events;
     let window = above_ram.window();
-    let machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
+    let mut machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
+    machine.hardware.has_generation_id = origin.has_generation_id();
     above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
-    let cpuid = kvm::supported_cpuid(&kvm)?;
-    above_ram.check_room(cpuid::physical_address_bits(&cpuid))?;
+    // What a guest that was there before has been told of its CPU it cannot be told again.
+    let (supported, address_bits) = match &origin {
+        Checked::Boot { .. } => {
+            let cpuid = kvm::supported_cpuid(&kvm)?;
+            let bits = cpuid::physical_address_bits(cpuid.as_slice());
+            (Some(cpuid), bits)
+        }
+        Checked::Saved(saved) => {
+            saved.check_host(&kvm, config.cpu_config())?;
+            (None, cpuid::physical_address_bits(saved.cpuid()))
+        }
+    };
+    above_ram.check_room(address_bits)?;
     let vcpus = cpus::create(config, &vm)?;
-    if let Checked::Boot { .. } = origin {
-        cpus::set_up(config, &vcpus, cpuid)?;
+    if let Some(supported) = supported {
+        cpus::set_up(config, &vcpus, supported)?;
     }
     times.vcpus = Instant::now();
 
@@ -266,7 +294,7 @@ fn assemble(
                 regs::set_up(boot_vcpu, &entry)?;
             }
         }
-        Checked::Saved(saved) => saved.restore(&vm, &vcpus, &machine.hardware)?,
+        Checked::Saved(saved) => saved.restore(&vm, &vcpus, &machine.hardware, &memory)?,
     }
     times.loaded = Instant::now();
 
@@ -299,6 +327,7 @@ fn assemble(
         kvm_device: config.kvm_device().to_owned(),
         vm,
         memory,
+        served,
     })
 }
 
@@ -449,6 +478,7 @@ impl Machine {
             acpi_pm,
             pics,
             pci_config,
+            has_generation_id: false,
             virtio,
         };
         Ok(Self {
@@ -541,6 +571,7 @@ fn load(
             serial,
             keyboard: config.keyboard(),
         };
+        generation::renew(memory)?;
         Some(acpi::write_tables(memory, &tables)?)
     };
     let info = BootInfo {

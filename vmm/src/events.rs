@@ -48,6 +48,8 @@ pub enum StopReason {
         /// What KVM said.
         error: kvm_ioctls::Error,
     },
+    /// What serves its memory has ended.
+    MemoryLost,
     /// Someone outside asked for it.
     Requested(StopRequest),
 }

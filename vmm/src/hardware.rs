@@ -58,6 +58,8 @@ pub(crate) struct Hardware {
     pub(crate) acpi_pm: Arc<Mutex<AcpiPm>>,
     pub(crate) pics: [Arc<Mutex<Pic>>; 2],
     pub(crate) pci_config: Arc<Mutex<PciConfig>>,
+    /// The guest has been told where its VM generation ID is.
+    pub(crate) has_generation_id: bool,
     pub(crate) virtio: Virtio,
 }
 
@@ -112,6 +114,7 @@ impl Hardware {
             acpi_pm: lock(&self.acpi_pm).save(),
             pics: [lock(primary).save(), lock(secondary).save()],
             pci_address: lock(&self.pci_config).save(),
+            has_generation_id: self.has_generation_id,
         };
         let virtio = match &self.virtio {
             Virtio::Mmio(devices) => {

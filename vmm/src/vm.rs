@@ -24,6 +24,7 @@ use crate::events::{Events, StopReason, Stopper};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
+use crate::snapshot::Served;
 use crate::snapshot::save::Source;
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
@@ -130,6 +131,8 @@ pub struct Vm {
     events: Arc<Events>,
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
+    /// If another process serves its memory. Last: until then somebody may wait for a page.
+    served: Option<Served>,
 }
 
 /// A [`MachineHandle`] may live longer than the machine; its vCPUs may not.
@@ -255,6 +258,7 @@ impl Vm {
             kvm_device,
             vm,
             memory,
+            served,
         } = parts;
         Self {
             _event_loop_ends: EndOnDrop::new(ended),
@@ -274,6 +278,7 @@ impl Vm {
             events,
             vm,
             memory,
+            served,
         }
     }
 
@@ -374,6 +379,7 @@ impl Vm {
                 vm: Arc::downgrade(&self.vm),
                 memory: Arc::downgrade(&self.memory),
                 kvm_device: self.kvm_device.clone(),
+                is_served: self.served.is_some(),
                 ram: self.controls.memory(),
             },
         }
@@ -416,6 +422,9 @@ impl Vm {
 
     /// Stops the vCPUs and closes all that the devices held, but not the VM itself: the slow part.
     pub fn take_down(self) -> Remains {
+        if let Some(served) = &self.served {
+            served.end_soon();
+        }
         Remains::new(self.vm, self.memory)
     }
 

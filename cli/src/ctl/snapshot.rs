@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use vmm::snapshot::format::StateFile;
+use vmm::snapshot::load::{self, Obstacle};
 use vmm::snapshot::state::{VirtioState, VmState};
 
 use super::guest::Guest;
@@ -127,6 +128,12 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         .map_err(|error| Error::Usage(format!("{name} cannot be used: {error}")))?;
     let memory = fs::metadata(args.directory.join(MEMORY)).ok();
     let ram: u64 = state.memory.iter().map(|region| region.bytes).sum();
+    // A CPU that was asked for.
+    let is_custom = config
+        .get("cpu-config")
+        .is_some_and(|value| !value.is_null());
+    let kvm = Path::new(vmm::DEFAULT_DEVICE);
+    let obstacles = load::obstacles(&state, &args.directory.join(MEMORY), kvm, is_custom);
     let stored = memory.map(|memory| std::os::unix::fs::MetadataExt::blocks(&memory) * 512);
     let (transport, devices): (_, Vec<&str>) = match &state.virtio {
         VirtioState::Mmio(devices) => (
@@ -142,6 +149,10 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         let all = json!({
             "mote_version": file.header.writer,
             "taken_ns": state.taken,
+            "host": { "cpu": state.host.cpu.to_string(), "kernel": state.host.kernel },
+            "obstacles": obstacles.iter().map(|obstacle| json!({
+                "why": chain(&obstacle.why), "risky": obstacle.is_risky,
+            })).collect::<Vec<_>>(),
             "vcpus": state.vcpus.len(),
             "memory_bytes": ram,
             "memory_file_bytes": stored,
@@ -157,7 +168,8 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         format!("{} stored", mebibytes(bytes))
     });
     print(&format!(
-        "written by  mote {}\nvCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n",
+        "written by  mote {}\nvCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n\
+         host        {}, Linux {}\n{}",
         file.header.writer,
         state.vcpus.len(),
         mebibytes(ram),
@@ -166,8 +178,27 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         } else {
             devices.join(", ")
         },
+        state.host.cpu,
+        state.host.kernel.escape_debug(),
+        verdict(&obstacles),
     ));
     Ok(Status::Success)
+}
+
+/// Whether it could be loaded here, a line each.
+fn verdict(obstacles: &[Obstacle]) -> String {
+    if obstacles.is_empty() {
+        return "restore     possible here\n".into();
+    }
+    let line = |obstacle: &Obstacle| {
+        let how = if obstacle.is_risky {
+            "only with --force"
+        } else {
+            "impossible here"
+        };
+        format!("restore     {how}: {}\n", chain(&obstacle.why))
+    };
+    obstacles.iter().map(line).collect()
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -316,6 +316,10 @@ fn end(reason: &StopReason, name: Name) -> Status {
             log::error!("KVM_RUN failed for vCPU {cpu}: {error}");
             name.error()
         }
+        StopReason::MemoryLost => {
+            log::error!("The page-fault handler, which serves the guest's memory, has ended.");
+            name.error()
+        }
         StopReason::Requested(StopRequest::Signal(number)) => {
             log::info!("Stopped by signal {number}.");
             Status::Signal(*number)

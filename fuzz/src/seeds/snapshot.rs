@@ -9,6 +9,7 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::serial::Serial;
 use devices::virtio::rng::Rng;
 use vmm::snapshot::format;
+use vmm::snapshot::host::HostState;
 use vmm::snapshot::memory::lay_out;
 use vmm::snapshot::state::{LegacyState, VirtioState, VmState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -53,6 +54,7 @@ fn state() -> VmState {
         memory_id: *b"0123456789abcdef",
         memory: lay_out([(0, 128 << 20)]),
         images: Vec::new(),
+        host: HostState::here(),
         taken: 1,
         clock: kvm_bindings::kvm_clock_data::default(),
         vcpus: Vec::new(),
@@ -64,6 +66,7 @@ fn state() -> VmState {
             acpi_pm: 0,
             pics: [(0xff, 0); 2],
             pci_address: 0,
+            has_generation_id: true,
         },
         virtio: VirtioState::Mmio(vec![("entropy device".into(), rng)]),
     }

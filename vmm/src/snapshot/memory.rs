@@ -95,19 +95,22 @@ pub fn lay_out(regions: impl IntoIterator<Item = (u64, u64)>) -> Vec<RegionState
     regions.into_iter().map(place).collect()
 }
 
-/// Checks that a file of these regions, which may be anything, has what `wanted` says.
-pub fn check(
+/// Checks that these regions, which may be anything, are those of a machine with RAM where `wanted` says.
+pub fn check_regions(
     regions: &[RegionState],
     wanted: impl IntoIterator<Item = (u64, u64)>,
-    id: &Id,
-    file: &File,
 ) -> Result<(), Error> {
-    let wanted = lay_out(wanted);
-    if regions != wanted {
-        return Err(Error::Regions);
+    if regions == lay_out(wanted) {
+        Ok(())
+    } else {
+        Err(Error::Regions)
     }
-    let end = wanted.last().map_or(0, RegionState::end);
-    let expected = end + id.len() as u64;
+}
+
+/// Checks that a file has what these regions, which have been checked, say.
+pub fn check_file(regions: &[RegionState], id: &Id, file: &File) -> Result<(), Error> {
+    let end = regions.last().map_or(0, RegionState::end);
+    let expected = end.saturating_add(id.len() as u64);
     let found = file.metadata().map_err(Error::Read)?.len();
     if found != expected {
         return Err(Error::Size { found, expected });
@@ -121,12 +124,14 @@ pub fn check(
 }
 
 /// Writes guest memory to a new file. Says how many bytes of it there are, those that are zero left out.
-/// Nothing changes the memory meanwhile that is to be in the file.
+/// Nothing changes the memory meanwhile that is to be in the file. `is_served`: where there is no page, there may be
+/// one as soon as it is touched.
 pub fn write(
     memory: &GuestMemoryMmap,
     regions: &[RegionState],
     id: &Id,
     file: &File,
+    is_served: bool,
 ) -> Result<u64, Error> {
     let size = regions.last().map_or(0, RegionState::end);
     file.set_len(size).map_err(Error::Write)?;
@@ -134,7 +139,7 @@ pub fn write(
     let mut written = 0;
     let mut buffer = vec![0; CHUNK];
     for region in regions {
-        for pages in pages_in_use(memory, region)? {
+        for pages in pages_in_use(memory, region, is_served)? {
             let mut at = pages.start;
             while at < pages.end {
                 #[expect(clippy::cast_possible_truncation, reason = "at most CHUNK")]
@@ -180,7 +185,11 @@ fn write_chunk(file: &File, offset: u64, chunk: &[u8]) -> io::Result<u64> {
 }
 
 /// The parts of a region that may hold anything but zeroes, as offsets into it.
-fn pages_in_use(memory: &GuestMemoryMmap, region: &RegionState) -> Result<Vec<Range<u64>>, Error> {
+fn pages_in_use(
+    memory: &GuestMemoryMmap,
+    region: &RegionState,
+    is_served: bool,
+) -> Result<Vec<Range<u64>>, Error> {
     let bytes = usize::try_from(region.bytes).map_err(|_| not_ram(region))?;
     let found = memory.find_region(GuestAddress(region.gpa));
     let whole =
@@ -200,7 +209,7 @@ fn pages_in_use(memory: &GuestMemoryMmap, region: &RegionState) -> Result<Vec<Ra
         if from >= to {
             continue;
         }
-        if anonymous {
+        if anonymous && !is_served {
             present(&pagemap, from..to, start, &mut used).map_err(Error::Pages)?;
         } else {
             push(&mut used, from - start..to - start);

@@ -5,6 +5,16 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
 
+fn check(
+    regions: &[RegionState],
+    wanted: impl IntoIterator<Item = (u64, u64)>,
+    id: &Id,
+    file: &File,
+) -> Result<(), Error> {
+    check_regions(regions, wanted)?;
+    check_file(regions, id, file)
+}
+
 const MIB: u64 = 1 << 20;
 const ID: Id = *b"0123456789abcdef";
 
@@ -35,7 +45,7 @@ fn what_is_in_memory_is_in_the_file_and_nothing_else() {
         .write_slice(&[0; 8192], GuestAddress(4 * MIB))
         .unwrap();
     let file = TempFile::new().unwrap().into_file();
-    let written = write(&memory, &regions, &ID, &file).unwrap();
+    let written = write(&memory, &regions, &ID, &file, false).unwrap();
     assert_eq!(written, 4096 + 2 * 4096 + 4096);
     assert_eq!(file.metadata().unwrap().len(), 9 * MIB + 16);
     assert!(file.metadata().unwrap().blocks() * 512 < MIB);
@@ -66,7 +76,7 @@ fn memory_of_a_file_is_saved_whether_or_not_it_was_touched() {
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
     let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
     let file = TempFile::new().unwrap().into_file();
-    let written = write(&memory, &lay_out([(0, 2 * MIB)]), &ID, &file).unwrap();
+    let written = write(&memory, &lay_out([(0, 2 * MIB)]), &ID, &file, false).unwrap();
     assert_eq!(written, 4096);
     let mut found = [0; 6];
     file.read_exact_at(&mut found, MIB).unwrap();
@@ -105,7 +115,7 @@ fn memory_that_there_is_not_is_not_written() {
     let (memory, _) = guest_memory();
     let file = TempFile::new().unwrap().into_file();
     for range in [(1 << 33, MIB), (0, 6 * MIB), (4096, MIB)] {
-        let refused = write(&memory, &lay_out([range]), &ID, &file);
+        let refused = write(&memory, &lay_out([range]), &ID, &file, false);
         assert!(matches!(refused, Err(Error::NotRam { .. })), "{refused:?}");
     }
 }

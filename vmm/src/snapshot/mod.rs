@@ -1,13 +1,14 @@
 //! Snapshots: a machine as files, from which another process makes it again.
 //!
 //! Reading order: `state` (what there is of a machine besides its memory), `format` (the state file), `memory`
-//! (the memory file), `images` (other files that the guest uses), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
+//! (the memory file), `uffd` (memory that another process serves), `images` (other files that the guest uses), `host` (where it ran), `file` (how files come to be whole or not at all), `save` (from a machine to files), `load`
 //! (back).
 //!
 //! A snapshot is two files. What is in them is not trusted: `format` checks sizes and checksums, each device and
 //! vCPU checks its own state, and `memory` checks that the memory file has what the state says.
 
 pub mod format;
+pub mod host;
 pub mod images;
 pub mod load;
 pub mod memory;
@@ -15,6 +16,10 @@ pub mod save;
 pub mod state;
 
 mod file;
+mod uffd;
+
+pub use uffd::Error as UffdError;
+pub(crate) use uffd::Served;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

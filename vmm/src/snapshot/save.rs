@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::file::NewFile;
 use super::format;
+use super::host::HostState;
 use super::images::{self, ImageState};
 use super::memory::{self, RegionState};
 use super::state::VmState;
@@ -70,6 +71,8 @@ pub struct Source {
     pub(crate) vm: Weak<VmFd>,
     pub(crate) memory: Weak<GuestMemoryMmap>,
     pub(crate) kvm_device: PathBuf,
+    /// Another process serves its memory.
+    pub(crate) is_served: bool,
     /// Bytes of RAM.
     pub(crate) ram: u64,
 }
@@ -114,6 +117,7 @@ impl Source {
                 &regions,
                 &state.memory_id,
                 memory_file.file(),
+                self.is_served,
             )?;
             Ok((state, bytes))
         });
@@ -156,6 +160,7 @@ impl Source {
                 .iter()
                 .map(|path| ImageState::of(path))
                 .collect::<Result<_, _>>()?,
+            host: HostState::here(),
             taken: super::nanoseconds_since_1970(),
             clock: vm.get_clock().map_err(kvm::refused("KVM_GET_CLOCK"))?,
             vcpus,
