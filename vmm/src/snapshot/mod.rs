@@ -16,6 +16,7 @@ pub mod save;
 pub mod state;
 
 mod file;
+mod tripwires;
 mod uffd;
 
 pub use uffd::Error as UffdError;
@@ -27,3 +28,6 @@ fn nanoseconds_since_1970() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod golden_test;
