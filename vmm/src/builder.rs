@@ -171,7 +171,7 @@ enum Checked {
     Boot {
         payload: Payload,
         /// With the size of the initial RAM disk. None without a kernel.
-        image: Option<(KernelImage, u64)>,
+        image: Option<Box<(KernelImage, u64)>>,
     },
     /// It was there before.
     Saved(Box<Saved>),
@@ -181,7 +181,7 @@ impl Checked {
     fn new(origin: Origin, config: &Config) -> Result<Self, Error> {
         match origin {
             Origin::Boot(payload) => {
-                let image = check_payload(&payload, config)?;
+                let image = check_payload(&payload, config)?.map(Box::new);
                 Ok(Self::Boot { payload, image })
             }
             Origin::Saved(saved) => {
@@ -288,7 +288,13 @@ fn assemble(
 
     match origin {
         Checked::Boot { payload, image } => {
-            let entry = load(config, payload, image, &memory, machine.console.is_some())?;
+            let entry = load(
+                config,
+                payload,
+                image.map(|image| *image),
+                &memory,
+                machine.console.is_some(),
+            )?;
             regs::write_tables(&memory, entry.mode)?;
             if let Some(boot_vcpu) = vcpus.first() {
                 regs::set_up(boot_vcpu, &entry)?;

@@ -92,6 +92,10 @@ pub(super) fn metadata() {
     let first = Service::start(directory, &[""; 0]);
     put_kernel(&first, &kernel);
     first.put(
+        "/machine-config",
+        json!({"vcpu_count": 1, "mem_size_mib": 16}),
+    );
+    first.put(
         "/network-interfaces/e",
         json!({"iface_id": "e", "backend": "user"}),
     );

@@ -315,15 +315,14 @@ fn make() -> Result<OwnedFd, Error> {
         .write(true)
         .custom_flags(libc::O_CLOEXEC)
         .open(DEVICE);
-    let made = match device {
+    let fd = match device {
         // SAFETY: the call has a number for its argument, and makes a descriptor.
-        Ok(device) => {
-            owned(unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW() as _, flags) })
-        }
+        Ok(device) => unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW() as _, flags) },
+        #[expect(clippy::cast_possible_truncation, reason = "a descriptor, or -1")]
         // SAFETY: the call has a number for its argument, and makes a descriptor.
-        Err(_) => owned(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) } as libc::c_int),
+        Err(_) => unsafe { libc::syscall(libc::SYS_userfaultfd, flags) as libc::c_int },
     };
-    made.map_err(|error| match error.kind() {
+    owned(fd).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => Error::Permission,
         _ => Error::Kernel(error),
     })
