@@ -351,7 +351,7 @@ fn generation_id(sink: &mut Vec<u8>) {
     Device::new(
         "VGEN".into(),
         vec![
-            &Name::new("_HID".into(), &"MOTEVGID"),
+            &Name::new("_HID".into(), &"MOTE0001"),
             &Name::new("_CID".into(), &"VM_Gen_Counter"),
             &Name::new("_DDN".into(), &"VM_Gen_Counter"),
             // Its lower and its upper 32 bits.

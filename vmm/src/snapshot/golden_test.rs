@@ -7,8 +7,22 @@ const GOLDEN: [(&str, &[u8]); 2] = [
     ("mmio", include_bytes!("../../golden/v1/mmio/state")),
     ("pci", include_bytes!("../../golden/v1/pci/state")),
 ];
-/// Checksums of what is read from them, with the names of all fields: two that have changed places make other ones.
-const SHAPE: (u32, [u32; 2]) = (1, [936_587_152, 2_876_527_848]);
+/// Checksums of the names of all fields, in their order: two that have changed places make other ones.
+const SHAPE: (u32, [u32; 2]) = (1, [3_588_015_557, 300_193_781]);
+
+/// The names of the fields of a value, each where it comes first.
+fn fields(value: &impl std::fmt::Debug) -> Vec<String> {
+    let text = format!("{value:?}");
+    let mut fields: Vec<String> = Vec::new();
+    for (before, _) in text.match_indices(": ").map(|(at, _)| text.split_at(at)) {
+        let name = before.rsplit(['{', ' ', '(', '[']).next();
+        let name = name.unwrap_or_default();
+        if !fields.iter().any(|field| field == name) {
+            fields.push(name.to_owned());
+        }
+    }
+    fields
+}
 
 fn read(bytes: &[u8]) -> Result<VmState, Error> {
     StateFile::read(&mut &*bytes)?.state()
@@ -25,7 +39,7 @@ fn they_are_read_as_they_were_written() {
         assert!(again[HEADER_SIZE..] == bytes[HEADER_SIZE..], "{name}");
         assert_eq!(state.vcpus.len(), 2);
         assert_eq!(state.images.len(), 1);
-        shapes.push(crc32fast::hash(format!("{state:?}").as_bytes()));
+        shapes.push(crc32fast::hash(fields(&state).join(" ").as_bytes()));
     }
     assert_eq!(
         (VERSION, &shapes[..]),
