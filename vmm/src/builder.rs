@@ -1,6 +1,7 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
+mod checked;
 mod cpus;
 pub(crate) mod virtio;
 
@@ -46,11 +47,12 @@ use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
 use crate::snapshot::Served;
-use crate::snapshot::load::{self, Saved};
+use crate::snapshot::load;
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
 use crate::{generation, kvm, memory};
+use checked::Checked;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -165,43 +167,6 @@ pub(crate) fn build_on(
     assemble(stage, config, origin, console, devices)
 }
 
-/// Where a machine comes from, checked.
-enum Checked {
-    /// It boots.
-    Boot {
-        payload: Payload,
-        /// With the size of the initial RAM disk. None without a kernel.
-        image: Option<Box<(KernelImage, u64)>>,
-    },
-    /// It was there before.
-    Saved(Box<Saved>),
-}
-
-impl Checked {
-    fn new(origin: Origin, config: &Config) -> Result<Self, Error> {
-        match origin {
-            Origin::Boot(payload) => {
-                let image = check_payload(&payload, config)?.map(Box::new);
-                Ok(Self::Boot { payload, image })
-            }
-            Origin::Saved(saved) => {
-                saved.check(config.cpus(), config.memory())?;
-                Ok(Self::Saved(saved))
-            }
-        }
-    }
-
-    /// Whether its guest is told where the VM generation ID is: ACPI does that.
-    fn has_generation_id(&self) -> bool {
-        match self {
-            Self::Boot { payload, .. } => {
-                matches!(payload, Payload::Kernel { cmdline, .. } if !is_acpi_off(cmdline))
-            }
-            Self::Saved(saved) => saved.has_generation_id(),
-        }
-    }
-}
-
 /// What a machine consists of, besides its stage.
 pub(crate) struct Parts {
     pub(crate) vcpus: Vcpus,
@@ -267,18 +232,7 @@ fn assemble(
     machine.hardware.has_generation_id = origin.has_generation_id();
     above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
-    // What a guest that was there before has been told of its CPU it cannot be told again.
-    let (supported, address_bits) = match &origin {
-        Checked::Boot { .. } => {
-            let cpuid = kvm::supported_cpuid(&kvm)?;
-            let bits = cpuid::physical_address_bits(cpuid.as_slice());
-            (Some(cpuid), bits)
-        }
-        Checked::Saved(saved) => {
-            saved.check_host(&kvm, config.cpu_config())?;
-            (None, cpuid::physical_address_bits(saved.cpuid()))
-        }
-    };
+    let (supported, address_bits) = cpus::known(config, &kvm, &origin)?;
     above_ram.check_room(address_bits)?;
     let vcpus = cpus::create(config, &vm)?;
     if let Some(supported) = supported {
@@ -335,31 +289,6 @@ fn assemble(
         memory,
         served,
     })
-}
-
-/// Everything that can be known to be wrong before the host is asked for anything.
-fn check_payload(payload: &Payload, config: &Config) -> Result<Option<(KernelImage, u64)>, Error> {
-    let ram = config.memory();
-    let Payload::Kernel {
-        kernel,
-        initrd,
-        cmdline,
-        protocol,
-    } = payload
-    else {
-        return Ok(None);
-    };
-    boot::check_cmdline(&complete_cmdline(config, cmdline))?;
-    let image = kernel::parse(kernel, *protocol)?;
-    boot::check_kernel_fits(&image, ram)?;
-    let initrd_size = match initrd {
-        Some(file) => initrd_size(file)?,
-        None => 0,
-    };
-    if initrd_size > 0 {
-        boot::place_initrd(&image, initrd_size, ram)?;
-    }
-    Ok(Some((image, initrd_size)))
 }
 
 fn is_acpi_off(cmdline: &str) -> bool {

@@ -24,8 +24,8 @@ use crate::events::{Events, StopReason, Stopper};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
-use crate::snapshot::Served;
 use crate::snapshot::save::Source;
+use crate::snapshot::{Ending, Served};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
 use crate::vcpu::{Exits, Vcpus};
@@ -136,11 +136,18 @@ pub struct Vm {
 }
 
 /// A [`MachineHandle`] may live longer than the machine; its vCPUs may not.
-struct EndVcpusOnDrop(Arc<Vcpus>);
+struct EndVcpusOnDrop {
+    vcpus: Arc<Vcpus>,
+    /// If another process serves its memory: then one of them may wait for a page.
+    ending: Option<Ending>,
+}
 
 impl Drop for EndVcpusOnDrop {
     fn drop(&mut self) {
-        self.0.end();
+        if let Some(ending) = &self.ending {
+            ending.begin();
+        }
+        self.vcpus.end();
     }
 }
 
@@ -262,7 +269,10 @@ impl Vm {
         } = parts;
         Self {
             _event_loop_ends: EndOnDrop::new(ended),
-            vcpus: EndVcpusOnDrop(Arc::new(vcpus)),
+            vcpus: EndVcpusOnDrop {
+                vcpus: Arc::new(vcpus),
+                ending: served.as_ref().map(Served::ending),
+            },
             exits,
             times,
             event_manager: manager,
@@ -293,7 +303,7 @@ impl Vm {
 
     /// Lets the vCPUs run.
     pub fn start(&self) {
-        self.vcpus.0.run();
+        self.vcpus.vcpus.run();
     }
 
     /// Adds a subscriber to the event loop that [`Vm::run`] serves.
@@ -365,7 +375,7 @@ impl Vm {
     /// What other threads may do to it.
     pub fn handle(&self) -> MachineHandle {
         MachineHandle {
-            vcpus: Arc::clone(&self.vcpus.0),
+            vcpus: Arc::clone(&self.vcpus.vcpus),
             controls: self.controls.clone(),
             hotplug: self.hotplug(),
             stopper: self.stopper(),
@@ -375,7 +385,7 @@ impl Vm {
             serial_port: self.serial_port(),
             snapshots: Source {
                 hardware: Arc::downgrade(&self.hardware),
-                vcpus: Arc::clone(&self.vcpus.0),
+                vcpus: Arc::clone(&self.vcpus.vcpus),
                 vm: Arc::downgrade(&self.vm),
                 memory: Arc::downgrade(&self.memory),
                 kvm_device: self.kvm_device.clone(),
@@ -422,9 +432,6 @@ impl Vm {
 
     /// Stops the vCPUs and closes all that the devices held, but not the VM itself: the slow part.
     pub fn take_down(self) -> Remains {
-        if let Some(served) = &self.served {
-            served.end_soon();
-        }
         Remains::new(self.vm, self.memory)
     }
 

@@ -20,7 +20,7 @@ mod tripwires;
 mod uffd;
 
 pub use uffd::Error as UffdError;
-pub(crate) use uffd::Served;
+pub(crate) use uffd::{Ending, Served};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -241,9 +241,19 @@ impl Served {
         })
     }
 
-    /// From now on the machine has a moment to end.
-    pub(crate) fn end_soon(&self) {
-        let _ = self.ending.write(1);
+    /// What is told that the machine ends.
+    pub(crate) fn ending(&self) -> Ending {
+        Ending(Arc::clone(&self.ending))
+    }
+}
+
+/// Is told that the machine ends.
+pub(crate) struct Ending(Arc<EventFd>);
+
+impl Ending {
+    /// From now on it has a moment to do so.
+    pub(crate) fn begin(&self) {
+        let _ = self.0.write(1);
     }
 }
 
