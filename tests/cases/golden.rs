@@ -1,5 +1,5 @@
 //! Snapshots that are kept with the sources (`vmm/golden`): what was written before is read, and what is damaged is
-//! refused. They are written anew, with a new version of the format, by
+//! refused. A new version of the format begins with a copy of the last one's folder, and they are written anew there by
 //! `cargo test -p tests --test cases -- golden::write --ignored`.
 
 use std::fs::{self, File};
@@ -24,8 +24,29 @@ pub(crate) const CASES: &[Case] = &[
 ];
 pub(crate) const WRITE: &[Case] = &[("write", write)];
 
-/// The files, and how a monitor is started that writes them.
-const GOLDEN: [(&str, &[&str]); 2] = [("mmio", &[]), ("pci", &["--enable-pci"])];
+/// Files of one snapshot.
+struct Golden {
+    name: &'static str,
+    /// How a monitor is started that writes them.
+    options: &'static [&'static str],
+    state: &'static [u8],
+    memory: &'static [u8],
+}
+
+const GOLDEN: [Golden; 2] = [
+    Golden {
+        name: "mmio",
+        options: &[],
+        state: include_bytes!("../../vmm/golden/v1/mmio/state"),
+        memory: include_bytes!("../../vmm/golden/v1/mmio/memory.gz"),
+    },
+    Golden {
+        name: "pci",
+        options: &["--enable-pci"],
+        state: include_bytes!("../../vmm/golden/v1/pci/state"),
+        memory: include_bytes!("../../vmm/golden/v1/pci/memory.gz"),
+    },
+];
 /// How many damaged files of each are tried.
 const MUTANTS: usize = 200;
 
@@ -54,7 +75,7 @@ fn make_disk(directory: &Path) {
 
 /// A guest with a device of each kind. All its paths are relative.
 fn write() {
-    for (name, options) in GOLDEN {
+    for Golden { name, options, .. } in GOLDEN {
         let directory = TempDir::new().unwrap();
         let directory = directory.as_path();
         make_disk(directory);
@@ -105,15 +126,14 @@ fn write() {
 }
 
 /// The files as a monitor wants them; returns what is in the state file.
-fn unpack(name: &str, directory: &Path) -> Vec<u8> {
-    let folder = folder(name);
+fn unpack(golden: &Golden, directory: &Path) -> Vec<u8> {
     make_disk(directory);
     let mut memory = Vec::new();
-    GzDecoder::new(File::open(folder.join("memory.gz")).unwrap())
+    GzDecoder::new(golden.memory)
         .read_to_end(&mut memory)
         .unwrap();
     fs::write(directory.join("memory"), memory).unwrap();
-    fs::read(folder.join("state")).unwrap()
+    golden.state.to_vec()
 }
 
 fn load() -> Value {
@@ -125,10 +145,10 @@ fn load() -> Value {
 }
 
 fn are_read() {
-    for (name, _) in GOLDEN {
+    for golden in GOLDEN {
         let directory = TempDir::new().unwrap();
         let directory = directory.as_path();
-        let state = unpack(name, directory);
+        let state = unpack(&golden, directory);
         fs::write(directory.join("state"), state).unwrap();
         let mut service = Service::start(directory, &[""; 0]);
         let answer = service.request("PUT", "/snapshot/load", Some(&load()));
@@ -161,10 +181,10 @@ fn mutant(state: &[u8], at: usize, bit: usize) -> Vec<u8> {
 
 /// A machine is made of what each says, or it is refused: the monitor lives.
 fn damaged() {
-    for (name, _) in GOLDEN {
+    for golden in GOLDEN {
         let directory = TempDir::new().unwrap();
         let directory = directory.as_path();
-        let state = unpack(name, directory);
+        let state = unpack(&golden, directory);
         let mut service = Service::start(directory, &[""; 0]);
         let (mut refused, mut taken) = (0, 0);
         for number in 0..MUTANTS {
