@@ -24,8 +24,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -220,10 +219,7 @@ impl Served {
         let eventfd = || EventFd::new(EFD_CLOEXEC).map(Arc::new);
         let ending = eventfd().map_err(Error::Watch)?;
         let ended = eventfd().map_err(Error::Watch)?;
-        // One of another PID namespace cannot be looked after.
-        let process = socket_peercred(&handler.socket)
-            .and_then(|credentials| pidfd_open(credentials.pid, PidfdFlags::empty()))
-            .ok();
+        let process = listener(&handler.socket).map_err(Error::Watch)?;
         let watch = std::thread::Builder::new()
             .name("page-faults".into())
             .spawn({
@@ -293,6 +289,32 @@ fn look_after(process: Option<&OwnedFd>, ending: &EventFd, ended: &EventFd, even
         // SAFETY: ends the process, whatever its threads wait for.
         unsafe { libc::_exit(STATUS) };
     }
+}
+
+/// The process that has listened at the other end of a socket. None if it cannot be looked after: it is one of another
+/// PID namespace, or has left the socket to another process.
+fn listener(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of_val(&credentials) as libc::socklen_t;
+    // SAFETY: the option has this structure for its value, and the length is that of it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pid = Pid::from_raw(credentials.pid);
+    Ok(pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()))
 }
 
 /// Waits until there is something; false if the time is up.
