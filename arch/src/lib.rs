@@ -5,7 +5,7 @@
 //! Knows KVM's structures, because they are the architecture's registers under other names, but
 //! no devices, no threads, and no files other than kernel images.
 //!
-//! Reading order: `layout`, `kernel`, `boot`, `acpi`, `mptable`, `cpuid`, `cpu_config`, `msr`, `regs`,
+//! Reading order: `layout`, `kernel`, `boot`, `acpi`, `mptable`, `cpuid`, `cpu_config`, `cpu_features`, `msr`, `regs`,
 //! `vcpu_state`.
 
 #[cfg(target_arch = "x86_64")]

@@ -439,6 +439,10 @@ pub(crate) fn report_end(
         StopReason::Done(status) => Status::Other((*status).into()),
         // There is a port to say so only where a template is made.
         StopReason::Waits => Status::Success,
+        StopReason::MemoryLost => {
+            say(&format!("what serves the memory of {guest} has ended"));
+            Status::MoteError
+        }
         StopReason::Requested(StopRequest::Quit) => Status::Success,
         StopReason::Requested(StopRequest::Timeout) => {
             say(&format!(

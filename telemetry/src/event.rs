@@ -118,6 +118,8 @@ pub enum End {
     Waits,
     /// Its job has ended.
     Done,
+    /// What served its memory ended.
+    MemoryLost,
     /// Someone stopped it.
     Stopped,
 }
@@ -195,6 +197,7 @@ impl From<&StopReason> for Event {
                 report = Some(format!("status {status}"));
                 End::Done
             }
+            StopReason::MemoryLost => End::MemoryLost,
             StopReason::Requested(request) => {
                 by = Some(match request {
                     StopRequest::Quit => "request".into(),

@@ -16,6 +16,7 @@ mod console_virtio;
 mod ctl;
 mod end;
 mod entropy;
+mod golden;
 mod live;
 mod machine;
 mod memory;
@@ -69,6 +70,8 @@ fn main() {
         ("api", api::CASES, &no_kvm),
         ("tiny", tiny_machine::CASES, &no_kvm),
         ("ctl", ctl::CASES, &no_kvm),
+        ("golden", golden::CASES, &no_kvm),
+        ("golden", golden::WRITE, &golden::written_on_demand()),
         ("bad_input", bad_input::CASES, &None),
         ("bad_input", bad_input::DEVICE_CASES, &None),
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),

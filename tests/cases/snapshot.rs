@@ -5,6 +5,7 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guest_probe::load::serve_streams;
 use serde_json::json;
@@ -23,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("linux_goes_on_under_load", on_mmio),
     ("linux_on_pci_goes_on_under_load", on_pci),
     ("linux_with_eight_vcpus_above_the_hole_goes_on", large),
+    ("linux_is_another_guest_after_each_restore", is_another),
 ];
 
 /// A machine, and how often it is moved.
@@ -198,4 +200,80 @@ fn goes_on(machine: &Machine) {
     let memory = fs::metadata(directory.join("memory")).unwrap();
     assert!(memory.len() > machine.memory_mib << 20);
     assert!(memory.blocks() * 512 < 600 << 20, "{}", memory.blocks());
+}
+
+/// Restores of one snapshot: each makes new randomness of its own, and has the time of day that it was told to have.
+fn is_another() {
+    /// How long the guest does not run, in seconds; what everything takes here is less.
+    const AWAY: u64 = 120;
+    const SLACK: u64 = 60;
+    let now = || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.unwrap().as_secs()
+    };
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let machine = Machine {
+        options: &[],
+        cpus: 2,
+        memory_mib: 128,
+        moves: 0,
+    };
+    let mut first = start(directory, &machine);
+    first.live().expect("READY");
+    let does = |service: &mut Service, command: &str| guest_does(service.live(), command);
+    let tell = |service: &mut Service, name: &str, command: &str| -> String {
+        let said = does(service, &format!("echo {name}=$({command})"));
+        let (_, value) = said.split_once(&format!("{name}=")).unwrap();
+        value.lines().next().unwrap().trim().to_owned()
+    };
+    // Without it the time of day would be none to compare with.
+    let clock = now();
+    does(
+        &mut first,
+        &format!("date -s @{clock}; dmesg -c >/dev/null"),
+    );
+    first.patch("/vm", json!({"state": "Paused"}));
+    first.put("/snapshot/create", snapshot_to(directory));
+    assert_eq!(first.terminate().status, 143);
+    std::thread::sleep(Duration::from_secs(AWAY));
+
+    let mut random = Vec::new();
+    for realtime in [true, false] {
+        let mut service = Service::start(directory, &[""; 0]);
+        let mut load = snapshot_from(directory);
+        load["resume_vm"] = json!(true);
+        load["clock_realtime"] = json!(realtime);
+        service.put("/snapshot/load", load);
+        does(
+            &mut service,
+            "await sh -c 'dmesg | grep \"crng reseeded due to virtual machine fork\"'",
+        );
+        random.push(tell(
+            &mut service,
+            "random",
+            "dd if=/dev/urandom bs=16 count=1 2>/dev/null | md5sum",
+        ));
+        let date: u64 = tell(&mut service, "date", "date +%s").parse().unwrap();
+        let lag = now().saturating_sub(date);
+        let what = format!("realtime {realtime}: it lags by {lag} s");
+        if realtime {
+            assert!(lag < SLACK && date <= now() + 1, "{what}");
+        } else {
+            assert!(lag >= AWAY, "{what}");
+        }
+        // Its time goes on steadily, on both CPUs, and no watchdog has bitten.
+        does(
+            &mut service,
+            "for cpu in 1 2; do must taskset $cpu sh -c 'a=$(cut -d. -f1 /proc/uptime); sleep 2; \
+             b=$(cut -d. -f1 /proc/uptime); test $((b - a)) -ge 1 && test $((b - a)) -le 60'; done",
+        );
+        let log = does(&mut service, "dmesg | sed 's/^.*\\] /log: /'");
+        for word in ["lockup", "stall", "unstable"] {
+            assert!(!log.contains(word), "{log}");
+        }
+        service.live().send("end");
+        guest::expect_success(&service.wait());
+    }
+    assert_ne!(random[0], random[1]);
 }

@@ -145,6 +145,51 @@ pub fn counting_kernel() -> Vec<u8> {
     })
 }
 
+/// A kernel that answers each line that is typed at its serial port with `=E:ID`: what its event device had to tell, a
+/// digit, and its VM generation ID in hexadecimal.
+pub fn generation_kernel() -> Vec<u8> {
+    program(|a| {
+        let serial = u32::from(layout::SERIAL_PORT);
+        open_serial(a)?;
+        let poll = read_serial(a)?;
+        let (mut next, mut digit, mut print) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.cmp(al, i32::from(b'\n'))?;
+        a.jne(poll)?;
+        out(a, layout::SERIAL_PORT, b'=')?;
+        a.mov(edx, u32::from(layout::GED_PORT))?;
+        a.in_(al, dx)?;
+        a.add(al, i32::from(b'0'))?;
+        a.mov(edx, serial)?;
+        a.out(dx, al)?;
+        out(a, layout::SERIAL_PORT, b':')?;
+        a.mov(edx, serial)?;
+        a.mov(rsi, layout::GENERATION_ID_START)?;
+        // Of each byte the upper half, then the lower one.
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut next)?;
+        a.mov(ecx, ebx)?;
+        a.shr(ecx, 1)?;
+        a.movzx(eax, byte_ptr(rsi + rcx))?;
+        a.test(bl, 1)?;
+        a.jnz(digit)?;
+        a.shr(eax, 4)?;
+        a.set_label(&mut digit)?;
+        a.and(eax, 0xf)?;
+        a.add(al, i32::from(b'0'))?;
+        a.cmp(al, i32::from(b'9'))?;
+        a.jbe(print)?;
+        a.add(al, i32::from(b'a' - b'0' - 10))?;
+        a.set_label(&mut print)?;
+        a.out(dx, al)?;
+        a.inc(ebx)?;
+        a.cmp(ebx, 32)?;
+        a.jb(next)?;
+        out(a, layout::SERIAL_PORT, b'\n')?;
+        a.jmp(poll)
+    })
+}
+
 /// A kernel that writes to every page of `memory` bytes from 16 MiB on, at most the first GiB, and then prints lines with a
 /// dot for good.
 pub fn touching_kernel(memory: u32) -> Vec<u8> {

@@ -16,6 +16,7 @@ pub mod measure;
 pub mod monitor;
 pub mod network;
 pub mod openmetrics;
+pub mod page_server;
 pub mod python;
 pub mod sandbox;
 pub mod service;

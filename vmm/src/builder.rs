@@ -1,6 +1,7 @@
 //! The boot order. [`build`] is a recipe, read from top to bottom; its order was chosen by measurement
 //! (docs/start-up.md): a memory slot added after the irqchip or the vCPUs costs milliseconds.
 
+mod checked;
 mod cpus;
 mod serial;
 pub(crate) mod virtio;
@@ -46,12 +47,14 @@ use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
 use crate::pci::{self, Pci};
+use crate::snapshot::Served;
 use crate::snapshot::history::History;
-use crate::snapshot::load::{self, MemoryFile, Saved};
+use crate::snapshot::load::{self, MemoryFile};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
-use crate::{kvm, memory};
+use crate::{generation, kvm, memory};
+use checked::Checked;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -105,6 +108,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The VM generation ID.
+    #[error(transparent)]
+    Generation(#[from] generation::Error),
     /// A snapshot.
     #[error(transparent)]
     Snapshot(#[from] load::Error),
@@ -171,37 +177,6 @@ pub(crate) fn build_on(
     assembled
 }
 
-/// Where a machine comes from, checked.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one, for as long as it takes to build a machine"
-)]
-enum Checked {
-    /// It boots.
-    Boot {
-        payload: Payload,
-        /// With the size of the initial RAM disk. None without a kernel.
-        image: Option<(KernelImage, u64)>,
-    },
-    /// It was there before.
-    Saved(Box<Saved>),
-}
-
-impl Checked {
-    fn new(origin: Origin, config: &Config) -> Result<Self, Error> {
-        match origin {
-            Origin::Boot(payload) => {
-                let image = check_payload(&payload, config)?;
-                Ok(Self::Boot { payload, image })
-            }
-            Origin::Saved(saved) => {
-                saved.check(config)?;
-                Ok(Self::Saved(saved))
-            }
-        }
-    }
-}
-
 /// What a machine consists of, besides its stage.
 pub(crate) struct Parts {
     pub(crate) vcpus: Vcpus,
@@ -218,6 +193,7 @@ pub(crate) struct Parts {
     pub(crate) memory_file: Option<MemoryFile>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) served: Option<Served>,
 }
 
 /// `on_loop` becomes what is on the stage's event loop for this machine.
@@ -250,12 +226,12 @@ fn assemble(
     let regions = std::mem::take(&mut above_ram.regions);
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
-    let loaded = match &origin {
-        Checked::Saved(saved) => {
-            saved.map_memory(&memory)?;
-            Some(saved.id())
-        }
-        Checked::Boot { .. } => None,
+    let (loaded, served) = match &origin {
+        Checked::Saved(saved) => (
+            Some(saved.id()),
+            saved.map_memory(&memory, config.huge_pages(), &stage.events)?,
+        ),
+        Checked::Boot { .. } => (None, None),
     };
     let history = History::new(config.track_dirty_pages(), loaded);
     times.memory = Instant::now();
@@ -279,29 +255,36 @@ fn assemble(
         Checked::Boot { .. } => devices.into_iter().map(|device| (device, None)).collect(),
         Checked::Saved(saved) => saved.place(devices)?,
     };
-    let machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
+    let mut machine = Machine::new(config, serial, devices, &vm, &memory, window, events)?;
+    machine.hardware.has_generation_id = origin.has_generation_id();
     above_ram.guard(&machine.buses.mmio)?;
     times.devices = Instant::now();
-    let cpuid = kvm::supported_cpuid(&kvm)?;
-    above_ram.check_room(cpuid::physical_address_bits(&cpuid))?;
+    let (supported, address_bits) = cpus::known(config, &kvm, &origin)?;
+    above_ram.check_room(address_bits)?;
     let vcpus = cpus::create(config, &vm)?;
-    if let Checked::Boot { .. } = origin {
-        cpus::set_up(config, &vcpus, cpuid)?;
+    if let Some(supported) = supported {
+        cpus::set_up(config, &vcpus, supported)?;
     }
     times.vcpus = Instant::now();
 
     let mut memory_file = None;
     match origin {
         Checked::Boot { payload, image } => {
-            let entry = load(config, payload, image, &memory, machine.console.is_some())?;
+            let entry = load(
+                config,
+                payload,
+                image.map(|image| *image),
+                &memory,
+                machine.console.is_some(),
+            )?;
             regs::write_tables(&memory, entry.mode)?;
             if let Some(boot_vcpu) = vcpus.first() {
                 regs::set_up(boot_vcpu, &entry)?;
             }
         }
         Checked::Saved(saved) => {
-            saved.restore(&vm, &vcpus, &machine.hardware)?;
-            memory_file = Some(saved.into_memory_file());
+            saved.restore(&vm, &vcpus, &machine.hardware, &memory)?;
+            memory_file = saved.into_memory_file();
         }
     }
     times.loaded = Instant::now();
@@ -337,32 +320,8 @@ fn assemble(
         memory_file,
         vm,
         memory,
+        served,
     })
-}
-
-/// Everything that can be known to be wrong before the host is asked for anything.
-fn check_payload(payload: &Payload, config: &Config) -> Result<Option<(KernelImage, u64)>, Error> {
-    let ram = config.memory();
-    let Payload::Kernel {
-        kernel,
-        initrd,
-        cmdline,
-        protocol,
-    } = payload
-    else {
-        return Ok(None);
-    };
-    boot::check_cmdline(&complete_cmdline(config, cmdline))?;
-    let image = kernel::parse(kernel, *protocol)?;
-    boot::check_kernel_fits(&image, ram)?;
-    let initrd_size = match initrd {
-        Some(file) => initrd_size(file)?,
-        None => 0,
-    };
-    if initrd_size > 0 {
-        boot::place_initrd(&image, initrd_size, ram)?;
-    }
-    Ok(Some((image, initrd_size)))
 }
 
 fn is_acpi_off(cmdline: &str) -> bool {
@@ -494,6 +453,7 @@ impl Machine {
             pics,
             job_port,
             pci_config,
+            has_generation_id: false,
             virtio,
         };
         Ok(Self {
@@ -559,6 +519,7 @@ fn load(
             serial,
             keyboard: config.keyboard(),
         };
+        generation::renew(memory)?;
         Some(acpi::write_tables(memory, &tables)?)
     };
     let info = BootInfo {

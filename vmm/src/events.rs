@@ -52,6 +52,8 @@ pub enum StopReason {
     Waits,
     /// The guest's job has ended with this status.
     Done(u8),
+    /// What serves its memory has ended.
+    MemoryLost,
     /// Someone outside asked for it.
     Requested(StopRequest),
 }

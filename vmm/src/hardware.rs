@@ -60,6 +60,8 @@ pub(crate) struct Hardware {
     pub(crate) pics: [Arc<Mutex<Pic>>; 2],
     pub(crate) job_port: Option<Arc<Mutex<JobPort>>>,
     pub(crate) pci_config: Arc<Mutex<PciConfig>>,
+    /// The guest has been told where its VM generation ID is.
+    pub(crate) has_generation_id: bool,
     pub(crate) virtio: Virtio,
 }
 
@@ -124,6 +126,7 @@ impl Hardware {
             pics: [lock(primary).save(), lock(secondary).save()],
             job_port: self.job_port.as_ref().map(|port| lock(port).save()),
             pci_address: lock(&self.pci_config).save(),
+            has_generation_id: self.has_generation_id,
         };
         let virtio = match &self.virtio {
             Virtio::Mmio(devices) => {

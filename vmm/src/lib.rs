@@ -22,6 +22,7 @@ mod controls;
 mod crash;
 mod event_loop;
 mod events;
+mod generation;
 mod hardware;
 pub mod host;
 mod insight;

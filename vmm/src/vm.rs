@@ -29,6 +29,7 @@ use crate::pci::HotplugHandle;
 use crate::snapshot::history::History;
 use crate::snapshot::load::MemoryFile;
 use crate::snapshot::save::{PAUSE_TIMEOUT, Source};
+use crate::snapshot::{Ending, Served};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
 use crate::vcpu::{Exits, Vcpus};
@@ -135,14 +136,23 @@ pub struct Vm {
     events: Arc<Events>,
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap>,
+    /// If another process serves its memory. Last: until then somebody may wait for a page.
+    served: Option<Served>,
 }
 
 /// A [`MachineHandle`] may live longer than the machine; its vCPUs may not.
-struct EndVcpusOnDrop(Arc<Vcpus>);
+struct EndVcpusOnDrop {
+    vcpus: Arc<Vcpus>,
+    /// If another process serves its memory: then one of them may wait for a page.
+    ending: Option<Ending>,
+}
 
 impl Drop for EndVcpusOnDrop {
     fn drop(&mut self) {
-        self.0.end();
+        if let Some(ending) = &self.ending {
+            ending.begin();
+        }
+        self.vcpus.end();
     }
 }
 
@@ -271,10 +281,14 @@ impl Vm {
             memory_file,
             vm,
             memory,
+            served,
         } = parts;
         Self {
             _event_loop_ends: EndOnDrop::new(ended),
-            vcpus: EndVcpusOnDrop(Arc::new(vcpus)),
+            vcpus: EndVcpusOnDrop {
+                vcpus: Arc::new(vcpus),
+                ending: served.as_ref().map(Served::ending),
+            },
             exits,
             times,
             event_manager: manager,
@@ -292,6 +306,7 @@ impl Vm {
             events,
             vm,
             memory,
+            served,
         }
     }
 
@@ -351,7 +366,7 @@ impl Vm {
 
     /// Lets the vCPUs run.
     pub fn start(&self) {
-        self.vcpus.0.run();
+        self.vcpus.vcpus.run();
     }
 
     /// Adds a subscriber to the event loop that [`Vm::run`] serves.
@@ -423,7 +438,7 @@ impl Vm {
     /// What other threads may do to it.
     pub fn handle(&self) -> MachineHandle {
         MachineHandle {
-            vcpus: Arc::clone(&self.vcpus.0),
+            vcpus: Arc::clone(&self.vcpus.vcpus),
             controls: self.controls.clone(),
             hotplug: self.hotplug(),
             stopper: self.stopper(),
@@ -433,12 +448,13 @@ impl Vm {
             serial_port: self.serial_port(),
             snapshots: Source {
                 hardware: Arc::downgrade(&self.hardware),
-                vcpus: Arc::clone(&self.vcpus.0),
+                vcpus: Arc::clone(&self.vcpus.vcpus),
                 vm: Arc::downgrade(&self.vm),
                 memory: Arc::downgrade(&self.memory),
                 history: Arc::clone(&self.history),
                 kvm_device: self.kvm_device.clone(),
                 controls: self.controls.clone(),
+                is_served: self.served.is_some(),
                 ram: self.controls.memory(),
             },
         }

@@ -66,6 +66,9 @@ pub struct SnapshotLoad {
     /// Whether the guest's clock is advanced to the host's.
     #[serde(default)]
     pub clock_realtime: bool,
+    /// Whether what is merely risky is let pass: a file that may have changed, another CPU. An extension.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// Where the guest's memory comes from.

@@ -434,6 +434,7 @@ fn instance() -> Vec<Endpoint> {
                 ),
                 optional("vsock_override", socket, json!({ "uds_path": "v" })),
                 default("clock_realtime", Kind::Bool, json!(true)),
+                default("force", Kind::Bool, json!(true)),
             ],
         )
     };

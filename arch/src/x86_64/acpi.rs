@@ -22,9 +22,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_S5_SLEEP_TYPE, ACPI_SLEEP_CONTROL_PORT,
-    ACPI_SLEEP_STATUS_PORT, ACPI_START, GED_GSI, GED_PORT, GED_POWER_BUTTON, I8042_COMMAND_PORT,
-    I8042_DATA_PORT, IOAPIC_START, KEYBOARD_GSI, LAPIC_START, PCI_MAX_SLOTS, PVPANIC_PORT,
-    SERIAL_GSI, SERIAL_PORT, SERIAL_SIZE, VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
+    ACPI_SLEEP_STATUS_PORT, ACPI_START, GED_GENERATION_ID, GED_GSI, GED_PORT, GED_POWER_BUTTON,
+    GENERATION_ID_START, I8042_COMMAND_PORT, I8042_DATA_PORT, IOAPIC_START, KEYBOARD_GSI,
+    LAPIC_START, PCI_MAX_SLOTS, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_SIZE,
+    VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
 };
 
 const OEM_ID: [u8; 6] = *b"MOTE  ";
@@ -41,6 +42,8 @@ const IAPC_NO_VGA: u16 = 1 << 2;
 const IAPC_NO_CMOS_RTC: u16 = 1 << 5;
 /// What a power button notifies its driver with (table 5.6.6).
 const POWER_BUTTON_PRESSED: u8 = 0x80;
+/// What the device with the VM generation ID notifies its driver with.
+const GENERATION_ID_CHANGED: u8 = 0x80;
 
 /// What the tables describe.
 #[derive(Clone, Copy, Debug)]
@@ -226,6 +229,7 @@ fn dsdt(config: &Config) -> Vec<u8> {
         pci::host_bridge(config.pci_slots, &mut devices);
     }
     power_button(&mut devices);
+    generation_id(&mut devices);
     event_device(config, &mut devices);
     code.extend(Scope::raw("\\_SB_".into(), devices));
 
@@ -340,8 +344,28 @@ fn power_button(sink: &mut Vec<u8>) {
     .to_aml_bytes(sink);
 }
 
-/// The generic event device (section 5.6.9), which tells of the power button's being pressed and of
-/// PCI functions that come and go.
+/// Where the VM generation ID is (Microsoft, "Virtual Machine Generation ID", August 2012). Drivers know it by its
+/// compatible id.
+#[expect(clippy::cast_possible_truncation, reason = "an address below 4 GiB")]
+fn generation_id(sink: &mut Vec<u8>) {
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"MOTE0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            // Its lower and its upper 32 bits.
+            &Name::new(
+                "ADDR".into(),
+                &Package::new(vec![&(GENERATION_ID_START as u32), &ZERO]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The generic event device (section 5.6.9), which tells of the power button's being pressed, of PCI functions
+/// that come and go, and of a new VM generation ID.
 fn event_device(config: &Config, sink: &mut Vec<u8>) {
     let pci_hotplug = if config.pci_slots > 0 {
         pci::announce(&Local(0))
@@ -372,6 +396,11 @@ fn event_device(config: &Config, sink: &mut Vec<u8>) {
                     &If::new(
                         &aml::Equal::new(&Local(1), &GED_POWER_BUTTON),
                         vec![&Notify::new(&Path::new("PWRB"), &POWER_BUTTON_PRESSED)],
+                    ),
+                    &And::new(&Local(1), &Local(0), &GED_GENERATION_ID),
+                    &If::new(
+                        &aml::Equal::new(&Local(1), &GED_GENERATION_ID),
+                        vec![&Notify::new(&Path::new("VGEN"), &GENERATION_ID_CHANGED)],
                     ),
                     &pci_hotplug,
                 ],
@@ -455,6 +484,10 @@ mod tests {
             assert_eq!(count(b"LNRO0005"), virtio_slots as usize);
             assert_eq!(count(b"COM1"), usize::from(serial));
             assert_eq!(count(b"KBD_"), usize::from(keyboard));
+            // The device, and the event device's use.
+            assert_eq!(count(b"VGEN"), 2);
+            // A package of two: the double word 0xff000, and zero.
+            assert_eq!(count(b"ADDR\x12\x08\x02\x0c\x00\xf0\x0f\x00\x00"), 1);
             // 8042, in the FADT's boot architecture flags.
             assert_eq!(fadt[109] & 0x02 != 0, keyboard);
             assert_eq!(

@@ -179,10 +179,10 @@ impl Template {
 }
 
 /// Bits of a physical address, as a guest with this CPUID sees them.
-pub fn physical_address_bits(cpuid: &CpuId) -> u32 {
+pub fn physical_address_bits(cpuid: &[kvm_cpuid_entry2]) -> u32 {
     /// What a CPU has that does not say.
     const DEFAULT: u32 = 36;
-    let mut entries = cpuid.as_slice().iter();
+    let mut entries = cpuid.iter();
     let sizes = entries.find(|entry| entry.function == LEAF_EXT_SIZES);
     sizes
         .map(|entry| entry.eax & 0xff)

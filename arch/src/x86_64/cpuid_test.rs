@@ -206,9 +206,7 @@ fn a_single_cpu_has_no_sibling() {
 
 #[test]
 fn the_width_of_an_address_is_what_the_cpu_says() {
-    let bits = |entries: &[kvm_cpuid_entry2]| {
-        physical_address_bits(&CpuId::from_entries(entries).unwrap())
-    };
+    let bits = |entries: &[kvm_cpuid_entry2]| physical_address_bits(entries);
     let leaf = |function, eax| kvm_cpuid_entry2 {
         function,
         eax,

@@ -6,6 +6,7 @@
 //!      0x0500 │   GDT, zero page, PVH start info, page tables, command line
 //!      0x9_fc00   MP table (where a BIOS keeps its extended data area)
 //!      0xe_0000   ACPI tables
+//!      0xf_f000   VM generation ID
 //!     0x10_0000   kernel, and the initrd at the top of low RAM
 //! 0xc000_0000 ┼ device hole (LOW_RAM_END .. HIGH_RAM_START): memory of PCI functions
 //! 0xd000_0000 │   virtio-mmio slots
@@ -46,7 +47,12 @@ pub const MP_POINTER: u64 = 0x9_fc00;
 /// RSDP, in the area where a guest without other hints scans for it; the tables follow.
 pub const ACPI_START: u64 = 0xe_0000;
 /// The ACPI tables end before this address.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = GENERATION_ID_START;
+/// The VM generation ID: 16 bytes, at the start of a page in which there is nothing else, and that is not the
+/// guest's to use.
+pub const GENERATION_ID_START: u64 = 0xf_f000;
+/// Bytes of that page.
+pub const GENERATION_ID_PAGE: u64 = 0x1000;
 /// Kernels are loaded at or above 1 MiB.
 pub const HIMEM_START: u64 = 0x10_0000;
 
@@ -108,6 +114,8 @@ pub const GED_PORT: u16 = 0x604;
 pub const GED_POWER_BUTTON: u32 = 1 << 0;
 /// GED event bit: a PCI function has come or is to go.
 pub const GED_PCI_HOTPLUG: u32 = 1 << 1;
+/// GED event bit: the VM generation ID has changed.
+pub const GED_GENERATION_ID: u32 = 1 << 2;
 /// GSI of the generic event device.
 pub const GED_GSI: u32 = 3;
 

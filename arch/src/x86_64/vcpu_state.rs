@@ -71,6 +71,18 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// The host's clock has another frequency.
+    #[error(
+        "The guest's TSC has {saved} kHz, this host's {}, and its KVM cannot scale it: a guest whose clock it is \
+         will tell the wrong time, if this is forced",
+        host.map_or("another".into(), |khz| format!("{khz} kHz"))
+    )]
+    TscFrequency {
+        /// Of the guest.
+        saved: u32,
+        /// Of the host, where KVM says.
+        host: Option<u32>,
+    },
     /// The host's CPU has other registers.
     #[error(
         "vCPU {index} has extended registers of {saved} bytes, this host's have {host}: another CPU"
@@ -100,6 +112,17 @@ impl XsaveSize {
             words: XSAVE_WORDS.max(bytes.div_ceil(size_of::<u32>())),
         }
     }
+}
+
+/// How vCPUs of this host are to become what they were.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    /// How large their extended registers are.
+    pub xsave: XsaveSize,
+    /// Nanoseconds that have passed for the guest meanwhile: its TSC is as much further.
+    pub passed: u64,
+    /// A TSC of another frequency will do.
+    pub force: bool,
 }
 
 /// What there is to save of all vCPUs of a VM.
@@ -174,20 +197,16 @@ impl VcpuState {
 
     /// Gives the state to vCPU `index` of a new VM, which has not been in the guest. The state may come from
     /// anywhere: KVM checks the registers, and what it does not is checked here.
-    pub fn restore(&self, vcpu: &VcpuFd, index: usize, xsave: XsaveSize) -> Result<(), Error> {
+    pub fn restore(&self, vcpu: &VcpuFd, index: usize, terms: Terms) -> Result<(), Error> {
         let refused = |call| refused(call, index);
-        self.check(index, xsave)?;
+        self.check(index, terms.xsave)?;
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| Error::TooMany {
             index,
             what: "CPUID entries",
             count: self.cpuid.len(),
         })?;
         vcpu.set_cpuid2(&cpuid).map_err(refused("KVM_SET_CPUID2"))?;
-        if let Some(khz) = self.tsc_khz
-            && vcpu.get_tsc_khz().ok() != Some(khz)
-        {
-            vcpu.set_tsc_khz(khz).map_err(refused("KVM_SET_TSC_KHZ"))?;
-        }
+        self.set_frequency(vcpu, terms.force)?;
         vcpu.set_mp_state(self.mp_state)
             .map_err(refused("KVM_SET_MP_STATE"))?;
         vcpu.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))?;
@@ -202,9 +221,35 @@ impl VcpuState {
             .map_err(refused("KVM_SET_DEBUGREGS"))?;
         vcpu.set_lapic(&self.lapic)
             .map_err(refused("KVM_SET_LAPIC"))?;
-        self.set_msrs(vcpu, index)?;
+        self.set_msrs(vcpu, index, terms.passed)?;
         vcpu.set_vcpu_events(&self.events)
-            .map_err(refused("KVM_SET_VCPU_EVENTS"))
+            .map_err(refused("KVM_SET_VCPU_EVENTS"))?;
+        // So that the guest's watchdogs do not count the time that it did not run. A guest without the clock of KVM
+        // has none that could be told.
+        let _ = vcpu.kvmclock_ctrl();
+        Ok(())
+    }
+
+    /// The frequency of the guest's TSC, if it is not what it would be.
+    fn set_frequency(&self, vcpu: &VcpuFd, force: bool) -> Result<(), Error> {
+        let host = vcpu.get_tsc_khz().ok();
+        match self.tsc_khz {
+            Some(saved) if host != Some(saved) && vcpu.set_tsc_khz(saved).is_err() && !force => {
+                Err(Error::TscFrequency { saved, host })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a TSC counts in so many nanoseconds.
+    fn ticks(&self, nanoseconds: u64) -> u64 {
+        let khz = u128::from(self.tsc_khz.unwrap_or(0));
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a counter that wraps; the file may say anything"
+        )]
+        let ticks = (u128::from(nanoseconds) * khz / 1_000_000) as u64;
+        ticks
     }
 
     fn check(&self, index: usize, xsave: XsaveSize) -> Result<(), Error> {
@@ -226,7 +271,7 @@ impl VcpuState {
         Ok(())
     }
 
-    fn set_msrs(&self, vcpu: &VcpuFd, index: usize) -> Result<(), Error> {
+    fn set_msrs(&self, vcpu: &VcpuFd, index: usize, passed: u64) -> Result<(), Error> {
         // Times come last: the others are slow.
         let late = |msr: u32| msr == MSR_IA32_TSC || msr == MSR_IA32_TSC_DEADLINE;
         let mut entries: Vec<_> = self
@@ -237,6 +282,8 @@ impl VcpuState {
             .collect();
         let value_of = |wanted| self.msrs.iter().find(|(msr, _)| *msr == wanted);
         if let Some(&(msr, tsc)) = value_of(MSR_IA32_TSC) {
+            // KVM keeps the TSCs of vCPUs the same that are written within a second and differ by less.
+            let tsc = tsc.wrapping_add(self.ticks(passed));
             entries.push(entry(msr, tsc));
             if let Some(&(msr, deadline)) = value_of(MSR_IA32_TSC_DEADLINE) {
                 entries.push(entry(msr, self.deadline(deadline, tsc)));

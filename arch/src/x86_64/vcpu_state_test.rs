@@ -35,7 +35,16 @@ impl Machine {
     }
 
     fn restore(&self, state: &VcpuState) -> Result<(), Error> {
-        state.restore(&self.vcpu, 0, self.shape.xsave)
+        self.restore_after(state, 0)
+    }
+
+    fn restore_after(&self, state: &VcpuState, passed: u64) -> Result<(), Error> {
+        let terms = Terms {
+            xsave: self.shape.xsave,
+            passed,
+            force: false,
+        };
+        state.restore(&self.vcpu, 0, terms)
     }
 }
 
@@ -146,4 +155,32 @@ fn a_timer_that_has_run_out_runs_out_again() {
     assert_eq!(state.deadline(0, 1000), 0);
     timer(&mut state, 0xec);
     assert_eq!(state.deadline(0, 1000), 0);
+}
+
+#[test]
+fn the_tsc_goes_on_by_the_time_that_has_passed() {
+    const HOUR: u64 = 3600 * 1_000_000_000;
+    let state = lived_in();
+    let tsc = |state: &VcpuState| {
+        let mut msrs = state.msrs.iter();
+        let found = msrs.find(|(msr, _)| *msr == MSR_IA32_TSC);
+        found.unwrap().1
+    };
+    let Some(khz) = state.tsc_khz else { return };
+    assert_eq!(state.ticks(1_000_000), u64::from(khz));
+    let other = Machine::new();
+    let far = Msrs::from_entries(&[entry(MSR_IA32_TSC, 1 << 60)]).unwrap();
+    other.vcpu.set_msrs(&far).unwrap();
+    if tsc(&other.save()) < 1 << 60 {
+        // This KVM gives its guests the host's TSC as it is.
+        return;
+    }
+    let other = Machine::new();
+    other.restore_after(&state, HOUR).unwrap();
+    let passed = tsc(&other.save()) - tsc(&state);
+    let hour = u64::from(khz) * 3_600_000;
+    assert!(
+        (hour..hour + hour / 60).contains(&passed),
+        "{passed} of {hour}"
+    );
 }

@@ -10,6 +10,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use vmm::snapshot::directory;
 use vmm::snapshot::format::StateFile;
+use vmm::snapshot::load::{self, Obstacle};
 use vmm::snapshot::memory::Id;
 use vmm::snapshot::merge;
 use vmm::snapshot::state::{VirtioState, VmState};
@@ -182,6 +183,12 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         .map_err(|error| Error::Usage(format!("{name} cannot be used: {error}")))?;
     let memory = fs::metadata(directory::memory(&args.directory)).ok();
     let ram: u64 = state.memory.iter().map(|region| region.bytes).sum();
+    // A CPU that was asked for.
+    let is_custom = config
+        .get("cpu-config")
+        .is_some_and(|value| !value.is_null());
+    let kvm = Path::new(vmm::DEFAULT_DEVICE);
+    let obstacles = load::obstacles(&state, &directory::memory(&args.directory), kvm, is_custom);
     let stored = memory.map(|memory| std::os::unix::fs::MetadataExt::blocks(&memory) * 512);
     let (transport, devices): (_, Vec<&str>) = match &state.virtio {
         VirtioState::Mmio(devices) => (
@@ -197,6 +204,10 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         let all = json!({
             "mote_version": file.header.writer,
             "taken_ns": state.taken,
+            "host": { "cpu": state.host.cpu.to_string(), "kernel": state.host.kernel },
+            "obstacles": obstacles.iter().map(|obstacle| json!({
+                "why": chain(&obstacle.why), "risky": obstacle.is_risky,
+            })).collect::<Vec<_>>(),
             "vcpus": state.vcpus.len(),
             "memory_bytes": ram,
             "memory_file_bytes": stored,
@@ -222,7 +233,8 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         format!("{} stored", mebibytes(bytes))
     });
     print(&format!(
-        "written by  mote {}\n{kind}vCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n",
+        "written by  mote {}\n{kind}vCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n\
+         host        {}, Linux {}\n{}",
         file.header.writer,
         state.vcpus.len(),
         mebibytes(ram),
@@ -231,6 +243,9 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         } else {
             devices.join(", ")
         },
+        state.host.cpu,
+        state.host.kernel.escape_debug(),
+        verdict(&obstacles),
     ));
     Ok(Status::Success)
 }
@@ -238,6 +253,22 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
 /// An id as it is printed.
 fn name_of(id: &Id) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether it could be loaded here, a line each.
+fn verdict(obstacles: &[Obstacle]) -> String {
+    if obstacles.is_empty() {
+        return "restore     possible here\n".into();
+    }
+    let line = |obstacle: &Obstacle| {
+        let how = if obstacle.is_risky {
+            "only with --force"
+        } else {
+            "impossible here"
+        };
+        format!("restore     {how}: {}\n", chain(&obstacle.why))
+    };
+    obstacles.iter().map(line).collect()
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -216,9 +216,26 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub track_dirty_pages: bool,
 
+    /// What time it is in the guest
+    #[arg(long, value_name = "TIME", value_enum, default_value_t = Clock::Realtime)]
+    pub clock: Clock,
+
+    /// Let pass what is merely risky: a disk that may have changed, another CPU
+    #[arg(long)]
+    pub force: bool,
+
     /// The rest.
     #[command(flatten)]
     pub vmm: VmmArgs,
+}
+
+/// What time it is in a guest that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Clock {
+    /// The host's: its clocks go on as if it had run
+    Realtime,
+    /// What it was: its clocks stood still
+    Stopped,
 }
 
 impl RestoreArgs {
@@ -246,7 +263,8 @@ impl RestoreArgs {
                     .vsock
                     .clone()
                     .map(|uds_path| VsockOverride { uds_path }),
-                clock_realtime: false,
+                clock_realtime: self.clock == Clock::Realtime,
+                force: self.force,
             }),
             ..self.vmm.clone()
         })

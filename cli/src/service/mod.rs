@@ -368,6 +368,7 @@ fn has_crashed(reason: &StopReason) -> bool {
         StopReason::Panicked
         | StopReason::TripleFault { .. }
         | StopReason::Crashed(_)
+        | StopReason::MemoryLost
         | StopReason::RunFailed { .. } => true,
         StopReason::PowerOff
         | StopReason::Reset
@@ -406,6 +407,10 @@ fn end(reason: &StopReason, name: Name) -> Status {
         }
         // There is a port to say so only where a template is made.
         StopReason::Waits => Status::Success,
+        StopReason::MemoryLost => {
+            log::error!("The page-fault handler, which serves the guest's memory, has ended.");
+            name.error()
+        }
         StopReason::Requested(StopRequest::Signal(number)) => {
             log::info!("Stopped by signal {number}.");
             Status::Signal(*number)

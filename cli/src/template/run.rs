@@ -127,6 +127,7 @@ fn load(args: &RunArgs, folder: &Path) -> SnapshotLoad {
             .clone()
             .map(|uds_path| VsockOverride { uds_path }),
         clock_realtime: true,
+        force: false,
     }
 }
 

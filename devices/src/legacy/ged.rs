@@ -10,6 +10,8 @@ use crate::interrupt::InterruptLine;
 const POWER_BUTTON: u32 = 1 << 0;
 /// A PCI function has come, or is to go: [`Hotplug`](crate::pci::hotplug::Hotplug) knows which.
 const PCI_HOTPLUG: u32 = 1 << 1;
+/// The VM generation ID has changed.
+const GENERATION_ID: u32 = 1 << 2;
 
 /// The register.
 pub struct Ged {
@@ -36,6 +38,11 @@ impl Ged {
     /// Tells the guest to look at its PCI slots.
     pub fn announce_pci_hotplug(&mut self) {
         self.raise(PCI_HOTPLUG);
+    }
+
+    /// Tells the guest that it goes on from what others may go on from as well.
+    pub fn announce_generation(&mut self) {
+        self.raise(GENERATION_ID);
     }
 
     /// See [`crate::state`]: events that the guest has not read.
@@ -109,7 +116,8 @@ mod tests {
         assert_eq!(read(&mut ged, 0, 4), [2, 0, 0, 0]);
         ged.announce_pci_hotplug();
         ged.press_power_button();
-        assert_eq!(read(&mut ged, 0, 4), [3, 0, 0, 0]);
+        ged.announce_generation();
+        assert_eq!(read(&mut ged, 0, 4), [7, 0, 0, 0]);
         assert!(!line.is_asserted());
     }
 

@@ -11,6 +11,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::state::MmioState;
 use devices::virtio::worker::EventLoop;
 use vmm::snapshot::format;
+use vmm::snapshot::host::HostState;
 use vmm::snapshot::memory::lay_out;
 use vmm::snapshot::state::{AboveRamState, LegacyState, VirtioState, VmState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -54,6 +55,7 @@ fn state() -> VmState {
         memory: lay_out([(0, 128 << 20)]),
         above_ram: AboveRamState::default(),
         images: Vec::new(),
+        host: HostState::here(),
         taken: 1,
         clock: kvm_bindings::kvm_clock_data::default(),
         vcpus: Vec::new(),
@@ -65,6 +67,7 @@ fn state() -> VmState {
             acpi_pm: 0,
             pics: [(0xff, 0); 2],
             pci_address: 0,
+            has_generation_id: true,
         },
         virtio: VirtioState::Mmio(vec![
             ("entropy device".into(), driven(entropy)),

@@ -171,7 +171,7 @@ fn before(directory: &Path) -> Vec<Row> {
             "/snapshot/load",
             json!({ "snapshot_path": path("s"),
                     "mem_backend": { "backend_type": "Uffd", "backend_path": path("m") },
-                    "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true,
+                    "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true, "force": true,
                     "network_overrides": [{ "iface_id": "e", "host_dev_name": "tap0" }],
                     "vsock_override": { "uds_path": path("w.sock") } }),
         )

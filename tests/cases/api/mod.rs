@@ -3,9 +3,11 @@
 
 mod described;
 mod fields;
+mod generations;
 mod hostile;
 mod process;
 mod resources;
+mod served;
 mod snapshots;
 mod states;
 mod telemetry;
@@ -46,6 +48,11 @@ pub(crate) const CASES: &[Case] = &[
         "snapshots_of_temporary_overlays",
         snapshots::of_temporary_overlays,
     ),
+    ("a_guest_that_goes_on_is_another_one", generations::differ),
+    ("metadata_and_snapshots", generations::metadata),
+    ("memory_from_another_process", served::goes_on),
+    ("a_page_server_that_ends", served::ends),
+    ("a_page_server_that_stands_still", served::stands_still),
     ("the_monitor_as_a_process", process::ends),
     ("under_the_name_firecracker", process::firecracker),
     ("a_configuration_file", process::config_file),

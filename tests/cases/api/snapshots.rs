@@ -203,11 +203,28 @@ pub(super) fn refused() {
         &["disk", "changed since"],
     );
     assert_eq!(second.get("/vm/config"), before);
+    // One that is of another size cannot be forced, either.
+    let forced = load(directory, &json!({"force": true}));
+    disk.set_len(1 << 19).unwrap();
+    second.refused(
+        "PUT",
+        "/snapshot/load",
+        Some(&forced),
+        &["disk", "524288 bytes"],
+    );
+    assert_eq!(second.get("/vm/config"), before);
+    disk.set_len(1 << 20).unwrap();
     disk.set_modified(modified).unwrap();
     // All of that has left it able to load it.
     second.put("/snapshot/load", from.clone());
     second.refused("PUT", "/snapshot/load", Some(&from), &["after starting"]);
     assert_eq!(second.terminate().status, 143);
+    disk.set_modified(modified + std::time::Duration::from_secs(1))
+        .unwrap();
+    let third = Service::start(&directory.join("second"), &[""; 0]);
+    third.refused("PUT", "/snapshot/load", Some(&from), &["changed since"]);
+    third.put("/snapshot/load", forced);
+    assert_eq!(third.terminate().status, 143);
 }
 
 /// Types a line at a guest that counts them, the `count`th; a digit has it give up what is in that slot.

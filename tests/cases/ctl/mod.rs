@@ -37,6 +37,7 @@ pub(crate) const CASES: &[Case] = &[
     ("consoles_and_their_sizes", console::size),
     ("what_cannot_be_attached_to", console::refused),
     ("a_guest_goes_on_from_a_directory", snapshot::goes_on),
+    ("a_risky_snapshot_has_to_be_forced", snapshot::forced),
     (
         "foreground_guests_go_on_from_a_directory",
         snapshot::of_foreground_guests,

@@ -84,6 +84,9 @@ pub(super) fn goes_on() {
             info.contains("64.0 MiB") && info.contains("stored"),
             "{info}"
         );
+        assert!(info.contains("restore     possible here"), "{info}");
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        assert!(info.contains(&format!("Linux {}", kernel.trim())), "{info}");
         host.ask(&["kill", "first", "second", "third", "fourth"]);
     }
 }
@@ -193,6 +196,51 @@ pub(super) fn cut() {
         assert!(ended.stderr.contains(part), "no {part:?}: {ended:?}");
     }
     assert!(!next.join("state").exists());
+}
+
+/// What is merely risky is named, and let pass if that is asked for.
+pub(super) fn forced() {
+    let host = Host::new();
+    let disk = host.write("disk", [7; 4096]);
+    let drive = json!({ "drive_id": "d", "is_root_device": false, "path_on_host": disk });
+    let config = json!({
+        "boot-source": { "kernel_image_path": host.write("counting", counting_kernel()) },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 64 },
+        "drives": [drive],
+    });
+    let config = host.write("config", config.to_string());
+    let mut first = host.vmm("first", &["--config-file", &config]);
+    assert_eq!(first.count(), 1);
+    let saved = host.path().join("saved");
+    let saved = saved.to_str().unwrap();
+    host.ask(&["snapshot", "first", saved]);
+    host.ask(&["kill", "first"]);
+    first.kill();
+    let info = || host.ask_json(&["snapshot", "info", saved, "--json"])["obstacles"].take();
+    assert_eq!(info(), json!([]));
+    let file = fs::File::options().write(true).open(&disk).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let found = info();
+    assert_eq!(found[0]["risky"], true, "{found}");
+    let text = host.ask(&["snapshot", "info", saved]);
+    assert!(text.contains("only with --force"), "{text}");
+    let refused = host.mote(&["restore", saved, "--id", "second"]);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    assert!(refused.stderr.contains("if this is forced"), "{refused:?}");
+    let mut second = Live::start(host.command(&["restore", saved, "--id", "second", "--force"]));
+    assert_eq!(second.count(), 2);
+    host.ask(&["kill", "second"]);
+    second.kill();
+    file.set_len(1).unwrap();
+    let found = info();
+    assert_eq!(found[0]["risky"], false, "{found}");
+    let refused = host.mote(&["restore", saved, "--id", "second", "--force"]);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    fs::remove_file(host.path().join("saved/memory")).unwrap();
+    let text = host.ask(&["snapshot", "info", saved]);
+    assert_eq!(text.matches("impossible here").count(), 2, "{text}");
+    let refused = host.mote(&["restore", saved, "--clock", "sundial"]);
+    assert!(refused.stderr.contains("realtime, stopped"), "{refused:?}");
 }
 
 pub(super) fn refused() {

@@ -6,6 +6,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::Error;
+use super::checked::Checked;
 use crate::config::Config;
 use crate::kvm;
 
@@ -13,6 +14,26 @@ use crate::kvm;
 pub(super) fn check_capabilities(kvm: &Kvm, cpu_config: &CpuConfig) -> Result<(), Error> {
     cpu_config.check_capabilities(|number| kvm.check_extension_raw(number.into()) > 0)?;
     Ok(())
+}
+
+/// What KVM supports, for a guest that boots, and how many bits its physical addresses have. What one that was there
+/// before has been told of its CPU it cannot be told again, so it has to be true here.
+pub(super) fn known(
+    config: &Config,
+    kvm: &Kvm,
+    origin: &Checked,
+) -> Result<(Option<CpuId>, u32), Error> {
+    match origin {
+        Checked::Boot { .. } => {
+            let supported = kvm::supported_cpuid(kvm)?;
+            let bits = cpuid::physical_address_bits(supported.as_slice());
+            Ok((Some(supported), bits))
+        }
+        Checked::Saved(saved) => {
+            saved.check_host(kvm, config.cpu_config())?;
+            Ok((None, cpuid::physical_address_bits(saved.cpuid())))
+        }
+    }
 }
 
 /// Creates the vCPUs, as they are after reset.

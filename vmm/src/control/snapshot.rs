@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use api::command::{Fault, State};
 use api::types::{
-    Backend, MacAddress, MemBackend, MemBackendType, Overlay, SnapshotCreate, SnapshotLoad,
-    SnapshotType, VmConfig,
+    Backend, MacAddress, MemBackendType, Overlay, SnapshotCreate, SnapshotLoad, SnapshotType,
+    VmConfig,
 };
 
 use devices::backend::disk;
@@ -17,7 +17,7 @@ use super::writing::BeingWritten;
 use super::{Control, Execution, chain, convert, whole};
 use crate::config::{Device, DeviceKind};
 use crate::controls::DeviceId;
-use crate::snapshot::load::Saved;
+use crate::snapshot::load::{MemoryFrom, Request, Saved};
 use crate::snapshot::{overlays, save};
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
@@ -145,26 +145,22 @@ impl Control {
             return Err(cannot_load("the microVM has been configured already"));
         }
         let memory = match (&snapshot.mem_backend, &snapshot.mem_file_path) {
-            (
-                Some(MemBackend {
-                    backend_type: MemBackendType::Uffd,
-                    ..
-                }),
-                _,
-            ) => {
-                return Err(cannot_load(
-                    "memory from a page-fault server (backend_type Uffd) is not there in this version of mote",
-                ));
+            (Some(backend), _) => {
+                let path = Path::new(&backend.backend_path);
+                match backend.backend_type {
+                    MemBackendType::File => MemoryFrom::File(path),
+                    MemBackendType::Uffd => MemoryFrom::Handler(path),
+                }
             }
-            (Some(backend), _) => &backend.backend_path,
-            (None, Some(path)) => path,
+            (None, Some(path)) => MemoryFrom::File(Path::new(path)),
             (None, None) => return Err(cannot_load("there is no memory (mem_backend)")),
         };
-        let saved = Saved::open(
-            Path::new(&snapshot.snapshot_path),
-            Path::new(memory),
-            snapshot.clock_realtime,
-        )
+        let saved = Saved::open(&Request {
+            state: Path::new(&snapshot.snapshot_path),
+            memory,
+            advance: snapshot.clock_realtime,
+            force: snapshot.force,
+        })
         .map_err(|error| cannot_load(chain(&error)))?;
         let (mut document, _) =
             VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;

@@ -22,11 +22,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Somebody has written to it.
+    /// It has been made larger or smaller.
     #[error(
-        "{path} is not as it was when the snapshot was taken: it has {found} bytes and was changed {changed}, \
-         then it had {saved}",
-        changed = if *later { "since" } else { "at another time" }
+        "{path} is not as it was when the snapshot was taken: it has {found} bytes, then it had {saved}"
     )]
     Changed {
         /// The file.
@@ -35,6 +33,16 @@ pub enum Error {
         saved: u64,
         /// Bytes now.
         found: u64,
+    },
+    /// Somebody may have written to it.
+    #[error(
+        "{path} is not as it was when the snapshot was taken: it was changed {changed}. What the guest knows of it can \
+         be wrong, if this is forced",
+        changed = if *later { "since" } else { "at another time" }
+    )]
+    Touched {
+        /// The file.
+        path: String,
         /// It was changed after that.
         later: bool,
     },
@@ -63,18 +71,23 @@ impl ImageState {
         })
     }
 
-    /// Whether it is as it was.
-    pub fn check(&self) -> Result<(), Error> {
+    /// Whether it is as it was. `force`: it is enough that it may be.
+    pub fn check(&self, force: bool) -> Result<(), Error> {
         let now = Self::of(&self.path)?;
-        if now == *self {
-            return Ok(());
+        if now.bytes != self.bytes {
+            return Err(Error::Changed {
+                path: now.path,
+                saved: self.bytes,
+                found: now.bytes,
+            });
         }
-        Err(Error::Changed {
-            path: now.path,
-            saved: self.bytes,
-            found: now.bytes,
-            later: now.modified > self.modified,
-        })
+        if now.modified != self.modified && !force {
+            return Err(Error::Touched {
+                path: now.path,
+                later: now.modified > self.modified,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -90,19 +103,21 @@ mod tests {
         let path = file.as_path().to_str().unwrap();
         fs::write(path, "one").unwrap();
         let state = ImageState::of(path).unwrap();
-        state.check().unwrap();
+        state.check(false).unwrap();
         // Reading is nothing.
         fs::read(path).unwrap();
-        state.check().unwrap();
+        state.check(false).unwrap();
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
         file.as_file().set_modified(later).unwrap();
-        let changed = state.check().unwrap_err();
+        let changed = state.check(false).unwrap_err();
         assert!(changed.to_string().contains("changed since"), "{changed}");
+        state.check(true).unwrap();
         fs::write(path, "longer").unwrap();
-        let changed = state.check().unwrap_err();
+        let changed = state.check(false).unwrap_err();
         assert!(changed.to_string().contains("6 bytes"), "{changed}");
+        assert!(state.check(true).is_err());
         fs::remove_file(path).unwrap();
-        assert!(matches!(state.check(), Err(Error::Missing { .. })));
+        assert!(matches!(state.check(false), Err(Error::Missing { .. })));
         fs::write(path, "one").unwrap();
     }
 }

@@ -2,23 +2,30 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arch::vcpu_state::{self, XsaveSize};
+use arch::cpu_config::CpuConfig;
+use arch::layout;
+use arch::vcpu_state::{self, Terms, XsaveSize};
+use devices::lock;
 use devices::pci::root::Slot;
-use kvm_bindings::kvm_clock_data;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data, kvm_cpuid_entry2};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use super::format::{self, StateFile};
-use super::images::{self, ImageState};
+use super::host;
+use super::images;
 use super::memory::{self, Id};
 use super::state::{VirtioState, VmState};
+use super::uffd::{self, Handler, Served};
 use crate::above_ram::AboveRamState;
-use crate::config::{Config, ConsoleKind};
+use crate::config::{Config, ConsoleKind, HugePages};
 use crate::controls::Registered;
+use crate::events::Events;
 use crate::hardware::{self, Hardware};
-use crate::kvm;
+use crate::{generation, kvm};
 
 /// Why a snapshot cannot be loaded.
 #[derive(Debug, Error)]
@@ -38,6 +45,15 @@ pub enum Error {
     /// The memory file.
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// Memory that another process is to serve.
+    #[error(transparent)]
+    Uffd(#[from] uffd::Error),
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// The memory file cannot be mapped.
+    #[error(transparent)]
+    Map(crate::memory::Error),
     /// The vCPUs are not those of the configuration.
     #[error("The state has {saved} vCPUs, the configuration {configured}")]
     Vcpus {
@@ -55,17 +71,50 @@ pub enum Error {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
+    /// The VM generation ID.
+    #[error(transparent)]
+    Generation(#[from] generation::Error),
     /// A device.
     #[error(transparent)]
     Hardware(#[from] hardware::Error),
 }
 
+/// Where the memory of a snapshot comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum MemoryFrom<'a> {
+    /// The memory file.
+    File(&'a Path),
+    /// A process that serves page faults, by its Unix socket.
+    Handler(&'a Path),
+}
+
+/// A snapshot, and how it is to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The state file.
+    pub state: &'a Path,
+    /// Its memory.
+    pub memory: MemoryFrom<'a>,
+    /// The guest's clocks go on as if it had run since; else they stood still.
+    pub advance: bool,
+    /// What is merely risky is let pass.
+    pub force: bool,
+}
+
 /// A snapshot whose files have been opened, and whose state has been decoded.
 pub struct Saved {
     state: VmState,
-    memory: File,
+    memory: Memory,
+    advance: bool,
+    force: bool,
     /// What describes the machine, in JSON.
     pub config: String,
+}
+
+enum Memory {
+    File(File),
+    /// Until it has taken over.
+    Handler(Handler),
 }
 
 /// The file that a guest's memory is mapped from, for as long as that runs.
@@ -83,25 +132,25 @@ impl MemoryFile {
 }
 
 impl Saved {
-    /// Opens a snapshot. `advance`: the guest's clock goes on as if it had run since; else it stood still.
-    pub fn open(state_path: &Path, memory_path: &Path, advance: bool) -> Result<Self, Error> {
+    /// Opens a snapshot.
+    pub fn open(request: &Request<'_>) -> Result<Self, Error> {
         let open = |path: &Path| {
             File::open(path).map_err(|error| Error::Open {
                 path: path.to_owned(),
                 error,
             })
         };
-        let mut file = open(state_path)?;
+        let mut file = open(request.state)?;
         let file = StateFile::read(&mut file)?;
-        let mut state: VmState = file.state()?;
-        let memory = open(memory_path)?;
-        if advance {
-            let since = super::nanoseconds_since_1970().saturating_sub(state.taken);
-            state.clock.clock = state.clock.clock.saturating_add(since);
-        }
+        let state: VmState = file.state()?;
         Ok(Self {
             state,
-            memory,
+            memory: match request.memory {
+                MemoryFrom::File(path) => Memory::File(open(path)?),
+                MemoryFrom::Handler(path) => Memory::Handler(Handler::connect(path)?),
+            },
+            advance: request.advance,
+            force: request.force,
             config: file.config,
         })
     }
@@ -144,6 +193,16 @@ impl Saved {
         Ok(self.state.virtio.place(devices)?)
     }
 
+    /// Whether its guest has been told where its VM generation ID is.
+    pub(crate) fn has_generation_id(&self) -> bool {
+        self.state.legacy.has_generation_id
+    }
+
+    /// What its guest has been told of its CPU.
+    pub(crate) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        cpuid_of(&self.state)
+    }
+
     /// Checks what the configuration of the machine has to agree with.
     pub(crate) fn check(&self, config: &Config) -> Result<(), Error> {
         let (saved, configured) = (self.state.vcpus.len(), config.cpus() as usize);
@@ -153,60 +212,159 @@ impl Saved {
         if self.state.memory_base.is_some() {
             return Err(memory::Error::Differential.into());
         }
-        memory::check(
-            &self.state.memory,
-            self.state
-                .memory_ranges(config.memory(), config.memory_hotplug())?,
-            &self.state.memory_id,
-            &self.memory,
-        )?;
+        let (ram, plugging) = (config.memory(), config.memory_hotplug());
+        let wanted = self.state.memory_ranges(ram, plugging)?;
+        memory::check_regions(&self.state.memory, wanted)?;
+        if let Memory::File(file) = &self.memory {
+            memory::check_file(&self.state.memory, &self.state.memory_id, file)?;
+        }
         let mut images = self.state.images.iter();
-        images.try_for_each(ImageState::check)?;
+        images.try_for_each(|image| image.check(self.force))?;
         Ok(())
     }
 
-    /// Maps the memory file over guest memory, private: nothing is read that the guest does not touch, and the
-    /// file never changes. Huge pages are read.
-    pub(crate) fn map_memory(&self, memory: &GuestMemoryMmap) -> Result<(), crate::memory::Error> {
+    /// What is left of it when all has been made, if its memory is a file's.
+    pub(crate) fn into_memory_file(self) -> Option<MemoryFile> {
+        match self.memory {
+            Memory::File(file) => Some(MemoryFile {
+                bytes: memory::file_size(&self.state.memory),
+                file,
+            }),
+            Memory::Handler(_) => None,
+        }
+    }
+
+    /// Checks that the guest can go on on this host, with a CPU that was told to be like `cpu_config`.
+    pub(crate) fn check_host(&self, kvm: &Kvm, cpu_config: &CpuConfig) -> Result<(), Error> {
+        let is_custom = *cpu_config != CpuConfig::default();
+        let host = &self.state.host;
+        Ok(host.check(self.cpuid(), kvm, is_custom, self.force)?)
+    }
+
+    /// Has guest memory come from where it is: nothing is read that the guest does not touch. The memory file is mapped
+    /// private, and never changes. Huge pages are read.
+    pub(crate) fn map_memory(
+        &self,
+        memory: &GuestMemoryMmap,
+        huge_pages: HugePages,
+        events: &Arc<Events>,
+    ) -> Result<Option<Served>, Error> {
+        let file = match &self.memory {
+            Memory::File(file) => file,
+            Memory::Handler(handler) => {
+                let (regions, own) = (&self.state.memory, layout::GENERATION_ID_START);
+                let served = handler.take_over(memory, regions, huge_pages, own, events)?;
+                return Ok(Some(served));
+            }
+        };
         for region in &self.state.memory {
-            crate::memory::put_file(
-                memory,
-                region.gpa,
-                region.bytes,
-                &self.memory,
-                region.offset,
-            )?;
+            crate::memory::put_file(memory, region.gpa, region.bytes, file, region.offset)
+                .map_err(Error::Map)?;
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// What is left of it when all has been made.
-    pub(crate) fn into_memory_file(self) -> MemoryFile {
-        MemoryFile {
-            bytes: memory::file_size(&self.state.memory),
-            file: self.memory,
-        }
-    }
-
-    /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them.
+    /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them. Last, the guest is told
+    /// that it is another one.
     pub(crate) fn restore(
         &self,
         vm: &VmFd,
         vcpus: &[VcpuFd],
         hardware: &Hardware,
+        memory: &GuestMemoryMmap,
     ) -> Result<(), Error> {
         let state = &self.state;
-        let xsave = XsaveSize::of(vm);
-        let clock = kvm_clock_data {
-            clock: state.clock.clock,
-            ..Default::default()
+        let passed = if self.advance {
+            super::nanoseconds_since_1970().saturating_sub(state.taken)
+        } else {
+            0
         };
-        vm.set_clock(&clock)
-            .map_err(kvm::refused("KVM_SET_CLOCK"))?;
+        set_clock(vm, &state.clock, passed)?;
+        let terms = Terms {
+            xsave: XsaveSize::of(vm),
+            passed,
+            force: self.force,
+        };
         for (index, (vcpu, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
-            saved.restore(vcpu, index, xsave)?;
+            saved.restore(vcpu, index, terms)?;
         }
         hardware.restore(&state.ioapic, &state.legacy, &state.virtio)?;
+        if hardware.has_generation_id {
+            generation::renew(memory)?;
+            lock(&hardware.ged).announce_generation();
+        }
         Ok(())
     }
+}
+
+/// Sets the clock that KVM gives its guests: `passed` nanoseconds further. KVM can itself tell how long ago it gave
+/// the time, to the nanosecond, where it told what time of day it was (Linux 5.16).
+fn set_clock(vm: &VmFd, saved: &kvm_clock_data, passed: u64) -> Result<(), Error> {
+    if passed > 0 && saved.flags & KVM_CLOCK_REALTIME != 0 {
+        let clock = kvm_clock_data {
+            clock: saved.clock,
+            realtime: saved.realtime,
+            flags: KVM_CLOCK_REALTIME,
+            ..Default::default()
+        };
+        // An older one here refuses.
+        if vm.set_clock(&clock).is_ok() {
+            return Ok(());
+        }
+    }
+    let clock = kvm_clock_data {
+        clock: saved.clock.saturating_add(passed),
+        ..Default::default()
+    };
+    let set = vm.set_clock(&clock);
+    Ok(set.map_err(kvm::refused("KVM_SET_CLOCK"))?)
+}
+
+fn cpuid_of(state: &VmState) -> &[kvm_cpuid_entry2] {
+    let first = state.vcpus.first();
+    first.map_or(&[], |vcpu| vcpu.cpuid())
+}
+
+/// Why a snapshot could not be loaded here, as far as that can be known without loading it.
+#[derive(Debug)]
+pub struct Obstacle {
+    /// What is wrong.
+    pub why: Error,
+    /// It can be let pass.
+    pub is_risky: bool,
+}
+
+/// All that is in the way of a snapshot with this state, whose memory file is at `memory`. `is_custom`: its CPU was told
+/// to be another than the host's.
+pub fn obstacles(
+    state: &VmState,
+    memory: &Path,
+    kvm_device: &Path,
+    is_custom: bool,
+) -> Vec<Obstacle> {
+    let mut obstacles = Vec::new();
+    let mut note = |check: &dyn Fn(bool) -> Result<(), Error>| {
+        if let Err(why) = check(false) {
+            let is_risky = check(true).is_ok();
+            obstacles.push(Obstacle { why, is_risky });
+        }
+    };
+    note(&|_| {
+        if state.memory_base.is_some() {
+            return Err(memory::Error::Differential.into());
+        }
+        let file = File::open(memory).map_err(|error| Error::Open {
+            path: memory.to_owned(),
+            error,
+        })?;
+        Ok(memory::check_file(&state.memory, &state.memory_id, &file)?)
+    });
+    for image in &state.images {
+        note(&|force| Ok(image.check(force)?));
+    }
+    note(&|force| {
+        let host = &state.host;
+        Ok(host.check_with(cpuid_of(state), kvm_device, is_custom, force)?)
+    });
+    obstacles
 }

@@ -124,18 +124,21 @@ pub fn file_size(regions: &[RegionState]) -> u64 {
     end_of(regions).saturating_add(size_of::<Id>() as u64)
 }
 
-/// Checks that a file of these regions, which may be anything, has what `wanted` says.
-pub fn check(
+/// Checks that these regions, which may be anything, are those of a machine with RAM where `wanted` says.
+pub fn check_regions(
     regions: &[RegionState],
     wanted: impl IntoIterator<Item = (u64, u64)>,
-    id: &Id,
-    file: &File,
 ) -> Result<(), Error> {
-    let wanted = lay_out(wanted);
-    if regions != wanted {
-        return Err(Error::Regions);
+    if regions == lay_out(wanted) {
+        Ok(())
+    } else {
+        Err(Error::Regions)
     }
-    let expected = file_size(&wanted);
+}
+
+/// Checks that a file has what these regions, which have been checked, say.
+pub fn check_file(regions: &[RegionState], id: &Id, file: &File) -> Result<(), Error> {
+    let expected = file_size(regions);
     let found = file.metadata().map_err(Error::Read)?.len();
     if found != expected {
         return Err(Error::Size { found, expected });

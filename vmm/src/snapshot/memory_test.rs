@@ -2,6 +2,16 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
 
+fn check(
+    regions: &[RegionState],
+    wanted: impl IntoIterator<Item = (u64, u64)>,
+    id: &Id,
+    file: &File,
+) -> Result<(), Error> {
+    check_regions(regions, wanted)?;
+    check_file(regions, id, file)
+}
+
 const MIB: u64 = 1 << 20;
 const ID: Id = *b"0123456789abcdef";
 const BASE: Id = *b"fedcba9876543210";

@@ -112,8 +112,7 @@ pub fn merge(base: &Path, differential: &Path, into: &Path) -> Result<(), Error>
         |source| Error::Memory { path, source }
     };
     memory::check_layout(regions).map_err(of(&changes_path))?;
-    let sizes = regions.iter().map(|region| (region.gpa, region.bytes));
-    memory::check(regions, sizes, &whole.memory_id, &from).map_err(of(&from_path))?;
+    memory::check_file(regions, &whole.memory_id, &from).map_err(of(&from_path))?;
     let diff = Diff::read(regions, &state.memory_id, &changes).map_err(of(&changes_path))?;
     if diff.base != wanted {
         return Err(unrelated());

@@ -65,10 +65,7 @@ fn check(directory: &Path, id: Id) {
     let (state, _) = directory::read_state(directory).unwrap();
     assert_eq!((state.memory_id, state.memory_base), (id, None));
     let file = File::open(directory::memory(directory)).unwrap();
-    let sizes = regions()
-        .into_iter()
-        .map(|region| (region.gpa, region.bytes));
-    memory::check(&regions(), sizes, &id, &file).unwrap();
+    memory::check_file(&regions(), &id, &file).unwrap();
 }
 
 const AFTER_FIRST: [(u64, u8); 5] = [

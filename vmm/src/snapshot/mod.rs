@@ -1,7 +1,7 @@
 //! Snapshots: a machine as files, from which another process makes it again.
 //!
 //! Reading order: `state` (what there is of a machine besides its memory), `format` (the state file), `memory`
-//! (the memory file), `images` (other files that the guest uses), `overlays` (what else was written to disks), `places`
+//! (the memory file), `uffd` (memory that another process serves), `host` (where it ran), `images` (other files that the guest uses), `overlays` (what else was written to disks), `places`
 //! (which device and which memory is where), `file` (how files come to be whole or not at all), `save` (from a machine to
 //! files), `load` (back). How memory is written while the guest goes on: `pages` (which there are), `writer` (what
 //! writes them), `fork` (the process that does), `collapse` (why that is quick); `history` and `tracking` (what changed
@@ -12,6 +12,7 @@
 
 pub mod directory;
 pub mod format;
+pub mod host;
 pub mod images;
 pub mod load;
 pub mod memory;
@@ -29,7 +30,12 @@ mod pages;
 #[cfg(test)]
 mod test_support;
 mod tracking;
+mod tripwires;
+mod uffd;
 mod writer;
+
+pub use uffd::Error as UffdError;
+pub(crate) use uffd::{Ending, Served};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -37,3 +43,6 @@ fn nanoseconds_since_1970() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod golden_test;

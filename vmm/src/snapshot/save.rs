@@ -23,6 +23,7 @@ use super::fork::Child;
 pub use super::fork::Killer;
 use super::format;
 use super::history::History;
+use super::host::HostState;
 use super::images::{self, ImageState};
 use super::memory::{self, Id, RegionState};
 use super::overlays::Overlays;
@@ -95,6 +96,8 @@ pub struct Source {
     pub(crate) history: Arc<Mutex<History>>,
     pub(crate) kvm_device: PathBuf,
     pub(crate) controls: Controls,
+    /// Another process serves its memory.
+    pub(crate) is_served: bool,
     /// Bytes of RAM.
     pub(crate) ram: u64,
 }
@@ -256,7 +259,10 @@ impl Source {
         regions: &[RegionState],
         id: Id,
     ) -> Result<(Job, Option<std::io::Error>), Error> {
-        let job = Job::new(Arc::clone(memory), regions, id)?;
+        let mut job = Job::new(Arc::clone(memory), regions, id)?;
+        if self.is_served {
+            job.is_served();
+        }
         let untracked = lock(&self.history).prepare(job.map()).err();
         Ok((job, untracked))
     }
@@ -313,6 +319,7 @@ impl Source {
                 .iter()
                 .map(|path| ImageState::of(path))
                 .collect::<Result<_, _>>()?,
+            host: HostState::here(),
             taken: super::nanoseconds_since_1970(),
             clock: vm.get_clock().map_err(kvm::refused("KVM_GET_CLOCK"))?,
             vcpus,

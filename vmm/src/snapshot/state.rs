@@ -13,6 +13,7 @@ use devices::virtio::transport::pci::PciState;
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 
+use super::host::HostState;
 use super::images::ImageState;
 use super::memory::{Id, RegionState};
 pub use crate::above_ram::AboveRamState;
@@ -30,6 +31,8 @@ pub struct VmState {
     pub above_ram: AboveRamState,
     /// The files that it uses.
     pub images: Vec<ImageState>,
+    /// The host that it was taken on.
+    pub host: HostState,
     /// Nanoseconds since 1970 when it was taken.
     pub taken: u64,
     /// The clock that KVM gives its guests.
@@ -61,6 +64,8 @@ pub struct LegacyState {
     pub job_port: Option<JobPortState>,
     /// The address register of PCI configuration.
     pub pci_address: u32,
+    /// The guest has been told where its VM generation ID is.
+    pub has_generation_id: bool,
 }
 
 /// virtio devices, in the order of their slots, each with its name as in the configuration.

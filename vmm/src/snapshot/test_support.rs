@@ -8,6 +8,7 @@ use std::sync::Arc;
 use devices::interrupt::{MsiMessage, MsiSink};
 use devices::ioapic::IoApic;
 
+use super::host::HostState;
 use super::memory::{Id, RegionState, diff_trailer, end_of, lay_out};
 use super::state::{LegacyState, VirtioState, VmState};
 use super::{directory, format};
@@ -34,6 +35,7 @@ pub(super) fn state(memory_id: Id, memory_base: Option<Id>) -> VmState {
         above_ram: AboveRamState::default(),
         memory: regions(),
         images: Vec::new(),
+        host: HostState::here(),
         taken: 1,
         clock: kvm_bindings::kvm_clock_data::default(),
         vcpus: Vec::new(),
@@ -45,6 +47,7 @@ pub(super) fn state(memory_id: Id, memory_base: Option<Id>) -> VmState {
             acpi_pm: 0,
             pics: [(0, 0); 2],
             job_port: None,
+            has_generation_id: false,
             pci_address: 0,
         },
         virtio: VirtioState::Mmio(Vec::new()),

@@ -69,6 +69,15 @@ impl Job {
         })
     }
 
+    /// Another process serves this one's memory, and no other's: where there is no page, there is one as soon as it is touched
+    /// here.
+    pub(super) fn is_served(&mut self) {
+        self.map.can_be_forked = false;
+        for part in &mut self.map.parts {
+            part.is_of_file = true;
+        }
+    }
+
     /// Where guest memory is.
     pub(super) fn map(&self) -> &Map {
         &self.map

@@ -50,8 +50,7 @@ fn what_is_in_memory_is_in_the_file_and_nothing_else() {
     assert_eq!(written, 4096 + 2 * 4096 + 4096);
     assert_eq!(file.metadata().unwrap().len(), 9 * MIB + 16);
     assert!(file.metadata().unwrap().blocks() * 512 < MIB);
-    let sizes = regions.iter().map(|region| (region.gpa, region.bytes));
-    memory::check(&regions, sizes, &ID, &file).unwrap();
+    memory::check_file(&regions, &ID, &file).unwrap();
     for region in &regions {
         let mut expected = vec![0; region.bytes as usize];
         memory
