@@ -163,6 +163,7 @@ pub(crate) fn build_on(
 }
 
 /// Where a machine comes from, checked.
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Checked {
     /// It boots.
     Boot {
@@ -230,10 +231,7 @@ fn assemble(
     let memory = memory::allocate(config.memory(), config.huge_pages(), regions)?;
     let memory = Arc::new(memory);
     let loaded = match &origin {
-        Checked::Saved(saved) => {
-            saved.map_memory(&memory)?;
-            Some(saved.memory_id())
-        }
+        Checked::Saved(saved) => Some(saved.map_memory(&memory)?),
         Checked::Boot { .. } => None,
     };
     let history = History::new(config.track_dirty_pages(), loaded);

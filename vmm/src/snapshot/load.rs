@@ -89,11 +89,6 @@ impl Saved {
         })
     }
 
-    /// What its memory file is known by.
-    pub(crate) fn memory_id(&self) -> memory::Id {
-        self.state.memory_id
-    }
-
     /// Whether its machine has a PCI bus.
     pub fn has_pci(&self) -> bool {
         matches!(self.state.virtio, VirtioState::Pci { .. })
@@ -125,8 +120,11 @@ impl Saved {
     }
 
     /// Maps the memory file over guest memory, private: nothing is read that the guest does not touch, and the
-    /// file never changes.
-    pub(crate) fn map_memory(&self, memory: &GuestMemoryMmap) -> Result<(), crate::memory::Error> {
+    /// file never changes. Returns what that file is known by.
+    pub(crate) fn map_memory(
+        &self,
+        memory: &GuestMemoryMmap,
+    ) -> Result<memory::Id, crate::memory::Error> {
         for region in &self.state.memory {
             crate::memory::map_file(
                 memory,
@@ -136,7 +134,7 @@ impl Saved {
                 region.offset,
             )?;
         }
-        Ok(())
+        Ok(self.state.memory_id)
     }
 
     /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them.
