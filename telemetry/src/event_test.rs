@@ -36,6 +36,11 @@ fn all() -> Vec<Event> {
             error: "no space".into(),
         },
         Event::LogTrouble { missed: 4 },
+        Event::Snapshot {
+            differential: true,
+            pause_us: 5,
+            memory_bytes: 4096,
+        },
     ]
 }
 

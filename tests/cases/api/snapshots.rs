@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
@@ -489,6 +489,7 @@ pub(super) fn differential() {
     );
     assert_eq!(second.live().count(), 2);
     let whole = fs::metadata(directory.join("memory")).unwrap();
+    let (_, mut events) = service::open(second.socket(), "/events", "");
     for (state, memory) in [("s1", "m1"), ("s2", "m2")] {
         let mut diff = body.clone();
         diff["snapshot_path"] = json!(directory.join(state));
@@ -498,6 +499,15 @@ pub(super) fn differential() {
         assert!(part.len() > whole.len(), "there is no table: {part:?}");
         assert!(part.blocks() < whole.blocks(), "{part:?} {whole:?}");
         assert_eq!(part.mode() & 0o777, 0o600);
+        let mut line = String::new();
+        while !line.contains(r#""event":"snapshot""#) {
+            line.clear();
+            assert!(events.read_line(&mut line).unwrap() > 0);
+        }
+        assert!(
+            line.contains(r#""differential":true"#) && line.contains("pause_us"),
+            "{line}"
+        );
     }
     assert_eq!(second.terminate().status, 143);
     let third = Service::start(directory, &[""; 0]);

@@ -62,15 +62,21 @@ impl Child {
     ) -> io::Result<Self> {
         let (result, writer) = pipe()?;
         let mut pidfd: libc::c_int = -1;
-        let args = CloneArgs {
-            flags: libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND,
-            pidfd: (&raw mut pidfd).expose_provenance() as u64,
-            ..CloneArgs::default()
-        };
         let parent = std::process::id();
         let mask = BlockedSignals::new();
         // SAFETY: as fork(2): memory is not shared but copied. What the child does is `child`, which does not return.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
+        let pid = unsafe {
+            // Its end is no signal to anyone.
+            let no_stack = 0;
+            libc::syscall(
+                libc::SYS_clone,
+                libc::CLONE_PIDFD,
+                no_stack,
+                &raw mut pidfd,
+                0,
+                0,
+            )
+        };
         if pid == 0 {
             child(file, &writer, parent, shared, work);
         }
@@ -131,24 +137,8 @@ impl Drop for Child {
     }
 }
 
-/// `struct clone_args`, as of Linux 5.3.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-}
-
-/// Handlers are the parent's.
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-
-/// No signal is handled by this thread, or by a process that it makes.
+/// No signal is handled by this thread, or by a process that it makes: what this process has to say to them is said by its
+/// other threads.
 struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
