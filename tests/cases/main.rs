@@ -91,7 +91,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
-        ("snapshot", snapshot_devices::CASES, &no_linux),
+        ("snapshot_devices", snapshot_devices::CASES, &no_linux),
         ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),
         ("memory", memory::CASES, &no_linux),
