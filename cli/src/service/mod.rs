@@ -202,8 +202,10 @@ pub(crate) fn vmm(
 
     let served = stage.serve(&queue, |vm: &mut Vm| {
         metrics.meet(vm.insight());
-        // Its memory may be a file's, which somebody may cut.
-        disaster::handle();
+        if vm.is_restored() {
+            // Somebody may cut the file of its memory.
+            disaster::handle();
+        }
         if let Err(error) = watch_window(vm) {
             log::warn!("The guest does not hear of its terminal's size: {error}");
         }
