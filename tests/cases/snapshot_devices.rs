@@ -130,7 +130,7 @@ fn what_came() {
     does(
         &mut service,
         "more() { [ $(awk '/^MemTotal/ { print $2 }' /proc/meminfo) -gt 300000 ]; }; await more; \
-         must mount -t tmpfs -o size=100m tmp /mnt; must guest-probe block fill /mnt/file --size 64m --seed 4",
+         must mount -t tmpfs -o size=100m tmp /mnt; must touch /mnt/file; must guest-probe block fill /mnt/file --size 64m --seed 4",
     );
     does(
         &mut service,
