@@ -26,10 +26,13 @@ use vmm_sys_util::tempdir::TempDir;
 
 const BUSYBOX: &str = "/bin/busybox";
 
+/// Makes the command that runs a program.
+type Run = dyn Fn(&[&str]) -> Command;
+
 /// A way to run a program.
 struct Row {
     name: String,
-    command: Box<dyn Fn(&[&str]) -> Command>,
+    command: Box<Run>,
     outputs: Vec<Duration>,
     exits: Vec<Duration>,
 }

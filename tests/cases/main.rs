@@ -96,7 +96,7 @@ fn main() {
         ("pci", pci::NETWORK_CASES, &no_networks),
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
-        ("snapshot", snapshot_devices::CASES, &no_linux),
+        ("snapshot_devices", snapshot_devices::CASES, &no_linux),
         ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
         ("client", client::CASES, &no_networks),

@@ -39,7 +39,7 @@ fn half_a_line() {
     first.expect("READY");
     // It goes on when its window has a size that it will have in the other process only.
     first.send(
-        "printf 'half '; until [ \"$(stty size)\" = '33 101' ]; do usleep 10000; done; read -r rest; \
+        "printf 'half '; until [ \"$(stty size 2>/dev/null)\" = '33 101' ]; do usleep 10000; done; read -r rest; \
          echo \"a line: $rest\"\nand what was typed",
     );
     until("half a line", || {
@@ -130,7 +130,7 @@ fn what_came() {
     does(
         &mut service,
         "more() { [ $(awk '/^MemTotal/ { print $2 }' /proc/meminfo) -gt 300000 ]; }; await more; \
-         must mount -t tmpfs -o size=100m tmp /mnt; must guest-probe block fill /mnt/file --size 64m --seed 4",
+         must mount -t tmpfs -o size=100m tmp /mnt; must touch /mnt/file; must guest-probe block fill /mnt/file --size 64m --seed 4",
     );
     does(
         &mut service,

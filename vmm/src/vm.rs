@@ -460,6 +460,11 @@ impl Vm {
         }
     }
 
+    /// Whether it comes from a snapshot, in whose file its memory is.
+    pub fn is_restored(&self) -> bool {
+        self.memory_file.is_some()
+    }
+
     /// Whether some of its memory is gone, as somebody has cut the snapshot's file that it was in.
     pub fn has_lost_memory(&self) -> bool {
         self.memory_file.as_ref().is_some_and(MemoryFile::is_cut)

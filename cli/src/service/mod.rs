@@ -185,7 +185,7 @@ pub(crate) fn vmm(
             let vm = restore(&mut control, stage, load, &metrics).map_err(refused(args))?;
             Begun::Restored(Box::new(vm))
         }
-        None => Begun::Empty(stage, queue),
+        None => Begun::Empty(Box::new(stage), queue),
     };
     let failed = Arc::new(OnceLock::new());
     first.extend(file.into_iter().flat_map(handler::commands_of));
@@ -251,7 +251,7 @@ pub(crate) fn vmm(
 /// What the main thread has, before it serves a machine.
 enum Begun {
     /// A place for one that is to be asked for.
-    Empty(Stage, OrderQueue),
+    Empty(Box<Stage>, OrderQueue),
     /// One that was restored.
     Restored(Box<Vm>),
 }
@@ -291,8 +291,10 @@ fn restore(
 /// There is a machine now, which is about to start.
 fn meet(vm: &mut Vm, metrics: &Arc<Metrics>) {
     metrics.meet(vm.insight());
-    // Its memory may be a file's, which somebody may cut.
-    disaster::handle();
+    if vm.is_restored() {
+        // Somebody may cut the file of its memory.
+        disaster::handle();
+    }
     if let Err(error) = watch_window(vm) {
         log::warn!("The guest does not hear of its terminal's size: {error}");
     }

@@ -231,7 +231,7 @@ fn sources(args: &RunArgs, config: &Config, guest: &Guest) -> io::Result<Vec<Sou
     match &guest.initrd {
         // It is made of that.
         Some(_) if args.initrd.is_none() && args.config_file.is_none() => {
-            paths.push(Path::new(BUSYBOX))
+            paths.push(Path::new(BUSYBOX));
         }
         Some((_, path)) => paths.push(path),
         None => {}
