@@ -50,6 +50,7 @@ use crate::pci::{self, Pci};
 use crate::snapshot::Served;
 use crate::snapshot::history::History;
 use crate::snapshot::load::{self, MemoryFile};
+use crate::snapshot::working_set::{Populating, PreFault};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
 use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
@@ -194,6 +195,7 @@ pub(crate) struct Parts {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) served: Option<Served>,
+    pub(crate) populating: Populating,
 }
 
 /// `on_loop` becomes what is on the stage's event loop for this machine.
@@ -233,6 +235,10 @@ fn assemble(
         ),
         Checked::Boot { .. } => (None, None),
     };
+    let populating = match &origin {
+        Checked::Saved(saved) => saved.populate(&memory, config.huge_pages()),
+        Checked::Boot { .. } => Populating::default(),
+    };
     let history = History::new(config.track_dirty_pages(), loaded);
     times.memory = Instant::now();
 
@@ -267,7 +273,7 @@ fn assemble(
     }
     times.vcpus = Instant::now();
 
-    let mut memory_file = None;
+    let (mut memory_file, mut pre_fault) = (None, None);
     match origin {
         Checked::Boot { payload, image } => {
             let entry = load(
@@ -284,6 +290,7 @@ fn assemble(
         }
         Checked::Saved(saved) => {
             saved.restore(&vm, &vcpus, &machine.hardware, &memory)?;
+            pre_fault = saved.pre_fault();
             memory_file = saved.into_memory_file();
         }
     }
@@ -299,7 +306,7 @@ fn assemble(
     } = machine;
     let counters: Vec<Arc<ExitCounters>> = vcpus.iter().map(|_| Arc::default()).collect();
     let exits = Exits(counters.into());
-    let vcpus = spawn(vcpus, &exits, &buses, events, &memory)?;
+    let vcpus = spawn(vcpus, &exits, &buses, events, &memory, pre_fault)?;
     // Last: a machine that could not be built leaves nothing on the event loop.
     if let Some(worker) = &console {
         stage.manager.add_subscriber(Box::new(Arc::clone(worker)));
@@ -321,6 +328,7 @@ fn assemble(
         vm,
         memory,
         served,
+        populating,
     })
 }
 
@@ -547,6 +555,7 @@ fn spawn(
     buses: &Arc<Buses>,
     events: &Arc<Events>,
     memory: &Arc<GuestMemoryMmap>,
+    mut pre_fault: Option<PreFault>,
 ) -> Result<Vcpus, Error> {
     let handles = (0..)
         .zip(vcpus)
@@ -559,6 +568,8 @@ fn spawn(
                 events: Arc::clone(events),
                 memory: Arc::clone(memory),
                 exits: Arc::clone(exits),
+                // The first one's: they have one memory.
+                pre_fault: pre_fault.take(),
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

@@ -29,6 +29,7 @@ use crate::pci::HotplugHandle;
 use crate::snapshot::history::History;
 use crate::snapshot::load::MemoryFile;
 use crate::snapshot::save::{PAUSE_TIMEOUT, Source};
+use crate::snapshot::working_set::{self, Populating};
 use crate::snapshot::{Ending, Served};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
@@ -135,6 +136,7 @@ pub struct Vm {
     event_loop: Arc<dyn EventLoop>,
     events: Arc<Events>,
     vm: Arc<VmFd>,
+    _populating: Populating,
     memory: Arc<GuestMemoryMmap>,
     /// If another process serves its memory. Last: until then somebody may wait for a page.
     served: Option<Served>,
@@ -282,6 +284,7 @@ impl Vm {
             vm,
             memory,
             served,
+            populating,
         } = parts;
         Self {
             _event_loop_ends: EndOnDrop::new(ended),
@@ -305,6 +308,7 @@ impl Vm {
             event_loop,
             events,
             vm,
+            _populating: populating,
             memory,
             served,
         }
@@ -350,6 +354,16 @@ impl Vm {
                 Err(TryRecvError::Disconnected) => return Ok(None),
                 Err(TryRecvError::Empty) => turn(&mut self.event_manager)?,
             }
+        }
+    }
+
+    /// Notes, beside the memory file that the guest was restored from, what it has touched of its memory until now, for those that
+    /// are restored later; nothing if that is known already. Says how many pages these are, and how many of them it
+    /// has written to.
+    pub fn note_working_set(&self) -> Result<Option<(u64, u64)>, working_set::Error> {
+        match &self.memory_file {
+            Some(file) => file.note_working_set(&self.memory),
+            None => Ok(None),
         }
     }
 

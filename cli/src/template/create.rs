@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
+use agent::Job;
 use api::Command;
 use api::types::{SnapshotCreate, SnapshotType, VmConfig, VmPatch, VmState};
 use devices::backend::disk::Overlay;
@@ -14,11 +15,11 @@ use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use image::initramfs::Purpose;
 use vmm::config::{Config, DeviceKind};
 use vmm::control::{Control, Settings};
-use vmm::snapshot::directory;
+use vmm::snapshot::{directory, working_set};
 use vmm::{Remains, StopReason, StopRequest, Vm};
 
 use super::Error;
-use super::run::Foreground;
+use super::run::{Foreground, build, load};
 use super::store::{CONSOLE_LOG, Draft, Manifest, Source, Store};
 use crate::args::RunArgs;
 use crate::console::{self, ConsoleEnd, ConsoleKind, ConsoleOption};
@@ -35,6 +36,9 @@ use crate::{logger, process};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often is looked whether it has been written.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// What is run first, and what that prints.
+const FIRST_JOB: &str = "true";
+const FIRST_JOB_LOG: &str = "first-job.log";
 /// How much of what it printed is shown if it does not get there.
 const SHOWN: usize = 2000;
 
@@ -156,9 +160,42 @@ fn create(args: &Args) -> Made {
     }
     let ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     write(&mut vm, &config, document, &draft)?;
+    drop(vm.take_down());
+    let remains = record(&draft, &args.name)?;
     draft.finish(&Manifest::new(args.run.clone(), sources, ready_ms)?)?;
     print(&format!("{}\n", args.name));
-    Ok((Status::Success, Some(vm.take_down())))
+    Ok((Status::Success, Some(remains)))
+}
+
+/// Runs a first job, and notes which pages of the guest's memory that takes.
+fn record(draft: &Draft, name: &str) -> Result<Remains, Box<dyn std::error::Error>> {
+    let folder = draft.directory();
+    working_set::forget(&directory::memory(folder))?;
+    let option = ConsoleOption {
+        end: ConsoleEnd::File(FileOutput {
+            path: folder.join(FIRST_JOB_LOG),
+            max_size: 0,
+            keep: 0,
+        }),
+        ..ConsoleOption::default()
+    };
+    let (console, _) = console::open(&option, Targets::default())?;
+    let job = Job {
+        arguments: vec![FIRST_JOB.into()],
+        ..Job::default()
+    };
+    let job = job.encode().unwrap_or_default();
+    let mut vm = build(name, &load(folder, None), console, job)?;
+    vm.add_subscriber(Box::new(SignalWatch::new(vm.stopper())?));
+    vm.add_subscriber(Box::new(Timeout::new(PATIENCE, vm.stopper())?));
+    vm.go_on(true)?;
+    match vm.run(|_| {})? {
+        // A root file system need not have that program.
+        StopReason::Done(_) => {}
+        reason => return Err(ended(&reason, &folder.join(FIRST_JOB_LOG)).into()),
+    }
+    vm.note_working_set()?;
+    Ok(vm.take_down())
 }
 
 /// Flags that are for one guest, not for many.

@@ -19,7 +19,7 @@ use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use vmm::control::{Control, Face, Settings};
 use vmm::snapshot::directory;
 use vmm::snapshot::save::Taken;
-use vmm::{Console, Remains, Stage};
+use vmm::{Console, Remains, Stage, Vm};
 
 use super::Error;
 use super::create::rebuild;
@@ -59,30 +59,9 @@ pub(crate) fn run(
     let targets = Targets::default();
     let (console, terminal) = console::open(&option, targets.clone())?;
 
-    let stage = Stage::new()?;
-    let settings = Settings {
-        id: args.id.clone().unwrap_or_else(|| name.to_owned()),
-        pci: false,
-        boot_timer: false,
-        kvm_device: vmm::DEFAULT_DEVICE.into(),
-        mmds: Arc::new(Mmds::new(name, DEFAULT_LIMIT).map_err(host("the metadata service"))?),
-    };
-    let (orders, queue) = stage.orders();
-    drop(queue);
-    let face = Foreground(Some(console));
-    let mut control = Control::new(settings, stage.maker(), orders, Box::new(face));
-    let load = load(args, template.directory());
-    let cannot = |fault: api::Fault| run::Error::Device(fault.message);
-    let order = control.load(&load).map_err(cannot)?;
-    let mut vm = stage.build(order)?;
     let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
-    let is_there = vm
-        .set_job(job)
-        .map_err(|error| Error::Job(error.to_string()))?;
-    if !is_there {
-        return Err(Error::Job(format!("the template {name} takes none")).into());
-    }
-    disaster::handle();
+    let load = load(template.directory(), args.vsock.clone());
+    let mut vm = build(name, &load, console, job)?;
     if let Some(console) = vm.controls().console()
         && terminal.is_some()
     {
@@ -109,7 +88,43 @@ pub(crate) fn run(
     Ok((status, vm.take_down()))
 }
 
-fn load(args: &RunArgs, folder: &Path) -> SnapshotLoad {
+/// Builds the machine of a template, with a job. It stands still.
+pub(super) fn build(
+    name: &str,
+    load: &SnapshotLoad,
+    console: Console,
+    job: Vec<u8>,
+) -> Result<Vm, run::Error> {
+    let stage = Stage::new()?;
+    let settings = Settings {
+        id: name.to_owned(),
+        pci: false,
+        boot_timer: false,
+        kvm_device: vmm::DEFAULT_DEVICE.into(),
+        mmds: Arc::new(Mmds::new(name, DEFAULT_LIMIT).map_err(host("the metadata service"))?),
+    };
+    let (orders, queue) = stage.orders();
+    drop(queue);
+    let face = Foreground(Some(console));
+    let mut control = Control::new(settings, stage.maker(), orders, Box::new(face));
+    let order = control
+        .load(load)
+        .map_err(|fault| run::Error::Device(fault.message))?;
+    let vm = stage.build(order)?;
+    // Somebody may cut the file of its memory.
+    disaster::handle();
+    let is_there = vm
+        .set_job(job)
+        .map_err(|error| Error::Job(error.to_string()))?;
+    if is_there {
+        Ok(vm)
+    } else {
+        Err(Error::Job(format!("the template {name} takes none")).into())
+    }
+}
+
+/// The snapshot in this folder.
+pub(super) fn load(folder: &Path, vsock: Option<String>) -> SnapshotLoad {
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
     SnapshotLoad {
         snapshot_path: path(directory::state(folder)),
@@ -122,10 +137,7 @@ fn load(args: &RunArgs, folder: &Path) -> SnapshotLoad {
         track_dirty_pages: false,
         resume_vm: true,
         network_overrides: Vec::new(),
-        vsock_override: args
-            .vsock
-            .clone()
-            .map(|uds_path| VsockOverride { uds_path }),
+        vsock_override: vsock.map(|uds_path| VsockOverride { uds_path }),
         clock_realtime: true,
         force: false,
     }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `template.json` | what it was made from: a [`Manifest`] |
 //! | `state`, `memory` … | the snapshot |
-//! | `console.log` | what the guest printed until it waited |
+//! | `console.log`, `first-job.log` | what the guest printed until it waited, and in a first job |
 //!
 //! A folder gets its name when it is complete. One that begins with a dot is being made, or was when somebody
 //! killed who made it: whoever makes one of the same name next removes it.

@@ -17,9 +17,10 @@ use vm_memory::GuestMemoryMmap;
 use super::format::{self, StateFile};
 use super::host;
 use super::images;
-use super::memory::{self, Id};
+use super::memory::{self, Id, RegionState};
 use super::state::{VirtioState, VmState};
 use super::uffd::{self, Handler, Served};
+use super::working_set::{self, Populating, PreFault, WorkingSet};
 use crate::above_ram::AboveRamState;
 use crate::config::{Config, ConsoleKind, HugePages};
 use crate::controls::Registered;
@@ -105,6 +106,9 @@ pub struct Request<'a> {
 pub struct Saved {
     state: VmState,
     memory: Memory,
+    /// Of a file: where it is, and what guests that came from it have touched at first.
+    working_set: Option<Arc<WorkingSet>>,
+    memory_path: Option<PathBuf>,
     advance: bool,
     force: bool,
     /// What describes the machine, in JSON.
@@ -121,9 +125,27 @@ enum Memory {
 pub(crate) struct MemoryFile {
     file: File,
     bytes: u64,
+    path: PathBuf,
+    id: Id,
+    regions: Vec<RegionState>,
+    has_working_set: bool,
 }
 
 impl MemoryFile {
+    /// Notes beside the file what the guest has touched of its memory until now, unless that is known from another one;
+    /// says how many pages these are, and how many of them it has written to.
+    pub(crate) fn note_working_set(
+        &self,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Option<(u64, u64)>, working_set::Error> {
+        if self.has_working_set {
+            return Ok(None);
+        }
+        let set = WorkingSet::of(memory, &self.id, &self.regions)?;
+        set.write(&self.path)?;
+        Ok(Some(set.pages()))
+    }
+
     /// Whether somebody has cut it: memory of the guest is gone then.
     pub(crate) fn is_cut(&self) -> bool {
         let now = self.file.metadata();
@@ -143,7 +165,16 @@ impl Saved {
         let mut file = open(request.state)?;
         let file = StateFile::read(&mut file)?;
         let state: VmState = file.state()?;
+        let memory_path = match request.memory {
+            MemoryFrom::File(path) => Some(path.to_owned()),
+            MemoryFrom::Handler(_) => None,
+        };
+        let working_set = memory_path
+            .as_ref()
+            .and_then(|path| WorkingSet::find(path, &state.memory_id, &state.memory));
         Ok(Self {
+            working_set: working_set.map(Arc::new),
+            memory_path,
             state,
             memory: match request.memory {
                 MemoryFrom::File(path) => Memory::File(open(path)?),
@@ -229,6 +260,10 @@ impl Saved {
             Memory::File(file) => Some(MemoryFile {
                 bytes: memory::file_size(&self.state.memory),
                 file,
+                path: self.memory_path.unwrap_or_default(),
+                id: self.state.memory_id,
+                regions: self.state.memory,
+                has_working_set: self.working_set.is_some(),
             }),
             Memory::Handler(_) => None,
         }
@@ -239,6 +274,24 @@ impl Saved {
         let is_custom = *cpu_config != CpuConfig::default();
         let host = &self.state.host;
         Ok(host.check(self.cpuid(), kvm, is_custom, self.force)?)
+    }
+
+    /// Has what guests have touched at first mapped by another thread, if it is known and if memory is not of huge pages.
+    pub(crate) fn populate(
+        &self,
+        memory: &Arc<GuestMemoryMmap>,
+        huge_pages: HugePages,
+    ) -> Populating {
+        match &self.working_set {
+            Some(set) if huge_pages == HugePages::None => set.populate(memory, &self.state.memory),
+            _ => Populating::default(),
+        }
+    }
+
+    /// The same for KVM, to be done by a vCPU's thread before it enters the guest.
+    pub(crate) fn pre_fault(&self) -> Option<PreFault> {
+        let set = self.working_set.as_ref()?;
+        Some(set.pre_fault(&self.state.memory))
     }
 
     /// Has guest memory come from where it is: nothing is read that the guest does not touch. The memory file is mapped
@@ -260,6 +313,10 @@ impl Saved {
         for region in &self.state.memory {
             crate::memory::put_file(memory, region.gpa, region.bytes, file, region.offset)
                 .map_err(Error::Map)?;
+        }
+        if self.working_set.is_none() {
+            // So that what is in memory is what the guest has touched, and not what is next to that.
+            working_set::read_singly(memory, &self.state.memory);
         }
         Ok(None)
     }

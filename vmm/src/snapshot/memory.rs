@@ -98,6 +98,11 @@ pub struct RegionState {
 }
 
 impl RegionState {
+    /// Where in the file it is.
+    pub(super) fn file_range(&self) -> Range<u64> {
+        self.offset..self.end()
+    }
+
     /// Where in the file it ends.
     fn end(&self) -> u64 {
         self.offset.saturating_add(self.bytes)

@@ -59,7 +59,7 @@ fn regions_that_no_machine_has() {
         change(&mut bad[1]);
         assert!(check_layout(&bad).is_err(), "{bad:?}");
     }
-    let many = lay_out((0..9).map(|index| (index << 32, MIB)));
+    let many = lay_out((0..=MAX_REGIONS as u64).map(|index| (index << 32, MIB)));
     assert!(check_layout(&many).is_err());
 }
 

@@ -5,7 +5,7 @@
 //! (which device and which memory is where), `file` (how files come to be whole or not at all), `save` (from a machine to
 //! files), `load` (back). How memory is written while the guest goes on: `pages` (which there are), `writer` (what
 //! writes them), `fork` (the process that does), `collapse` (why that is quick); `history` and `tracking` (what changed
-//! since). `directory` (both files in one place), `merge` (a whole snapshot and what changed since).
+//! since). `working_set` (what of it is mapped before it is asked for). `directory` (both files in one place), `merge` (a whole snapshot and what changed since).
 //!
 //! A snapshot is two files. What is in them is not trusted: `format` checks sizes and checksums, each device and
 //! vCPU checks its own state, and `memory` checks that the memory file has what the state says.
@@ -21,6 +21,7 @@ pub(crate) mod overlays;
 mod places;
 pub mod save;
 pub mod state;
+pub mod working_set;
 
 mod collapse;
 mod file;

@@ -18,6 +18,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::events::Events;
+use crate::snapshot::working_set::PreFault;
 pub(crate) use counters::ExitCounters;
 pub use counters::{ExitCounts, Exits};
 use exit::Next;
@@ -118,6 +119,8 @@ pub(crate) struct Vcpu {
     /// Only to read the instruction at which KVM gave up.
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) exits: Arc<ExitCounters>,
+    /// What KVM is to map first.
+    pub(crate) pre_fault: Option<PreFault>,
 }
 
 impl Vcpu {
@@ -148,6 +151,9 @@ impl Vcpu {
 
     fn thread_main(mut self, shared: &Shared) {
         shared.kick.arm(&mut self.fd);
+        if let Some(pre_fault) = self.pre_fault.take() {
+            pre_fault.apply(&self.fd);
+        }
         let mut has_run = false;
         loop {
             match shared.rest_while(&self.fd, |wanted| wanted == Wanted::Paused) {
