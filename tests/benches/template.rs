@@ -17,6 +17,7 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -25,6 +26,8 @@ use tests::{executable, monitor};
 use vmm_sys_util::tempdir::TempDir;
 
 const BUSYBOX: &str = "/bin/busybox";
+/// What a run leaves to the kernel to be done later is done by then.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Makes the command that runs a program.
 type Run = dyn Fn(&[&str]) -> Command;
@@ -48,6 +51,7 @@ impl Row {
     }
 
     fn run(&mut self, keep: bool) {
+        thread::sleep(PAUSE);
         let start = Instant::now();
         let mut child = (self.command)(&["true"])
             .stdin(Stdio::null())
@@ -57,6 +61,7 @@ impl Row {
         let status = child.wait().unwrap();
         let exit = start.elapsed();
         assert!(status.success(), "{}: {status}", self.name);
+        thread::sleep(PAUSE);
         let start = Instant::now();
         let mut child = (self.command)(&["echo", "out"])
             .stdin(Stdio::null())
@@ -97,11 +102,19 @@ fn main() {
     }
     if runtimes.is_empty() {
         let known = ["/usr/bin/crun", "/usr/sbin/runc", "/usr/bin/runc"];
-        let there = known
+        // Where /usr/bin and /usr/sbin are the same, there is one.
+        for path in known
             .into_iter()
-            .map(PathBuf::from)
-            .filter(|path| path.exists());
-        runtimes.extend(there);
+            .filter_map(|path| fs::canonicalize(path).ok())
+        {
+            let name = path.file_name();
+            if !runtimes
+                .iter()
+                .any(|other: &PathBuf| other.file_name() == name)
+            {
+                runtimes.push(path);
+            }
+        }
     }
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();

@@ -1,12 +1,14 @@
 //! Guests as files, from the command line.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::json;
 use tests::ctl::Host;
 use tests::driven::until;
 use tests::executable::{counting_kernel, idle_kernel};
 use tests::live::Live;
+use vmm::snapshot::directory;
 
 /// Starts a monitor with a guest that counts lines.
 fn counting(host: &Host, id: &str, options: &[&str]) -> Live {
@@ -154,9 +156,9 @@ pub(super) fn cut() {
     let mut first = counting(&host, "first", &[]);
     assert_eq!(first.count(), 1);
     let saved = host.path().join("saved");
-    let memory = saved.join("memory");
     let saved = saved.to_str().unwrap();
     host.ask(&["snapshot", "first", saved]);
+    let memory = directory::memory(Path::new(saved));
     host.ask(&["kill", "first"]);
     let bytes = fs::read(&memory).unwrap();
     let cut = || {
@@ -236,7 +238,7 @@ pub(super) fn forced() {
     assert_eq!(found[0]["risky"], false, "{found}");
     let refused = host.mote(&["restore", saved, "--id", "second", "--force"]);
     assert_eq!(refused.status, 125, "{refused:?}");
-    fs::remove_file(host.path().join("saved/memory")).unwrap();
+    fs::remove_file(directory::memory(Path::new(saved))).unwrap();
     let text = host.ask(&["snapshot", "info", saved]);
     assert_eq!(text.matches("impossible here").count(), 2, "{text}");
     let refused = host.mote(&["restore", saved, "--clock", "sundial"]);
