@@ -76,7 +76,7 @@ fn spawn_reaper() {
 /// CPU, which the kernel's last close of a VM does not let go of for milliseconds.
 extern "C" fn reaper(parent: *mut libc::c_void) -> libc::c_int {
     const SIGNAL: libc::c_int = libc::SIGTERM;
-    const MOMENT: libc::timespec = libc::timespec {
+    let moment = libc::timespec {
         tv_sec: 0,
         tv_nsec: 1_000_000,
     };
@@ -92,7 +92,7 @@ extern "C" fn reaper(parent: *mut libc::c_void) -> libc::c_int {
         while libc::syscall(libc::SYS_getppid) == parent.expose_provenance() as libc::c_long {
             libc::syscall(libc::SYS_rt_sigtimedwait, set, none, none, size);
         }
-        libc::syscall(libc::SYS_nanosleep, &raw const MOMENT, none);
+        libc::syscall(libc::SYS_nanosleep, &raw const moment, none);
         libc::syscall(libc::SYS_exit, 0)
     };
     0
