@@ -46,7 +46,8 @@ const SHOWN: usize = 2000;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The guest is what `mote run` with the same flags would boot. A COMMAND behind -- is run before the
-template is taken: what it has set up, loaded or started is there in each guest.")]
+template is taken: what it has set up or loaded, and each daemon that it has started, is there in
+each guest.")]
 pub(crate) struct Args {
     /// Its name: letters, digits and - _ .
     #[arg(value_name = "NAME")]
