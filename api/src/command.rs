@@ -10,7 +10,7 @@ use crate::states::Request;
 use crate::types::shape::wire;
 use crate::types::{
     Action, Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, BootSource,
-    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, HintingStart, HintingStatus, InstanceInfo,
+    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, Fork, ForkedGuests, HintingStart, HintingStatus, InstanceInfo,
     Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch,
     MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
     PmemPatch, Serial, SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, Vsock,
@@ -130,6 +130,8 @@ pub enum Command {
     CreateSnapshot(SnapshotCreate),
     /// `PUT /snapshot/load`.
     LoadSnapshot(SnapshotLoad),
+    /// `PUT /fork`.
+    Fork(Fork),
     /// `PATCH /console`.
     PatchConsole(ConsolePatch),
     /// `PATCH /vm`.
@@ -177,6 +179,8 @@ pub enum Response {
     MemoryHotplug(MemoryHotplugStatus),
     /// The guest's metadata.
     Mmds(Value),
+    /// Copies of the guest.
+    Forked(ForkedGuests),
     /// Metrics, as OpenMetrics text.
     Text(String),
 }

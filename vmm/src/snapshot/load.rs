@@ -99,6 +99,8 @@ pub struct Request<'a> {
     pub advance: bool,
     /// What is merely risky is let pass.
     pub force: bool,
+    /// The guest is one of several, whose memory file may be gone later: nothing will be relative to it.
+    pub is_copy: bool,
 }
 
 /// A snapshot whose files have been opened, and whose state has been decoded.
@@ -107,6 +109,7 @@ pub struct Saved {
     memory: Memory,
     advance: bool,
     force: bool,
+    is_copy: bool,
     /// What describes the machine, in JSON.
     pub config: String,
 }
@@ -151,6 +154,7 @@ impl Saved {
             },
             advance: request.advance,
             force: request.force,
+            is_copy: request.is_copy,
             config: file.config,
         })
     }
@@ -173,6 +177,11 @@ impl Saved {
     /// What the files of the snapshot have in common.
     pub(crate) fn id(&self) -> Id {
         self.state.memory_id
+    }
+
+    /// The memory file that a later snapshot may be relative to.
+    pub(crate) fn base(&self) -> Option<Id> {
+        (!self.is_copy).then_some(self.state.memory_id)
     }
 
     /// Where its machine has its console.
