@@ -10,10 +10,11 @@ use crate::states::Request;
 use crate::types::shape::wire;
 use crate::types::{
     Action, Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, BootSource,
-    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, Fork, ForkedGuests, HintingStart, HintingStatus, InstanceInfo,
-    Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch,
-    MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
-    PmemPatch, Serial, SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, Vsock,
+    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, Fork, ForkedGuests, HintingStart,
+    HintingStatus, InstanceInfo, Logger, MachineConfig, MachineConfigPatch, MemoryHotplug,
+    MemoryHotplugPatch, MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface,
+    NetworkInterfacePatch, Pmem, PmemPatch, Serial, SnapshotCreate, SnapshotLoad, Version,
+    VmConfig, VmPatch, Vsock,
 };
 
 /// How far a guest is.

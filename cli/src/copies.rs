@@ -132,7 +132,10 @@ impl Copies {
         }
         let said = String::from_utf8_lossy(&said);
         if !said.ends_with(LOADED) {
-            let why = said.lines().rev().find_map(|line| line.strip_prefix("mote: "));
+            let why = said
+                .lines()
+                .rev()
+                .find_map(|line| line.strip_prefix("mote: "));
             let why = why.unwrap_or("it ended before it had been loaded");
             return Err(format!("The copy '{id}' cannot be started: {why}"));
         }

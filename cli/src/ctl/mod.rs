@@ -207,13 +207,14 @@ fn each(
     done: &str,
     act: impl Fn(&Guest) -> Result<(), Error> + Sync,
 ) -> Status {
-    let attempt = |id: &str| {
-        let guest = Guest::find(id)?;
+    let attempt = |guest: Result<Guest, Error>| {
+        let guest = guest?;
         act(&guest)?;
         Ok(guest.id().to_owned())
     };
     let results: Vec<Result<String, Error>> = thread::scope(|scope| {
-        let attempts: Vec<_> = (ids.iter()).map(|id| scope.spawn(|| attempt(id))).collect();
+        let guests = Guest::find_each(ids).into_iter();
+        let attempts: Vec<_> = guests.map(|guest| scope.spawn(|| attempt(guest))).collect();
         let joined = attempts
             .into_iter()
             .filter_map(|attempt| attempt.join().ok());

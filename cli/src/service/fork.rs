@@ -49,8 +49,14 @@ fn start(
         .map_err(|error| format!("no process that starts copies: {error}"))?;
     if !ended.status.success() {
         let said = String::from_utf8_lossy(&ended.stderr);
-        let why = said.lines().rev().find_map(|line| line.strip_prefix("mote: "));
-        let why = why.map_or_else(|| format!("what starts copies ended: {}", ended.status), str::to_owned);
+        let why = said
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("mote: "));
+        let why = why.map_or_else(
+            || format!("what starts copies ended: {}", ended.status),
+            str::to_owned,
+        );
         return Err(why);
     }
     serde_json::from_slice(&ended.stdout)

@@ -305,7 +305,10 @@ pub(super) fn override_taps(
 }
 
 /// Another socket.
-pub(super) fn override_vsock(document: &mut VmConfig, change: &VsockOverride) -> Result<(), String> {
+pub(super) fn override_vsock(
+    document: &mut VmConfig,
+    change: &VsockOverride,
+) -> Result<(), String> {
     let Some(vsock) = &mut document.vsock else {
         return Err("it has no vsock device (vsock_override)".into());
     };
