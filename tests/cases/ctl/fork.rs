@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::ctl::{Host, kill};
 use tests::driven::until;
@@ -21,6 +22,23 @@ fn guests(host: &Host) -> BTreeSet<String> {
 /// Whoever is at the console of a guest.
 fn attach(host: &Host, id: &str) -> Live {
     Live::start(host.command(&["attach", id]))
+}
+
+/// Copies are nobody's children: a case that fails would leave them.
+struct Leftovers<'a>(&'a Host);
+
+impl Drop for Leftovers<'_> {
+    fn drop(&mut self) {
+        let entries = fs::read_dir(self.0.run_dir()).into_iter().flatten();
+        for entry in entries.flatten() {
+            let info = fs::read(entry.path().join("info.json")).unwrap_or_default();
+            let info: Value = serde_json::from_slice(&info).unwrap_or_default();
+            let pid = info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+            if let Some(pid) = pid.and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
 }
 
 /// Waits until nothing is left in the run-time directory, or anything of mote's in the folder but these.
@@ -42,6 +60,7 @@ fn nothing_left(host: &Host, files: &[&str]) {
 pub(super) fn goes_on() {
     for options in [&[][..], &["--enable-pci"]] {
         let host = Host::new();
+        let _leftovers = Leftovers(&host);
         let mut parent = start(&host, "parent", options, &counting_kernel(), false);
         assert_eq!(parent.count(), 1);
         let printed = host.ask(&["fork", "parent", "-n", "2"]);
@@ -105,6 +124,7 @@ pub(super) fn goes_on() {
 /// As many as are asked for, of a guest in files.
 pub(super) fn of_files() {
     let host = Host::new();
+    let _leftovers = Leftovers(&host);
     let mut parent = start(&host, "parent", &[], &counting_kernel(), false);
     assert_eq!(parent.count(), 1);
     let saved = host.path().join("saved");
@@ -133,6 +153,7 @@ pub(super) fn of_files() {
 /// nobody has, is whole.
 pub(super) fn and_what_changed() {
     let host = Host::new();
+    let _leftovers = Leftovers(&host);
     let mut parent = start(&host, "parent", &[], &counting_kernel(), true);
     assert_eq!(parent.count(), 1);
     let at = |name: &str| host.path().join(name).to_str().unwrap().to_owned();
@@ -158,6 +179,7 @@ pub(super) fn and_what_changed() {
 /// What only one guest can have: its disk, its ports, its socket.
 pub(super) fn devices() {
     let host = Host::new();
+    let _leftovers = Leftovers(&host);
     let disk = host.write("disk", [7; 1 << 16]);
     let pmem = host.write("pmem", vec![7; 2 << 20]);
     let vsock = host.path().join("vsock");
@@ -202,8 +224,20 @@ pub(super) fn devices() {
     nothing_left(&host, &["disk", "pmem", "initrd", "parent-kernel"]);
 }
 
+/// Asks the guest `counts` for what is refused.
+#[track_caller]
+fn asked(host: &Host, body: &Value, parts: &[&str]) {
+    let body = body.to_string();
+    let ended = host.mote(&["api", "--id", "counts", "PUT", "/fork", &body]);
+    assert_eq!(ended.status, 22, "{body}: {ended:?}");
+    for part in parts {
+        assert!(ended.text().contains(part), "no {part:?}: {ended:?}");
+    }
+}
+
 pub(super) fn refused() {
     let host = Host::new();
+    let _leftovers = Leftovers(&host);
     let refused = |arguments: &[&str], parts: &[&str]| {
         let ended = host.mote(arguments);
         assert_eq!(ended.status, 125, "{arguments:?}: {ended:?}");
@@ -255,14 +289,14 @@ pub(super) fn refused() {
         (json!({"counts": 1}), &["counts"]),
         (json!([]), &["invalid type"]),
     ] {
-        let body = body.to_string();
-        refused(&["api", "--id", "counts", "PUT", "/fork", &body], parts);
+        asked(&host, &body, parts);
     }
     // One of the names is taken: none of the others stays.
     let before = guests(&host);
-    let body = json!({"ids": ["a", "b", "c", "keeps", "d", "e"]}).to_string();
-    refused(
-        &["api", "--id", "counts", "PUT", "/fork", &body],
+    let body = json!({"ids": ["a", "b", "c", "keeps", "d", "e"]});
+    asked(
+        &host,
+        &body,
         &["The copy 'keeps'", "There is a guest 'keeps' already"],
     );
     assert_eq!(guests(&host), before);
@@ -291,6 +325,7 @@ pub(super) fn refused() {
 /// A monitor that is killed while copies of its guest are begun leaves none that are half there.
 pub(super) fn killed() {
     let host = Host::new();
+    let _leftovers = Leftovers(&host);
     let mut parent = start(&host, "parent", &[], &counting_kernel(), false);
     assert_eq!(parent.count(), 1);
     let fork = Live::start(host.command(&["fork", "parent", "-n", "100"]));
