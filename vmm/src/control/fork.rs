@@ -118,3 +118,40 @@ pub(super) fn part(document: &mut VmConfig, taps: &[NetworkOverride]) -> Result<
     (document.logger, document.metrics, document.serial) = (None, None, None);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(card: &str) -> VmConfig {
+        let text = format!(r#"{{"network-interfaces": [{card}], "serial": {{}}}}"#);
+        VmConfig::read(text.as_bytes()).unwrap().0
+    }
+
+    #[test]
+    fn each_copy_needs_a_tap_of_its_own() {
+        let document = document(r#"{"iface_id": "e", "host_dev_name": "tap"}"#);
+        let why = check(&document, &Fork::default()).unwrap_err();
+        assert!(why.contains("'e'") && why.contains("--net e=TAP"), "{why}");
+        let mut fork = Fork {
+            count: Some(2),
+            network_overrides: vec![NetworkOverride {
+                iface_id: "e".into(),
+                host_dev_name: "tap{}".into(),
+            }],
+            ..Fork::default()
+        };
+        check(&document, &fork).unwrap();
+        fork.network_overrides[0].iface_id = "other".into();
+        assert!(check(&document, &fork).is_err());
+    }
+
+    #[test]
+    fn ports_and_files_of_the_host_are_left_to_the_first() {
+        let mut document =
+            document(r#"{"iface_id": "e", "backend": "user", "forwards": ["80:80"]}"#);
+        part(&mut document, &[]).unwrap();
+        assert!(document.network_interfaces[0].forwards.is_empty());
+        assert_eq!(document.serial, None);
+    }
+}
