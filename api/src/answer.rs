@@ -54,6 +54,7 @@ fn success(response: &Response) -> Answer {
         Response::Hinting(value) => json(200, value),
         Response::MemoryHotplug(value) => json(200, value),
         Response::Mmds(value) => json(200, value),
+        Response::Forked(value) => json(200, value),
     }
 }
 

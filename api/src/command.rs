@@ -10,10 +10,11 @@ use crate::states::Request;
 use crate::types::shape::wire;
 use crate::types::{
     Action, Balloon, BalloonPatch, BalloonStatistics, BalloonStatisticsPatch, BootSource,
-    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, HintingStart, HintingStatus, InstanceInfo,
-    Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch,
-    MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
-    PmemPatch, Serial, SnapshotCreate, SnapshotLoad, Version, VmConfig, VmPatch, Vsock,
+    ConsolePatch, CpuConfig, Drive, DrivePatch, Entropy, Fork, ForkedGuests, HintingStart,
+    HintingStatus, InstanceInfo, Logger, MachineConfig, MachineConfigPatch, MemoryHotplug,
+    MemoryHotplugPatch, MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface,
+    NetworkInterfacePatch, Pmem, PmemPatch, Serial, SnapshotCreate, SnapshotLoad, Version,
+    VmConfig, VmPatch, Vsock,
 };
 
 /// How far a guest is.
@@ -130,6 +131,8 @@ pub enum Command {
     CreateSnapshot(SnapshotCreate),
     /// `PUT /snapshot/load`.
     LoadSnapshot(SnapshotLoad),
+    /// `PUT /fork`.
+    Fork(Fork),
     /// `PATCH /console`.
     PatchConsole(ConsolePatch),
     /// `PATCH /vm`.
@@ -177,6 +180,8 @@ pub enum Response {
     MemoryHotplug(MemoryHotplugStatus),
     /// The guest's metadata.
     Mmds(Value),
+    /// Copies of the guest.
+    Forked(ForkedGuests),
     /// Metrics, as OpenMetrics text.
     Text(String),
 }

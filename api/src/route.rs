@@ -138,6 +138,7 @@ impl Request<'_> {
             ["mmds", "config"] => self.read(Command::PutMmdsConfig),
             ["snapshot", "create"] => self.read(Command::CreateSnapshot),
             ["snapshot", "load"] => self.read(Command::LoadSnapshot),
+            ["fork"] => self.read(Command::Fork),
             _ => Err(self.unknown()),
         }
     }

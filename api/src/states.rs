@@ -140,6 +140,7 @@ requests! {
     CreateSnapshot, "PUT /snapshot/create resume_vm:false":                   NotBefore, OnlyPaused, Yes;
     SnapshotRunning, "PUT /snapshot/create resume_vm:true":                   NotBefore, Yes, Yes;
     LoadSnapshot, "PUT /snapshot/load":                                       FRESH, NotAfter, NotAfter;
+    Fork, "PUT /fork":                                                         NotBefore, Yes, Yes;
 }
 
 impl Request {
@@ -193,6 +194,7 @@ impl From<&Command> for Request {
             Command::CreateSnapshot(snapshot) if snapshot.resume_vm => Self::SnapshotRunning,
             Command::CreateSnapshot(_) => Self::CreateSnapshot,
             Command::LoadSnapshot(_) => Self::LoadSnapshot,
+            Command::Fork(_) => Self::Fork,
             Command::PatchConsole(_) => Self::PatchConsole,
             Command::PatchVm(patch) => match patch.state {
                 VmState::Paused => Self::Pause,

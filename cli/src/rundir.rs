@@ -6,6 +6,9 @@
 //! | `lock` | locked (`flock`) by the monitor for as long as it lives: that is the truth |
 //! | `info.json` | what it is: an [`Info`]. Absent while it starts |
 //! | `api.sock` | its API's socket, unless that was put elsewhere |
+//! | `log` | its log, of a copy of a guest |
+//!
+//! What a guest is forked from is there for a moment, in an entry whose name no guest can have.
 //!
 //! The folder `mote` is `$XDG_RUNTIME_DIR/mote`; without that, `/run/mote` for root and `/tmp/mote-UID` for others. It is
 //! its user's alone, or it is not used.
@@ -36,10 +39,13 @@ const MAX_INFO: u64 = 1 << 20;
 /// Letters and digits of a name that nobody gave.
 const RANDOM_LETTERS: usize = 6;
 const RANDOM_TRIES: usize = 100;
+/// Longest name of a guest, in letters of ASCII.
+const MAX_ID: usize = 64;
 
 const LOCK: &str = "lock";
 const INFO: &str = "info.json";
 const SOCKET: &str = "api.sock";
+const LOG: &str = "log";
 
 /// Why the run-time directory cannot be used.
 #[derive(Debug, Error)]
@@ -214,7 +220,7 @@ impl RunDir {
         }
         let mut tries = 0;
         loop {
-            match self.register_as(random_id()) {
+            match self.register_as(random_id("mote")) {
                 Err(Error::Taken { .. }) if tries < RANDOM_TRIES => tries += 1,
                 result => return result,
             }
@@ -252,6 +258,17 @@ impl RunDir {
         })
     }
 
+    /// An entry for files that are of use to others for as long as this process has it. It has no name of a guest's.
+    pub(crate) fn set_aside(&self) -> Result<Entry, Error> {
+        let _lock = self.lock(LOCK_LIMIT)?;
+        self.register_as(random_id("fork.of"))
+    }
+
+    /// Where it is.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.path.clone()
+    }
+
     /// All monitors that live, by name. The entries of others are removed, and their names are the second list.
     pub(crate) fn list(&self) -> Result<(Vec<Info>, Vec<String>), Error> {
         let _lock = self.lock(LOCK_LIMIT)?;
@@ -285,6 +302,11 @@ impl Entry {
     /// The name.
     pub(crate) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Where the API's socket is, if it is to be here.
@@ -380,13 +402,24 @@ pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// `mote-` and some letters and digits.
-fn random_id() -> String {
+/// Where the API's socket of `id` is, in its entry.
+pub(crate) fn socket_of(run_dir: &Path, id: &str) -> PathBuf {
+    run_dir.join(id).join(SOCKET)
+}
+
+/// Where the log of a copy of a guest is, in its entry.
+pub(crate) fn log_of(run_dir: &Path, id: &str) -> PathBuf {
+    run_dir.join(id).join(LOG)
+}
+
+/// A name that begins so, as far as there is room, with `-` and some letters and digits behind.
+pub(crate) fn random_id(name: &str) -> String {
     use std::hash::{BuildHasher, RandomState};
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     // Its keys are random.
     let mut number = RandomState::new().hash_one(process::id());
-    let mut id = String::from("mote-");
+    let mut id: String = name.chars().take(MAX_ID - RANDOM_LETTERS - 1).collect();
+    id.push('-');
     for _ in 0..RANDOM_LETTERS {
         let index = usize::try_from(number % LETTERS.len() as u64).unwrap_or(0);
         id.push(char::from(LETTERS[index]));

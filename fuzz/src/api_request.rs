@@ -86,6 +86,7 @@ fn body_of(command: &Command) -> Option<Vec<u8>> {
         Command::PutMmdsConfig(value) => json(value),
         Command::CreateSnapshot(value) => json(value),
         Command::LoadSnapshot(value) => json(value),
+        Command::Fork(value) => json(value),
         Command::PatchConsole(value) => json(value),
         Command::PatchVm(value) => json(value),
         Command::Act(value) => json(value),

@@ -16,6 +16,7 @@ mod console_virtio;
 mod ctl;
 mod end;
 mod entropy;
+mod fork;
 mod golden;
 mod live;
 mod machine;
@@ -97,6 +98,7 @@ fn main() {
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
         ("snapshot_devices", snapshot_devices::CASES, &no_linux),
+        ("fork", fork::CASES, &no_linux),
         ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
         ("client", client::CASES, &no_networks),

@@ -230,7 +230,7 @@ fn assemble(
     let memory = Arc::new(memory);
     let (loaded, served) = match &origin {
         Checked::Saved(saved) => (
-            Some(saved.id()),
+            saved.base(),
             saved.map_memory(&memory, config.huge_pages(), &stage.events)?,
         ),
         Checked::Boot { .. } => (None, None),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::types::{MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::types::{MAX_COPIES, MAX_VCPUS, MIN_MEMORY_MIB};
 
 /// Letters of other scripts are allowed too; few programs that read a schema know how to say so.
 pub(super) const ID: &str = "^[A-Za-z0-9_]+$";
@@ -64,6 +64,16 @@ pub(super) fn constraints() -> Vec<(&'static str, &'static str, Value)> {
             json!({ "minimum": 3, "maximum": u32::MAX - 1 }),
         ),
         ("Vsock", "uds_path", json!({ "minLength": 1 })),
+        (
+            "Fork",
+            "count",
+            json!({ "minimum": 1, "maximum": MAX_COPIES, "default": 1 }),
+        ),
+        (
+            "Fork",
+            "ids",
+            json!({ "maxItems": MAX_COPIES, "items": { "type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$" } }),
+        ),
         ("CpuidModifier", "flags", json!({ "examples": [0, 1] })),
     ]
 }

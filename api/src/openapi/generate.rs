@@ -255,6 +255,7 @@ fn schemas() -> Value {
         schemas.subschema_for::<types::BalloonStatistics>();
         schemas.subschema_for::<types::HintingStatus>();
         schemas.subschema_for::<types::MemoryHotplugStatus>();
+        schemas.subschema_for::<types::ForkedGuests>();
     });
     schemas.extend(definitions(Contract::Deserialize, |schemas| {
         schemas.subschema_for::<types::Action>();
@@ -284,6 +285,7 @@ fn schemas() -> Value {
         schemas.subschema_for::<types::MmdsConfig>();
         schemas.subschema_for::<types::SnapshotCreate>();
         schemas.subschema_for::<types::SnapshotLoad>();
+        schemas.subschema_for::<types::Fork>();
     }));
     for schema in schemas.values_mut() {
         polish(schema);

@@ -190,6 +190,15 @@ pub(super) fn operation(request: Request) -> Operation {
         }
         Request::LoadSnapshot => send("snapshots", "Loads a snapshot", Object("SnapshotLoad"))
             .more("Before any device was configured."),
+        Request::Fork => Operation {
+            success: Success::Object("ForkedGuests"),
+            ..send("snapshots", "Makes copies of the guest", Object("Fork"))
+        }
+        .more(
+            "Each goes on from here in a process of its own, with an API of its own. Answered when all of them have \
+             been loaded; if one cannot be, there is none.",
+        )
+        .extension(),
     }
 }
 

@@ -13,6 +13,7 @@ mod console;
 mod cpu_config;
 mod drive;
 mod entropy;
+mod fork;
 mod instance;
 mod logger;
 mod machine_config;
@@ -41,6 +42,7 @@ pub use cpu_config::{
 };
 pub use drive::{CacheType, Drive, DriveFormat, DrivePatch, IoEngine, Overlay};
 pub use entropy::Entropy;
+pub use fork::{COPY_NUMBER, Fork, ForkedGuest, ForkedGuests, MAX_COPIES};
 pub use instance::{APP_NAME, FIRECRACKER_VERSION, InstanceInfo, Version};
 pub use logger::{LogLevel, Logger};
 pub use machine_config::{

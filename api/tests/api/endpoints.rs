@@ -508,6 +508,26 @@ fn instance() -> Vec<Endpoint> {
                 default("resume_vm", Kind::Bool, json!(true)),
             ],
         ),
+        endpoint(
+            "PUT",
+            "/fork",
+            vec![
+                optional("count", Kind::U32, json!(2)).bad(&[json!(0), json!(3), json!(1001)]),
+                default("ids", Kind::List(Box::new(Kind::Text)), json!(["a-1", "b"])).bad(&[
+                    json!(["a"]),
+                    json!(["a", "a"]),
+                    json!(["a", ""]),
+                    json!(["a", "b_c"]),
+                ]),
+                optional(
+                    "vsock_override",
+                    Kind::Object(vec![required("uds_path", Kind::Text, json!("v{}"))]),
+                    json!({ "uds_path": "v{}" }),
+                )
+                .bad(&[json!({ "uds_path": "" }), json!({ "uds_path": "v" })]),
+                default("paused", Kind::Bool, json!(true)),
+            ],
+        ),
         Endpoint {
             apart: vec![optional("mem_file_path", Kind::Text, json!("m")).bad(&[json!("m")])],
             ..load(required("mem_backend", backend, backend_value.clone()))

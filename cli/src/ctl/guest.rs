@@ -30,6 +30,17 @@ impl Guest {
         choose(prefix, alive, &dead).map(Self)
     }
 
+    /// The same of several, with one look.
+    pub(super) fn find_each(prefixes: &[String]) -> Vec<Result<Self, Error>> {
+        match list() {
+            Ok((alive, dead)) => (prefixes.iter())
+                .map(|prefix| choose(prefix, alive.clone(), &dead).map(Self))
+                .collect(),
+            // Each has an error of its own.
+            Err(_) => prefixes.iter().map(|prefix| Self::find(prefix)).collect(),
+        }
+    }
+
     pub(super) fn id(&self) -> &str {
         &self.0.id
     }

@@ -6,6 +6,7 @@ mod api;
 mod attach;
 mod completion;
 mod events;
+mod fork;
 mod guest;
 mod inspect;
 mod kill;
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Kill(kill::Args),
     /// Write a guest to files, from which `mote restore` has it go on
     Snapshot(snapshot::Args),
+    /// Make copies of a guest, each of which goes on by itself
+    Fork(fork::Args),
     /// Print a guest's log, or what it has printed last on its console
     Logs(logs::Args),
     /// Be at a guest's console
@@ -73,6 +76,7 @@ pub(crate) fn execute(command: &Command) -> Status {
         Command::Stop(args) => return stop::stop(args),
         Command::Kill(args) => return kill::kill(args),
         Command::Snapshot(args) => snapshot::snapshot(args),
+        Command::Fork(args) => fork::fork(args),
         Command::Logs(args) => logs::logs(args),
         Command::Attach(args) => attach::attach(args),
         Command::Api(args) => api::api(args),
@@ -203,13 +207,14 @@ fn each(
     done: &str,
     act: impl Fn(&Guest) -> Result<(), Error> + Sync,
 ) -> Status {
-    let attempt = |id: &str| {
-        let guest = Guest::find(id)?;
+    let attempt = |guest: Result<Guest, Error>| {
+        let guest = guest?;
         act(&guest)?;
         Ok(guest.id().to_owned())
     };
     let results: Vec<Result<String, Error>> = thread::scope(|scope| {
-        let attempts: Vec<_> = (ids.iter()).map(|id| scope.spawn(|| attempt(id))).collect();
+        let guests = Guest::find_each(ids).into_iter();
+        let attempts: Vec<_> = guests.map(|guest| scope.spawn(|| attempt(guest))).collect();
         let joined = attempts
             .into_iter()
             .filter_map(|attempt| attempt.join().ok());

@@ -191,6 +191,10 @@ pub(crate) struct VmmArgs {
     /// What `mote restore` loads first.
     #[arg(skip)]
     pub restore: Option<SnapshotLoad>,
+
+    /// It is one of several guests from one snapshot ([`copies`](crate::copies)).
+    #[arg(skip)]
+    pub is_copy: bool,
 }
 
 /// `mote restore`.
@@ -224,6 +228,10 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub force: bool,
 
+    /// It is one of several guests from one snapshot, and whoever began it waits until it has been loaded
+    #[arg(long, hide = true)]
+    pub copy: bool,
+
     /// The rest.
     #[command(flatten)]
     pub vmm: VmmArgs,
@@ -248,6 +256,7 @@ impl RestoreArgs {
         let state = text(directory::state(&self.directory))?;
         let memory = text(directory::memory(&self.directory))?;
         Ok(VmmArgs {
+            is_copy: self.copy,
             restore: Some(SnapshotLoad {
                 snapshot_path: state,
                 mem_backend: Some(MemBackend {
@@ -271,7 +280,7 @@ impl RestoreArgs {
     }
 }
 
-fn parse_override(text: &str) -> Result<NetworkOverride, String> {
+pub(crate) fn parse_override(text: &str) -> Result<NetworkOverride, String> {
     match text.split_once('=') {
         Some((card, tap)) if !card.is_empty() && !tap.is_empty() => Ok(NetworkOverride {
             iface_id: card.into(),
@@ -325,7 +334,7 @@ impl VmmArgs {
     }
 }
 
-fn parse_id(text: &str) -> Result<String, String> {
+pub(crate) fn parse_id(text: &str) -> Result<String, String> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if text.is_empty() || text.len() > MAX_ID || !text.chars().all(is_good) {
         return Err(format!(

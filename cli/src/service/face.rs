@@ -8,9 +8,10 @@ use api::command::State;
 use api::types::{Logger, Metrics, Serial};
 use image::cache::Cache;
 use vmm::Console;
-use vmm::control::Face;
+use vmm::control::{Copies, Face};
 use vmm::snapshot::save::Taken;
 
+use super::fork;
 use super::handler::{Shared, Submitter};
 use super::telemetry::write_to;
 use crate::console;
@@ -106,5 +107,9 @@ impl Face for Program {
             taken.memory
         );
         self.metrics.snapshot_taken(taken);
+    }
+
+    fn copies(&mut self) -> Result<Copies, String> {
+        fork::copies(self.shared.id())
     }
 }

@@ -44,6 +44,11 @@ impl Shared {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The guest's name.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The machine is in another state.
     pub(super) fn set_state(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;

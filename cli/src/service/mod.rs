@@ -2,7 +2,8 @@
 //! nothing else (`args`).
 //!
 //! Reading order: this file (threads, start and end), `args`, `handler` (from the API's thread to the one that
-//! carries commands out), `face` (what that one needs of this program), `console` (who is attached to it), `beside`
+//! carries commands out), `face` (what that one needs of this program), `console` (who is attached to it), `fork` (copies of
+//! its guest), `beside`
 //! (the same API beside `mote run`).
 //!
 //! | thread | does |
@@ -15,6 +16,7 @@ pub(crate) mod args;
 pub(crate) mod beside;
 mod console;
 mod face;
+mod fork;
 mod handler;
 mod telemetry;
 
@@ -35,6 +37,7 @@ use vmm::control::{Control, Settings};
 use vmm::{BuildError, OrderQueue, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 
 use crate::config_file;
+use crate::copies;
 use crate::footprint::Trim;
 use crate::logger;
 use crate::message::{chain, run_failed, say};
@@ -119,6 +122,9 @@ pub(crate) fn vmm(
     started: Instant,
 ) -> Result<(Status, Option<Remains>), Error> {
     process::set_up();
+    if args.is_copy {
+        copies::leave();
+    }
     let (entry, unlisted) = register(args, name)?;
     let listed = entry.as_ref().map(Entry::id);
     let id = listed.or(args.id.as_deref()).unwrap_or(ANONYMOUS);
@@ -182,7 +188,8 @@ pub(crate) fn vmm(
                 control.execute(command).map_err(refused(args))?;
             }
             // On this thread, and before there are others: the guest waits for none of them.
-            let vm = restore(&mut control, stage, load, &metrics).map_err(refused(args))?;
+            let vm = restore(&mut control, stage, load, args.is_copy, &metrics)
+                .map_err(refused(args))?;
             Begun::Restored(Box::new(vm))
         }
         None => Begun::Empty(Box::new(stage), queue),
@@ -209,6 +216,9 @@ pub(crate) fn vmm(
         && name == Name::Mote
     {
         warn_unlisted(&error);
+    }
+    if args.is_copy {
+        copies::say_loaded(args.log_path.as_deref()).map_err(host("as a copy"))?;
     }
 
     let outcome = match begun {
@@ -275,12 +285,17 @@ fn restore(
     control: &mut Control,
     stage: Stage,
     load: &SnapshotLoad,
+    is_copy: bool,
     metrics: &Arc<Metrics>,
 ) -> Result<Vm, Fault> {
     let failed = |error: &dyn std::error::Error| {
         Fault::bad(format!("Cannot load the snapshot: {}", chain(error)))
     };
-    let order = control.load(load)?;
+    let order = if is_copy {
+        control.load_copy(load)?
+    } else {
+        control.load(load)?
+    };
     let mut vm = stage.build(order).map_err(|error| failed(&error))?;
     meet(&mut vm, metrics);
     vm.go_on(load.resume_vm).map_err(|error| failed(&error))?;

@@ -16,7 +16,7 @@ use api::types::{
     Logger, MemBackend, MemBackendType, Metrics, Serial, SnapshotLoad, VsockOverride,
 };
 use devices::mmds::{DEFAULT_LIMIT, Mmds};
-use vmm::control::{Control, Face, Settings};
+use vmm::control::{Control, Copies, Face, Settings};
 use vmm::snapshot::directory;
 use vmm::snapshot::save::Taken;
 use vmm::{Console, Remains, Stage, Vm};
@@ -196,4 +196,8 @@ impl Face for Foreground {
     fn state_changed(&mut self, _: State) {}
 
     fn snapshot_taken(&mut self, _: &Taken) {}
+
+    fn copies(&mut self) -> Result<Copies, String> {
+        Err("There is no API to ask for copies".into())
+    }
 }

@@ -168,6 +168,14 @@ fn before(directory: &Path) -> Vec<Row> {
         .refused(not_yet),
         row(
             "PUT",
+            "/fork",
+            json!({ "count": 2, "ids": ["a-1", "b"], "paused": true,
+                    "network_overrides": [{ "iface_id": "e", "host_dev_name": "tap{}" }],
+                    "vsock_override": { "uds_path": path("w{}.sock") } }),
+        )
+        .refused(not_yet),
+        row(
+            "PUT",
             "/snapshot/load",
             json!({ "snapshot_path": path("s"),
                     "mem_backend": { "backend_type": "Uffd", "backend_path": path("m") },

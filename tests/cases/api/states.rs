@@ -231,6 +231,16 @@ fn table(directory: &Path) -> Vec<Row> {
             [Refused("has been configured"), Forbidden, Forbidden],
         ),
         row(
+            "PUT",
+            "/fork",
+            json!({"count": 2}),
+            [
+                Forbidden,
+                Refused("drive 'a' can be written to"),
+                Refused("drive 'a' can be written to"),
+            ],
+        ),
+        row(
             "PATCH",
             "/console",
             json!({"columns": 80, "rows": 24}),

@@ -3,6 +3,7 @@
 mod console;
 mod entries;
 mod file;
+mod fork;
 mod lifecycle;
 mod linux;
 mod request;
@@ -67,6 +68,12 @@ pub(crate) const CASES: &[Case] = &[
         "a_directory_that_nobody_may_write_to",
         snapshot_crash::read_only,
     ),
+    ("copies_go_on_by_themselves", fork::goes_on),
+    ("a_hundred_copies_of_a_guest_in_files", fork::of_files),
+    ("what_changed_since_a_fork", fork::and_what_changed),
+    ("devices_of_copies", fork::devices),
+    ("copies_that_cannot_be", fork::refused),
+    ("a_monitor_is_killed_while_it_forks", fork::killed),
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),
     ("a_foreground_guest_without_room", run::refused),

@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (states, the list of commands), `resources` (what has been configured), `convert`
 //! (wire types to configuration), `start` (from all of it to a machine), `running` (what can be changed
-//! then), `leaving` (devices that go), `snapshot` (to files and back), `writing` (what goes on after that), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
+//! then), `leaving` (devices that go), `snapshot` (to files and back), `writing` (what goes on after that), `fork` (copies), `metadata` (what the guest can read about itself), `document` (configuration to wire types, of a
 //! machine that was not configured here), `whole` (a document at once, without an API).
 //!
 //! A [`Control`] runs on a thread of its own: it waits for event loops, which must not wait for it. It carries out
@@ -11,6 +11,7 @@
 
 mod convert;
 mod document;
+mod fork;
 mod leaving;
 mod memory;
 mod metadata;
@@ -41,6 +42,7 @@ use crate::vm::{MachineHandle, Vm};
 
 pub use convert::{bucket, metadata_config};
 pub use document::document;
+pub use fork::{Copies, Starter};
 pub use leaving::Ticket;
 use resources::Resources;
 pub use whole::{configure, root_words};
@@ -63,6 +65,8 @@ pub trait Face: Send {
     fn state_changed(&mut self, state: State);
     /// A snapshot has been written.
     fn snapshot_taken(&mut self, taken: &Taken);
+    /// What copies of the guest are to come from.
+    fn copies(&mut self) -> Result<Copies, String>;
 }
 
 /// What does not change.
@@ -227,6 +231,7 @@ impl Control {
             Command::Act(Action { action_type }) => self.act(action_type),
             Command::CreateSnapshot(snapshot) => return self.create_snapshot(&snapshot),
             Command::LoadSnapshot(snapshot) => self.load_snapshot(&snapshot),
+            Command::Fork(fork) => return self.fork(fork),
             Command::PutPmem(pmem) => self.put_pmem(pmem),
             Command::PatchPmem(patch) => self.patch_pmem(&patch),
             Command::DeletePmem(id) => return self.delete_pmem(id),

@@ -1,20 +1,20 @@
 //! `/snapshot/create` and `/snapshot/load`.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use api::command::{Fault, State};
 use api::types::{
-    Backend, MacAddress, MemBackendType, Overlay, SnapshotCreate, SnapshotLoad, SnapshotType,
-    VmConfig,
+    Backend, MacAddress, MemBackendType, NetworkOverride, Overlay, SnapshotCreate, SnapshotLoad,
+    SnapshotType, VmConfig, VsockOverride,
 };
 
 use devices::backend::disk;
 
 use super::resources::Resources;
 use super::writing::BeingWritten;
-use super::{Control, Execution, chain, convert, whole};
+use super::{Control, Execution, chain, convert, fork, whole};
 use crate::config::{Device, DeviceKind};
 use crate::controls::DeviceId;
 use crate::snapshot::load::{MemoryFrom, Request, Saved};
@@ -43,31 +43,13 @@ impl Control {
             ));
         }
         let machine = self.machine()?;
-        let mut document = self.resources.document();
-        self.check_devices(&document, machine)?;
-        for interface in &mut document.network_interfaces {
-            // One that was made up is the guest's by now.
-            let card = machine.controls().card(&interface.iface_id);
-            if let Some(card) = card.as_ref().filter(|card| card.pair_count() > 1) {
-                return Err(cannot_create(format!(
-                    "network interface '{}' has {} pairs of queues, of which its configuration says nothing",
-                    interface.iface_id,
-                    card.pair_count()
-                )));
-            }
-            interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
-        }
-        let temporary = (document.drives.iter()).filter(|drive| drive.overlay == Overlay::Temp);
-        let order = save::Order {
-            config: serde_json::to_string(&document).map_err(cannot_create)?,
-            images: images(&document),
-            overlays: temporary.map(|drive| drive.drive_id.clone()).collect(),
-            state: Path::new(&snapshot.snapshot_path).to_owned(),
-            memory: Path::new(&snapshot.mem_file_path).to_owned(),
-            differential: snapshot.snapshot_type == SnapshotType::Diff,
-            runs: self.state == State::Running,
-            resumes: snapshot.resume_vm,
-        };
+        let document = self.document_to_save(machine).map_err(cannot_create)?;
+        let (state, memory) = (&snapshot.snapshot_path, &snapshot.mem_file_path);
+        let mut order = self
+            .order_to_save(&document, state.into(), memory.into())
+            .map_err(cannot_create)?;
+        order.differential = snapshot.snapshot_type == SnapshotType::Diff;
+        order.resumes = snapshot.resume_vm;
         let failed = |error| cannot_create(chain(&error));
         let writing = machine.snapshots().begin(&order).map_err(failed)?;
         if snapshot.resume_vm {
@@ -78,10 +60,51 @@ impl Control {
         Ok(Execution::Later(ticket))
     }
 
+    /// What describes the machine as it is now. Fails with a sentence.
+    pub(super) fn document_to_save(&self, machine: &MachineHandle) -> Result<VmConfig, String> {
+        let mut document = self.resources.document();
+        Self::check_devices(&document, machine)?;
+        for interface in &mut document.network_interfaces {
+            // One that was made up is the guest's by now.
+            let card = machine.controls().card(&interface.iface_id);
+            if let Some(card) = card.as_ref().filter(|card| card.pair_count() > 1) {
+                return Err(format!(
+                    "network interface '{}' has {} pairs of queues, of which its configuration says nothing",
+                    interface.iface_id,
+                    card.pair_count()
+                ));
+            }
+            interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
+        }
+        Ok(document)
+    }
+
+    /// All of it is to be written to these files. The vCPUs stay paused.
+    pub(super) fn order_to_save(
+        &self,
+        document: &VmConfig,
+        state: PathBuf,
+        memory: PathBuf,
+    ) -> serde_json::Result<save::Order> {
+        let temporary = (document.drives.iter()).filter(|drive| drive.overlay == Overlay::Temp);
+        Ok(save::Order {
+            config: serde_json::to_string(document)?,
+            images: images(document),
+            overlays: temporary.map(|drive| drive.drive_id.clone()).collect(),
+            state,
+            memory,
+            differential: false,
+            is_passing: false,
+            runs: self.state == State::Running,
+            resumes: false,
+        })
+    }
+
     /// Whether the document has all devices that the guest has, and no others: one that was asked to go may go at any
     /// moment.
-    fn check_devices(&self, document: &VmConfig, machine: &MachineHandle) -> Result<(), Fault> {
-        let described: BTreeSet<DeviceId> = whole::devices(document, None)?
+    fn check_devices(document: &VmConfig, machine: &MachineHandle) -> Result<(), String> {
+        let described: BTreeSet<DeviceId> = whole::devices(document, None)
+            .map_err(|fault| fault.message)?
             .iter()
             .map(Device::id)
             .collect();
@@ -93,15 +116,13 @@ impl Control {
             .next()
         {
             None => Ok(()),
-            Some(id) => Err(cannot_create(format!(
-                "the {id} is about to come or to go: try again"
-            ))),
+            Some(id) => Err(format!("the {id} is about to come or to go: try again")),
         }
     }
 
     /// Builds the machine that a snapshot is of. If that fails, all is as before.
     pub(super) fn load_snapshot(&mut self, snapshot: &SnapshotLoad) -> Result<(), Fault> {
-        let (order, before) = self.order_to_load(snapshot)?;
+        let (order, before) = self.order_to_load(snapshot, false)?;
         match self.orders.start(order) {
             Ok(machine) => {
                 machine.resume_devices();
@@ -121,7 +142,12 @@ impl Control {
     /// The machine that a snapshot is of, for whoever builds it ([`Stage::build`](crate::Stage::build)), and then says so
     /// by [`Control::has_loaded`].
     pub fn load(&mut self, snapshot: &SnapshotLoad) -> Result<Order, Fault> {
-        self.order_to_load(snapshot).map(|(order, _)| order)
+        self.order_to_load(snapshot, false).map(|(order, _)| order)
+    }
+
+    /// The same, of one of several copies of a guest ([`fork`](super::fork)).
+    pub fn load_copy(&mut self, snapshot: &SnapshotLoad) -> Result<Order, Fault> {
+        self.order_to_load(snapshot, true).map(|(order, _)| order)
     }
 
     /// The machine of a snapshot has been built.
@@ -139,7 +165,11 @@ impl Control {
         });
     }
 
-    fn order_to_load(&mut self, snapshot: &SnapshotLoad) -> Result<(Order, Before), Fault> {
+    fn order_to_load(
+        &mut self,
+        snapshot: &SnapshotLoad,
+        is_copy: bool,
+    ) -> Result<(Order, Before), Fault> {
         let asked = Instant::now();
         if self.resources.has_any() {
             return Err(cannot_load("the microVM has been configured already"));
@@ -160,11 +190,15 @@ impl Control {
             memory,
             advance: snapshot.clock_realtime,
             force: snapshot.force,
+            is_copy,
         })
         .map_err(|error| cannot_load(chain(&error)))?;
         let (mut document, _) =
             VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;
-        change(&mut document, snapshot)?;
+        change(&mut document, snapshot).map_err(cannot_load)?;
+        if is_copy {
+            fork::part(&mut document, &snapshot.network_overrides).map_err(cannot_load)?;
+        }
         let resources = Resources::of_document(document);
         let before = Before {
             resources: std::mem::replace(&mut self.resources, resources),
@@ -234,32 +268,50 @@ fn images(document: &VmConfig) -> Vec<String> {
 }
 
 /// What is to be otherwise than it was when the snapshot was taken.
-fn change(document: &mut VmConfig, snapshot: &SnapshotLoad) -> Result<(), Fault> {
+fn change(document: &mut VmConfig, snapshot: &SnapshotLoad) -> Result<(), String> {
     if snapshot.track_dirty_pages || snapshot.enable_diff_snapshots {
         document.machine_config.track_dirty_pages = true;
     }
-    for change in &snapshot.network_overrides {
+    override_taps(document, &snapshot.network_overrides)?;
+    match &snapshot.vsock_override {
+        Some(change) => override_vsock(document, change),
+        None => Ok(()),
+    }
+}
+
+/// Other taps.
+pub(super) fn override_taps(
+    document: &mut VmConfig,
+    changes: &[NetworkOverride],
+) -> Result<(), String> {
+    for change in changes {
         let found = (document.network_interfaces.iter_mut())
             .find(|interface| interface.iface_id == change.iface_id);
         let Some(interface) = found else {
-            return Err(cannot_load(format!(
+            return Err(format!(
                 "it has no network interface '{}' (network_overrides)",
                 change.iface_id
-            )));
+            ));
         };
         if interface.backend == Backend::User {
-            return Err(cannot_load(format!(
+            return Err(format!(
                 "network interface '{}' has no tap that another could take the place of (network_overrides)",
                 change.iface_id
-            )));
+            ));
         }
         interface.host_dev_name = Some(change.host_dev_name.clone());
     }
-    if let Some(change) = &snapshot.vsock_override {
-        let Some(vsock) = &mut document.vsock else {
-            return Err(cannot_load("it has no vsock device (vsock_override)"));
-        };
-        vsock.uds_path.clone_from(&change.uds_path);
-    }
+    Ok(())
+}
+
+/// Another socket.
+pub(super) fn override_vsock(
+    document: &mut VmConfig,
+    change: &VsockOverride,
+) -> Result<(), String> {
+    let Some(vsock) = &mut document.vsock else {
+        return Err("it has no vsock device (vsock_override)".into());
+    };
+    vsock.uds_path.clone_from(&change.uds_path);
     Ok(())
 }

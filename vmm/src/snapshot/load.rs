@@ -100,6 +100,8 @@ pub struct Request<'a> {
     pub advance: bool,
     /// What is merely risky is let pass.
     pub force: bool,
+    /// The guest is one of several, whose memory file may be gone later: nothing will be relative to it.
+    pub is_copy: bool,
 }
 
 /// A snapshot whose files have been opened, and whose state has been decoded.
@@ -111,6 +113,7 @@ pub struct Saved {
     memory_path: Option<PathBuf>,
     advance: bool,
     force: bool,
+    is_copy: bool,
     /// What describes the machine, in JSON.
     pub config: String,
 }
@@ -182,6 +185,7 @@ impl Saved {
             },
             advance: request.advance,
             force: request.force,
+            is_copy: request.is_copy,
             config: file.config,
         })
     }
@@ -204,6 +208,11 @@ impl Saved {
     /// What the files of the snapshot have in common.
     pub(crate) fn id(&self) -> Id {
         self.state.memory_id
+    }
+
+    /// The memory file that a later snapshot may be relative to.
+    pub(crate) fn base(&self) -> Option<Id> {
+        (!self.is_copy).then_some(self.state.memory_id)
     }
 
     /// Where its machine has its console.

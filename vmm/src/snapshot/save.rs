@@ -117,6 +117,8 @@ pub struct Order {
     pub memory: PathBuf,
     /// Only what changed since the last one, if that is known; all of it otherwise.
     pub differential: bool,
+    /// Nobody keeps it: a later one is not relative to it.
+    pub is_passing: bool,
     /// The vCPUs run, and have to be paused for it. Otherwise they are paused.
     pub runs: bool,
     /// They run as soon as they may.
@@ -205,11 +207,13 @@ impl Source {
         // What can be plugged may be plugged until the guest stands still.
         if self.plugging().is_none() {
             let regions = memory::lay_out(ram_ranges(self.ram));
-            let (prepared, why) = self.prepare(&guest_memory, &regions, id)?;
+            let (prepared, why) = self.prepare(&guest_memory, &regions, id, order)?;
             if order.runs && order.resumes && prepared.map().can_be_forked {
                 collapse(prepared.map())?;
             }
-            lock(&self.history).approach(prepared.map());
+            if !order.is_passing {
+                lock(&self.history).approach(prepared.map());
+            }
             (job, untracked) = (Some(prepared), why);
         }
 
@@ -224,12 +228,13 @@ impl Source {
                 let job = match job {
                     Some(job) => job,
                     None => {
-                        let (prepared, why) = self.prepare(&guest_memory, &state.memory, id)?;
+                        let (prepared, why) =
+                            self.prepare(&guest_memory, &state.memory, id, order)?;
                         untracked = why;
                         prepared
                     }
                 };
-                self.memory(job, id, order.differential, &memory_file, state)
+                self.memory(job, id, order, &memory_file, state)
             });
         hardware.resume();
         if order.runs && (order.resumes || taken.is_err()) || order.resumes && taken.is_ok() {
@@ -258,10 +263,14 @@ impl Source {
         memory: &Arc<GuestMemoryMmap>,
         regions: &[RegionState],
         id: Id,
+        order: &Order,
     ) -> Result<(Job, Option<std::io::Error>), Error> {
         let mut job = Job::new(Arc::clone(memory), regions, id)?;
         if self.is_served {
             job.is_served();
+        }
+        if order.is_passing {
+            return Ok((job, None));
         }
         let untracked = lock(&self.history).prepare(job.map()).err();
         Ok((job, untracked))
@@ -272,12 +281,16 @@ impl Source {
         &self,
         mut job: Job,
         id: Id,
-        differential: bool,
+        order: &Order,
         file: &NewFile,
         mut state: VmState,
     ) -> Result<(VmState, Memory, Pending), Error> {
-        let what = lock(&self.history).turn(job.map(), id, differential);
-        let pending = Pending(Some(Arc::clone(&self.history)));
+        let (what, pending) = if order.is_passing {
+            (What::All, Pending(None))
+        } else {
+            let what = lock(&self.history).turn(job.map(), id, order.differential);
+            (what, Pending(Some(Arc::clone(&self.history))))
+        };
         state.memory_base = match &what {
             What::All => None,
             What::Diff { base, .. } => Some(*base),
