@@ -112,7 +112,7 @@ fn commands() {
 
 fn setup() {
     let host = Host::new();
-    let script = "mkdir /data; echo warm >/data/file; setsid sleep 10000 & true";
+    let script = "mkdir /data; echo warm >/data/file; setsid sleep 10000 & until pidof sleep; do usleep 1000; done";
     host.ask(&["template", "create", "warm", "--", "sh", "-c", script]);
     let script = "cat /data/file; ps | grep -c 'sleep 1000[0]'";
     let text = host.ask(&["run", "--template", "warm", "--", "sh", "-c", script]);
