@@ -100,8 +100,13 @@ impl Child {
         let mut bytes = [0; MESSAGE_SIZE];
         // Ends with the process, however that ends.
         let read = self.result.read_exact(&mut bytes);
-        self.reap();
-        read.map_err(|_| Error::Writer(io::ErrorKind::BrokenPipe.into()))?;
+        let signal = self.reap();
+        if read.is_err() {
+            return Err(match signal {
+                Some(signal) => Error::Killed { signal },
+                None => Error::Writer(io::ErrorKind::BrokenPipe.into()),
+            });
+        }
         let mut message = Message::default();
         for (word, bytes) in message.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = u64::from_ne_bytes(*bytes);
@@ -109,7 +114,8 @@ impl Child {
         decode(message)
     }
 
-    fn reap(&self) {
+    /// Waits for its end, and says which signal that was by, if any.
+    fn reap(&self) -> Option<i32> {
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
         loop {
             #[expect(clippy::cast_sign_loss, reason = "a descriptor is not negative")]
@@ -123,8 +129,15 @@ impl Child {
                     libc::WEXITED | libc::__WALL,
                 )
             };
-            if waited == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                return;
+            if waited == 0 {
+                // SAFETY: it was all zeroes, and the kernel has filled in what is known of a child.
+                let (info, signal) =
+                    unsafe { (info.assume_init(), info.assume_init().si_status()) };
+                let is_signal = [libc::CLD_KILLED, libc::CLD_DUMPED].contains(&info.si_code);
+                return is_signal.then_some(signal);
+            }
+            if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                return None;
             }
         }
     }

@@ -81,6 +81,15 @@ pub enum Error {
     /// The process that writes could not do so, or was ended.
     #[error("The process that writes the memory file has failed")]
     Writer(#[source] io::Error),
+    /// A signal has ended it.
+    #[error(
+        "The process that writes the memory file was ended by signal {signal}{}",
+        if *signal == libc::SIGBUS { ": a file that the guest's memory comes from has been cut" } else { "" }
+    )]
+    Killed {
+        /// Its number.
+        signal: i32,
+    },
 }
 
 /// What memory file and state file of a snapshot have in common, and no others. It is at the memory file's end.
