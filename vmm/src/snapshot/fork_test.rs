@@ -58,6 +58,14 @@ fn it_has_nothing_that_others_could_want() {
     let waiter = thread::spawn(move || child.wait());
     killer.kill();
     let killed = waiter.join().unwrap();
-    assert!(matches!(killed, Err(Error::Writer(_))), "{killed:?}");
+    assert!(
+        matches!(
+            killed,
+            Err(Error::Killed {
+                signal: libc::SIGKILL
+            })
+        ),
+        "{killed:?}"
+    );
     assert!(began.elapsed() < Duration::from_secs(600));
 }
