@@ -187,12 +187,22 @@ impl VcpuState {
                 .map_err(refused("KVM_GET_CPUID2"))?
                 .as_slice()
                 .to_vec(),
-            msrs: get_msrs(vcpu, &shape.msrs).map_err(refused("KVM_GET_MSRS"))?,
             xsave: get_xsave(vcpu, shape.xsave.words).map_err(refused("KVM_GET_XSAVE2"))?,
             events: vcpu
                 .get_vcpu_events()
                 .map_err(refused("KVM_GET_VCPU_EVENTS"))?,
+            // Last, as one of them is the time.
+            msrs: get_msrs(vcpu, &shape.msrs).map_err(refused("KVM_GET_MSRS"))?,
         })
+    }
+
+    /// The state of so many nanoseconds later, in which nothing has gone on but the TSC.
+    pub fn advance(&mut self, nanoseconds: u64) {
+        let ticks = self.ticks(nanoseconds);
+        let mut msrs = self.msrs.iter_mut();
+        if let Some((_, tsc)) = msrs.find(|(msr, _)| *msr == MSR_IA32_TSC) {
+            *tsc = tsc.wrapping_add(ticks);
+        }
     }
 
     /// Gives the state to vCPU `index` of a new VM, which has not been in the guest. The state may come from

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arch::cpu_config::CpuConfig;
 use arch::layout;
 use arch::vcpu_state::{self, Terms, XsaveSize};
 use devices::lock;
 use devices::pci::root::Slot;
-use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data, kvm_cpuid_entry2};
+use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -345,15 +346,28 @@ impl Saved {
         } else {
             0
         };
-        set_clock(vm, &state.clock, passed)?;
         let terms = Terms {
             xsave: XsaveSize::of(vm),
             passed,
             force: self.force,
         };
+        let mut tsc_goes = None;
         for (index, (vcpu, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
             saved.restore(vcpu, index, terms)?;
+            // All TSCs go by the first one's.
+            tsc_goes.get_or_insert_with(Instant::now);
         }
+        let since = tsc_goes.map_or(0, |at| u64::try_from(at.elapsed().as_nanos()).unwrap_or(0));
+        let clock = kvm_clock_data {
+            clock: state
+                .clock
+                .clock
+                .saturating_add(passed)
+                .saturating_add(since),
+            ..Default::default()
+        };
+        vm.set_clock(&clock)
+            .map_err(kvm::refused("KVM_SET_CLOCK"))?;
         hardware.restore(&state.ioapic, &state.legacy, &state.virtio)?;
         if hardware.has_generation_id {
             generation::renew(memory)?;
@@ -361,29 +375,6 @@ impl Saved {
         }
         Ok(())
     }
-}
-
-/// Sets the clock that KVM gives its guests: `passed` nanoseconds further. KVM can itself tell how long ago it gave
-/// the time, to the nanosecond, where it told what time of day it was (Linux 5.16).
-fn set_clock(vm: &VmFd, saved: &kvm_clock_data, passed: u64) -> Result<(), Error> {
-    if passed > 0 && saved.flags & KVM_CLOCK_REALTIME != 0 {
-        let clock = kvm_clock_data {
-            clock: saved.clock,
-            realtime: saved.realtime,
-            flags: KVM_CLOCK_REALTIME,
-            ..Default::default()
-        };
-        // An older one here refuses.
-        if vm.set_clock(&clock).is_ok() {
-            return Ok(());
-        }
-    }
-    let clock = kvm_clock_data {
-        clock: saved.clock.saturating_add(passed),
-        ..Default::default()
-    };
-    let set = vm.set_clock(&clock);
-    Ok(set.map_err(kvm::refused("KVM_SET_CLOCK"))?)
 }
 
 fn cpuid_of(state: &VmState) -> &[kvm_cpuid_entry2] {

@@ -315,12 +315,24 @@ impl Source {
         memory_id: Id,
         images: &[String],
     ) -> Result<VmState, Error> {
-        let vcpus = self
+        let saved = self
             .vcpus
-            .do_at_rest(move |index, vcpu| VcpuState::save(vcpu, index, &shape))
-            .ok_or(Error::Ended)?
-            .into_iter()
-            .collect::<Result<_, _>>()?;
+            .do_at_rest(move |index, vcpu| {
+                let state = VcpuState::save(vcpu, index, &shape);
+                (state, Instant::now())
+            })
+            .ok_or(Error::Ended)?;
+        // All clocks show the same moment: a guest compares them.
+        let taken = super::nanoseconds_since_1970();
+        let clock = vm.get_clock().map_err(kvm::refused("KVM_GET_CLOCK"))?;
+        let now = Instant::now();
+        let vcpus = saved.into_iter().map(|(state, at)| {
+            let mut state = state?;
+            let later = now.saturating_duration_since(at).as_nanos();
+            state.advance(u64::try_from(later).unwrap_or(0));
+            Ok::<_, Error>(state)
+        });
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
         let (ioapic, legacy, virtio) = hardware.save()?;
         let window = hardware.pci().and_then(|pci| pci.window());
         let mut state = VmState {
@@ -333,8 +345,8 @@ impl Source {
                 .map(|path| ImageState::of(path))
                 .collect::<Result<_, _>>()?,
             host: HostState::here(),
-            taken: super::nanoseconds_since_1970(),
-            clock: vm.get_clock().map_err(kvm::refused("KVM_GET_CLOCK"))?,
+            taken,
+            clock,
             vcpus,
             ioapic,
             legacy,
