@@ -269,7 +269,8 @@ fn is_another() {
              b=$(cut -d. -f1 /proc/uptime); test $((b - a)) -ge 1 && test $((b - a)) -le 60'; done",
         );
         let log = does(&mut service, "dmesg | sed 's/^.*\\] /log: /'");
-        for word in ["lockup", "stall", "unstable"] {
+        // An emulated host's clocks are not compared: it takes a millisecond from one to the next.
+        for word in ["lockup", "stall"] {
             assert!(!log.contains(word), "{log}");
         }
         service.live().send("end");
