@@ -164,22 +164,7 @@ pub(crate) fn run(
     // Ends after the machine, for which it may wait.
     let mut served = None;
     let mut vm = Vm::build(&config, payload, console).map_err(|source| files.name_in(source))?;
-    let _ = targets.set(Target {
-        stopper: vm.stopper(),
-        power_button: vm.power_button(),
-        keyboard: vm.keyboard(),
-    });
-    let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
-    vm.add_subscriber(Box::new(signals));
-    if let (Some(console), Some(_)) = (vm.controls().console(), &terminal) {
-        let window = WindowWatch::new(console).map_err(host("signal handlers"))?;
-        vm.add_subscriber(Box::new(window));
-    }
-    vm.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
-    if let Some(timeout) = args.timeout {
-        let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
-        vm.add_subscriber(Box::new(timeout));
-    }
+    attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
 
     meet(&mut vm);
     if let (Some(api), Some(document)) = (api, document) {
@@ -198,6 +183,34 @@ pub(crate) fn run(
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
     Ok((status, vm.take_down()))
+}
+
+/// Connects a machine in the foreground to keys, signals, the size of the terminal if there is one, and the clock.
+pub(crate) fn attend(
+    vm: &mut Vm,
+    targets: &Targets,
+    has_terminal: bool,
+    timeout: Option<Duration>,
+) -> Result<(), Error> {
+    let _ = targets.set(Target {
+        stopper: vm.stopper(),
+        power_button: vm.power_button(),
+        keyboard: vm.keyboard(),
+    });
+    let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
+    vm.add_subscriber(Box::new(signals));
+    if let Some(console) = vm.controls().console()
+        && has_terminal
+    {
+        let window = WindowWatch::new(console).map_err(host("signal handlers"))?;
+        vm.add_subscriber(Box::new(window));
+    }
+    vm.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
+    if let Some(timeout) = timeout {
+        let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
+        vm.add_subscriber(Box::new(timeout));
+    }
+    Ok(())
 }
 
 /// What `--config-file` has.

@@ -357,6 +357,13 @@ impl Vm {
         }
     }
 
+    /// Prepares for [`Vm::note_working_set`], of a machine that stands still yet.
+    pub fn watch_working_set(&self) {
+        if let Some(file) = &self.memory_file {
+            file.read_singly(&self.memory);
+        }
+    }
+
     /// Notes, beside the memory file that the guest was restored from, what it has touched of its memory until now, for those that
     /// are restored later; nothing if that is known already. Says how many pages these are, and how many of them it
     /// has written to.

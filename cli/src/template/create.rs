@@ -189,6 +189,7 @@ fn record(draft: &Draft, name: &str) -> Result<Remains, Box<dyn std::error::Erro
     let mut vm = build(name, &load(folder, None), console, job)?;
     vm.add_subscriber(Box::new(SignalWatch::new(vm.stopper())?));
     vm.add_subscriber(Box::new(Timeout::new(PATIENCE, vm.stopper())?));
+    vm.watch_working_set();
     vm.go_on(true)?;
     match vm.run(|_| {})? {
         // A root file system need not have that program.

@@ -26,11 +26,9 @@ use super::create::rebuild;
 use super::store::Store;
 use crate::args::RunArgs;
 use crate::console::{self, ConsoleOption};
-use crate::footprint::Trim;
-use crate::keys::{Target, Targets};
+use crate::keys::Targets;
 use crate::message::say;
-use crate::run::{self, Timeout, host};
-use crate::signals::{SignalWatch, WindowWatch};
+use crate::run::{self, host};
 use crate::status::Status;
 use crate::{disaster, logger, process, terminal};
 
@@ -62,26 +60,8 @@ pub(crate) fn run(
     let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
     let load = load(template.directory(), args.vsock.clone());
     let mut vm = build(name, &load, console, job)?;
-    if let Some(console) = vm.controls().console()
-        && terminal.is_some()
-    {
-        let window = WindowWatch::new(console).map_err(host("signal handlers"))?;
-        vm.add_subscriber(Box::new(window));
-    }
     vm.go_on(true)?;
-
-    let _ = targets.set(Target {
-        stopper: vm.stopper(),
-        power_button: vm.power_button(),
-        keyboard: vm.keyboard(),
-    });
-    let signals = SignalWatch::new(vm.stopper()).map_err(host("signal handlers"))?;
-    vm.add_subscriber(Box::new(signals));
-    vm.add_subscriber(Box::new(Trim::new().map_err(host("a timer"))?));
-    if let Some(timeout) = args.timeout {
-        let timeout = Timeout::new(timeout, vm.stopper()).map_err(host("the timeout"))?;
-        vm.add_subscriber(Box::new(timeout));
-    }
+    run::attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
     let reason = vm.run(|mark| run::report_mark(&mark, started))?;
     drop(terminal);
     let status = run::report_end(&reason, &vm.console_tail(), args, None);

@@ -136,6 +136,11 @@ pub(crate) struct MemoryFile {
 }
 
 impl MemoryFile {
+    /// Has what comes into memory be what the guest touches, and not what is next to that: for whom notes that.
+    pub(crate) fn read_singly(&self, memory: &GuestMemoryMmap) {
+        working_set::read_singly(memory, &self.regions);
+    }
+
     /// Notes beside the file what the guest has touched of its memory until now, unless that is known from another one;
     /// says how many pages these are, and how many of them it has written to.
     pub(crate) fn note_working_set(
@@ -323,10 +328,6 @@ impl Saved {
         for region in &self.state.memory {
             crate::memory::put_file(memory, region.gpa, region.bytes, file, region.offset)
                 .map_err(Error::Map)?;
-        }
-        if self.working_set.is_none() {
-            // So that what is in memory is what the guest has touched, and not what is next to that.
-            working_set::read_singly(memory, &self.state.memory);
         }
         Ok(None)
     }

@@ -217,13 +217,15 @@ impl Source {
             (job, untracked) = (Some(prepared), why);
         }
 
+        let host = HostState::here();
+
         let began = Instant::now();
         if order.runs && !self.vcpus.pause(PAUSE_TIMEOUT) {
             return Err(Error::NoRest);
         }
         hardware.pause();
         let taken = self
-            .state(&hardware, &vm, shape, id, &order.images)
+            .state(&hardware, &vm, shape, id, host, &order.images)
             .and_then(|state| {
                 let job = match job {
                     Some(job) => job,
@@ -313,6 +315,7 @@ impl Source {
         vm: &VmFd,
         shape: Shape,
         memory_id: Id,
+        host: HostState,
         images: &[String],
     ) -> Result<VmState, Error> {
         let saved = self
@@ -344,7 +347,7 @@ impl Source {
                 .iter()
                 .map(|path| ImageState::of(path))
                 .collect::<Result<_, _>>()?,
-            host: HostState::here(),
+            host,
             taken,
             clock,
             vcpus,
