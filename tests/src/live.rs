@@ -185,3 +185,22 @@ pub fn resident(process: Pid) -> u64 {
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();
     kib.parse::<u64>().unwrap() << 10
 }
+
+/// Stops a process, and returns when each of its threads stands still: a signal only begins that.
+pub fn stop(process: Pid) {
+    kill_process(process, Signal::STOP).unwrap();
+    let tasks = format!("/proc/{}/task", process.as_raw_nonzero());
+    let stands_still = |task: fs::DirEntry| {
+        // One that has ended meanwhile does as well. A name has brackets around it, and the state is behind.
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.is_empty()
+            || stat
+                .rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with('T'))
+    };
+    let deadline = Instant::now() + DEADLINE;
+    while !fs::read_dir(&tasks).unwrap().flatten().all(stands_still) {
+        assert!(Instant::now() < deadline, "{process:?} goes on");
+    }
+}

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::executable;
+use tests::live::stop;
 use tests::page_server::PageServer;
 use tests::service::{Service, snapshot_from, snapshot_to};
 use vmm_sys_util::tempdir::TempDir;
@@ -108,7 +109,7 @@ pub(super) fn stands_still() {
     let service = Service::start(directory, &[""; 0]);
     let server = PageServer::start(directory, &directory.join("memory"));
     service.put("/snapshot/load", load(directory, server.socket()));
-    kill_process(server.pid(), Signal::STOP).unwrap();
+    stop(server.pid());
     service.patch("/vm", json!({"state": "Resumed"}));
     assert_eq!(service.state(), "Running");
     // Where KVM's wait for a page cannot be interrupted, the process ends as it is.

@@ -6,7 +6,7 @@ use rustix::process::{Signal, kill_process};
 use tests::ctl::Host;
 use tests::driven::until;
 use tests::executable::{echo_kernel, idle_kernel};
-use tests::live::Live;
+use tests::live::{Live, stop};
 use tests::monitor::{self, Running};
 use tests::terminal::Session;
 
@@ -157,7 +157,7 @@ pub(super) fn lost() {
     guest.expect("ready");
     let mut attached = Live::start(host.command(&["attach", "echo"]));
     attached.expect("ready");
-    kill_process(attached.pid(), Signal::STOP).unwrap();
+    stop(attached.pid());
     for number in 0..LINES {
         guest.send(&format!("line {number} of what nobody reads just now"));
     }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tests::ctl::Host;
 use tests::driven::until;
 use tests::executable::{button_kernel, idle_kernel, tiny_kernel};
+use tests::live::stop;
 use tests::monitor::files;
 
 pub(super) fn listed() {
@@ -160,7 +161,7 @@ pub(super) fn hanging() {
     let host = Host::new();
     let stuck = host.idle("stuck", &[]);
     let other = host.idle("other", &[]);
-    kill_process(stuck.pid(), Signal::STOP).unwrap();
+    stop(stuck.pid());
     let table = host.ask(&["ps"]);
     let row = table
         .lines()

@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tests::ctl::Host;
 use tests::executable::echo_kernel;
-use tests::live::Live;
+use tests::live::{Live, stop};
 use tests::monitor::Running;
 
 pub(super) fn api() {
@@ -66,7 +66,7 @@ pub(super) fn api() {
         .expect_error(125, &["/no/such"]);
     let usage = host.mote(&["api", "GET", "/"]).expect_status(125);
     assert!(usage.stderr.contains("--id"), "{usage:?}");
-    kill_process(live.pid(), Signal::STOP).unwrap();
+    stop(live.pid());
     host.mote(&["api", "--timeout", "1", "--id", "guest", "GET", "/"])
         .expect_error(125, &["'guest'", "did not answer in time"]);
     kill_process(live.pid(), Signal::CONT).unwrap();
