@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::ctl;
+use crate::pool;
 use crate::quantity::{parse_duration, parse_size};
 use crate::service::args::{RestoreArgs, VmmArgs};
 use crate::template;
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Restore(Box<RestoreArgs>),
     /// Make and remove templates: guests that have been booted and wait for a command
     Template(Box<template::Args>),
+    /// Have guests of a template ready before they are asked for
+    Pool(pool::Args),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
     /// Talk to guests that run

@@ -221,6 +221,16 @@ fn without_terminal(input: Option<Input>, output: Output) -> Console {
     }
 }
 
+/// One whose other end is there later ([`vmm::Vm::connect_console`]).
+pub(crate) fn none() -> Console {
+    without_terminal(None, Output::discard())
+}
+
+/// The console on standard input and output, which may be the terminal of another process that has it in raw mode.
+pub(crate) fn on_streams(targets: Targets, interactive: bool) -> Result<Console, Error> {
+    stdio(targets, interactive).map_err(Error::Stdio)
+}
+
 fn open_stdio(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
     let interactive = is_foreground_terminal();
     let terminal = if interactive {
@@ -228,6 +238,10 @@ fn open_stdio(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
     } else {
         None
     };
+    Ok((stdio(targets, interactive)?, terminal))
+}
+
+fn stdio(targets: Targets, interactive: bool) -> io::Result<Console> {
     let filter: Box<dyn InputFilter> = if interactive {
         Box::new(Keys::new(targets))
     } else {
@@ -244,17 +258,14 @@ fn open_stdio(targets: Targets) -> io::Result<(Console, Option<RawTerminal>)> {
         Ok(fd) => Output::new(fd)?,
         Err(_) => Output::discard(),
     };
-    Ok((
-        Console {
-            input,
-            output,
-            filter,
-            size: terminal::size().unwrap_or_default(),
-            rate_limit: RateLimit::default(),
-            iothread: false,
-        },
-        terminal,
-    ))
+    Ok(Console {
+        input,
+        output,
+        filter,
+        size: terminal::size().unwrap_or_default(),
+        rate_limit: RateLimit::default(),
+        iothread: false,
+    })
 }
 
 #[cfg(test)]

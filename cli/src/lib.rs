@@ -22,6 +22,7 @@ mod log_limit;
 mod logger;
 mod message;
 mod options;
+mod pool;
 mod process;
 pub mod quantity;
 mod run;
@@ -107,17 +108,22 @@ fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
         Command::Run(args) => {
             let ended = match &args.template {
                 Some(name) => template::run::run(&args, name, started),
-                None => run::run(&args, started, meet),
+                None => {
+                    run::run(&args, started, meet).map(|(status, remains)| (status, Some(remains)))
+                }
             };
             match ended {
                 Ok((status, remains)) => {
-                    remains.leave_to_reaper();
+                    if let Some(remains) = remains {
+                        remains.leave_to_reaper();
+                    }
                     status
                 }
                 Err(error) => fail(&error),
             }
         }
         Command::Template(args) => template::execute(&args),
+        Command::Pool(args) => pool::execute(&args),
         Command::Vmm(args) => serve(&args, Name::Mote, started),
         Command::Restore(args) => match args.vmm() {
             Ok(args) => serve(&args, Name::Mote, started),

@@ -25,6 +25,7 @@ use crate::guest::{self, Guest};
 use crate::keys::{Target, Targets};
 use crate::logger;
 use crate::message::{run_failed, say};
+use crate::pool;
 use crate::process;
 use crate::service;
 use crate::service::args::ANONYMOUS;
@@ -72,6 +73,9 @@ pub(crate) enum Error {
     /// A template.
     #[error(transparent)]
     Template(#[from] template::Error),
+    /// A guest of a pool.
+    #[error(transparent)]
+    Pool(#[from] pool::Error),
     /// The console's other end.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -181,7 +185,7 @@ pub(crate) fn run(
         served.ended(&reason);
     }
     drop(terminal);
-    let status = report_end(&reason, &vm.console_tail(), args, symbols.as_ref());
+    let status = report_end(&reason, &vm.console_tail(), id, symbols.as_ref());
     Ok((status, vm.take_down()))
 }
 
@@ -413,13 +417,10 @@ fn millis(duration: Duration) -> f64 {
 pub(crate) fn report_end(
     reason: &StopReason,
     console_tail: &[u8],
-    args: &RunArgs,
+    id: Option<&str>,
     symbols: Option<&std::fs::File>,
 ) -> Status {
-    let guest = args
-        .id
-        .as_deref()
-        .map_or_else(|| "the guest".into(), |id| format!("guest {id}"));
+    let guest = id.map_or_else(|| "the guest".into(), |id| format!("guest {id}"));
     let panicked = || {
         console_tail
             .windows(PANIC_MESSAGE.len())

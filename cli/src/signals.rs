@@ -106,14 +106,24 @@ impl Resizes {
         Ok(Self(resized))
     }
 
+    /// What has come has been heard of.
+    pub(crate) fn clear(&self) {
+        let _ = self.0.read();
+    }
+
     /// Waits for the next one.
     pub(crate) fn wait(&self) {
-        // SAFETY: it is open for as long as `self` is there.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let mut fds = [PollFd::new(self, PollFlags::IN)];
         // Interrupted, or failed, is as good: whoever waits looks at the size itself.
         let _ = poll(&mut fds, None);
-        let _ = self.0.read();
+        self.clear();
+    }
+}
+
+impl AsFd for Resizes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is open for as long as `self` is there.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
 
@@ -139,7 +149,7 @@ impl WindowWatch {
 
 impl MutEventSubscriber for WindowWatch {
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        let _ = self.resizes.0.read();
+        self.resizes.clear();
         if let Some((columns, rows)) = terminal::size() {
             self.console.resize(columns, rows);
         }

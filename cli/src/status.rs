@@ -18,7 +18,8 @@ pub enum Status {
 }
 
 impl Status {
-    fn code(self) -> i32 {
+    /// The process's exit status.
+    pub(crate) fn code(self) -> i32 {
         match self {
             Self::Success => 0,
             Self::Timeout => 124,

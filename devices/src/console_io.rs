@@ -166,6 +166,18 @@ enum Reader {
 }
 
 impl Reader {
+    /// What there is to read from, besides a keyboard.
+    fn open(input: Option<Input>) -> io::Result<(Option<Self>, Option<Keyboard>)> {
+        let (from, keyboard) =
+            input.map_or((None, None), |Input { from, keyboard }| (from, keyboard));
+        let reader = match from {
+            Some(From::Fd(fd)) => Some(Self::Fd(HostFd::for_reading(fd)?)),
+            Some(From::Pty(pty)) => Some(Self::Pty(pty)),
+            None => None,
+        };
+        Ok((reader, keyboard))
+    }
+
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Fd(fd) => fd.read(buffer),
@@ -210,13 +222,7 @@ impl Source {
         event: u32,
         keyboard_event: u32,
     ) -> io::Result<Self> {
-        let (from, keyboard) =
-            input.map_or((None, None), |Input { from, keyboard }| (from, keyboard));
-        let input = match from {
-            Some(From::Fd(fd)) => Some(Reader::Fd(HostFd::for_reading(fd)?)),
-            Some(From::Pty(pty)) => Some(Reader::Pty(pty)),
-            None => None,
-        };
+        let (input, keyboard) = Reader::open(input)?;
         Ok(Self {
             event,
             keyboard_event,
@@ -228,6 +234,21 @@ impl Source {
             held: Vec::new(),
             error: None,
         })
+    }
+
+    /// Reads from `input` from now on, through `filter`. Fails if there is something to read from already. To be
+    /// followed by [`Source::serve`], on the event loop.
+    pub(crate) fn connect(
+        &mut self,
+        input: Option<Input>,
+        filter: Box<dyn InputFilter>,
+    ) -> io::Result<()> {
+        if self.input.is_some() || self.keyboard.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        (self.input, self.keyboard) = Reader::open(input)?;
+        self.filter = filter;
+        Ok(())
     }
 
     /// The event loop has stopped watching: its worker moves to another one, or to the same again.
@@ -406,6 +427,15 @@ impl Sink {
             lost: 0,
             tail: VecDeque::new(),
         }
+    }
+
+    /// Writes to `output` from now on. Fails if it has led anywhere before.
+    pub(crate) fn connect(&mut self, output: Output) -> io::Result<()> {
+        if !matches!(self.output, To::Nowhere) || self.listener.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        (self.output, self.listener) = (output.to, output.listener);
+        Ok(())
     }
 
     /// The event loop has stopped watching: its worker moves to another one, or to the same again.

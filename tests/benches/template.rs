@@ -5,8 +5,8 @@
 //! cargo bench -p tests --bench template -- [--rounds N] [--memory SIZE] [--runtime PROGRAM]...
 //! ```
 //! Runs in turn (A B C A B C …): a process that does nothing, `busybox true` as a process, each runtime (crun and runc, if
-//! they are there) with a root file system that has busybox and no more, and `mote run --template`. "output" is when the
-//! first byte of `echo` arrives here in place of it.
+//! they are there) with a root file system that has busybox and no more, `mote run --template`, and the same with a pool. "output" is
+//! when the first byte of `echo` arrives here in place of it. Nothing is begun before all guests of the pool are ready again.
 //!
 //! It boots Linux, so it is for a host that can; in the emulated host, with its instruction clock (docs/snapshots.md).
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -50,8 +50,8 @@ impl Row {
         }
     }
 
-    fn run(&mut self, keep: bool) {
-        thread::sleep(PAUSE);
+    fn run(&mut self, keep: bool, settle: &dyn Fn()) {
+        settle();
         let start = Instant::now();
         let mut child = (self.command)(&["true"])
             .stdin(Stdio::null())
@@ -61,7 +61,7 @@ impl Row {
         let status = child.wait().unwrap();
         let exit = start.elapsed();
         assert!(status.success(), "{}: {status}", self.name);
-        thread::sleep(PAUSE);
+        settle();
         let start = Instant::now();
         let mut child = (self.command)(&["echo", "out"])
             .stdin(Stdio::null())
@@ -83,6 +83,42 @@ impl Row {
             self.exits.push(exit);
             self.outputs.push(output);
         }
+    }
+}
+
+/// Guests of the template that are ready.
+struct Pool {
+    mote: Box<Run>,
+}
+
+impl Pool {
+    fn start(mote: impl Fn(&[&str]) -> Command + 'static) -> Self {
+        let mote = Box::new(mote);
+        assert!(
+            mote(&["pool", "start", "bench", "-n", "2"])
+                .status()
+                .unwrap()
+                .success()
+        );
+        Self { mote }
+    }
+
+    /// Waits until all of them are, and what was run before is gone.
+    fn settle(&self) {
+        loop {
+            thread::sleep(PAUSE);
+            let listed = (self.mote)(&["pool", "ls", "--json"]).output().unwrap();
+            let pool: Value = serde_json::from_slice(&listed.stdout).unwrap();
+            if pool["ready"] == pool["count"] {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = (self.mote)(&["pool", "stop", "bench"]).status();
     }
 }
 
@@ -122,7 +158,7 @@ fn main() {
     fs::write(&nothing, executable::nothing()).unwrap();
     fs::set_permissions(&nothing, fs::Permissions::from_mode(0o755)).unwrap();
     let root = root(directory);
-    let mote = |arguments: &[&str]| {
+    let mote = |arguments: &[&str]| -> Command {
         let mut command = Command::new(monitor::path());
         command.args(arguments);
         command
@@ -150,11 +186,30 @@ fn main() {
             command
         }));
     }
-    rows.push(Row::new("mote, template", move |words| {
-        let mut command = mote(&["run", "--template", "bench", "--"]);
-        command.args(words).env("XDG_DATA_HOME", &data);
+    // Two run-time directories: one has the pool.
+    let here = move |arguments: &[&str], run_dir: &Path| {
+        let mut command = mote(arguments);
         command
-    }));
+            .env("XDG_DATA_HOME", &data)
+            .env("XDG_RUNTIME_DIR", run_dir);
+        command
+    };
+    let (without, with) = (directory.join("without"), directory.join("with"));
+    for folder in [&without, &with] {
+        fs::create_dir(folder).unwrap();
+    }
+    let pool = Pool::start({
+        let (here, with) = (here.clone(), with.clone());
+        move |arguments: &[&str]| here(arguments, &with)
+    });
+    for (name, run_dir) in [("mote, template", without), ("mote, pool", with)] {
+        let here = here.clone();
+        rows.push(Row::new(name, move |words| {
+            let mut command = here(&["run", "--template", "bench", "--"], &run_dir);
+            command.args(words);
+            command
+        }));
+    }
 
     FEW.head(rounds, "rounds");
     let mut floor = Vec::new();
@@ -167,9 +222,10 @@ fn main() {
             floor.push(start.elapsed());
         }
         for row in &mut rows {
-            row.run(keep);
+            row.run(keep, &|| pool.settle());
         }
     }
+    drop(pool);
     FEW.row("exec and exit", floor);
     for row in rows {
         FEW.row(&format!("{}, output", row.name), row.outputs);

@@ -99,6 +99,57 @@ pub fn echo_kernel() -> Vec<u8> {
     })
 }
 
+/// A kernel for templates: it waits for a job, prints what comes of that, and ends with the status that the last character
+/// says: a digit is one, with `x` it never ends, with `i` it sends back what is typed until that is a `q`, and all else is 0.
+pub fn job_kernel() -> Vec<u8> {
+    program(|a| {
+        let (control, data) = (u32::from(layout::JOB_PORT), u32::from(layout::JOB_PORT) + 4);
+        let serial = u32::from(layout::SERIAL_PORT);
+        open_serial(a)?;
+        a.mov(edx, control)?;
+        a.mov(al, 1)?;
+        a.out(dx, al)?;
+        a.in_(eax, dx)?;
+        a.mov(ecx, eax)?;
+        let (mut next, mut zero) = (a.create_label(), a.create_label());
+        let (mut status, mut ends) = (a.create_label(), a.create_label());
+        let mut never = a.create_label();
+        a.set_label(&mut next)?;
+        a.mov(edx, data)?;
+        a.in_(al, dx)?;
+        a.mov(edx, serial)?;
+        a.out(dx, al)?;
+        a.test(al, al)?;
+        a.jz(zero)?;
+        a.mov(bl, al)?;
+        a.set_label(&mut zero)?;
+        a.dec(ecx)?;
+        a.jnz(next)?;
+        a.mov(al, b'\n' as i32)?;
+        a.out(dx, al)?;
+        a.cmp(bl, i32::from(b'x'))?;
+        a.je(never)?;
+        a.cmp(bl, i32::from(b'i'))?;
+        a.jne(status)?;
+        let poll = read_serial(a)?;
+        a.out(dx, al)?;
+        a.cmp(al, i32::from(b'q'))?;
+        a.jne(poll)?;
+        a.set_label(&mut status)?;
+        a.sub(bl, i32::from(b'0'))?;
+        a.cmp(bl, 9)?;
+        a.jbe(ends)?;
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut ends)?;
+        a.mov(al, bl)?;
+        a.mov(edx, data)?;
+        a.out(dx, al)?;
+        a.set_label(&mut never)?;
+        a.hlt()?;
+        a.jmp(never)
+    })
+}
+
 /// A kernel that answers each line that is typed at its serial port with `=N`, the how manieth it is, as a
 /// register and memory far above the kernel count; `=!` if they do not agree. A digit that is typed has it give up the
 /// PCI function in that slot.

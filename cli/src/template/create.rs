@@ -19,7 +19,7 @@ use vmm::snapshot::{directory, working_set};
 use vmm::{Remains, StopReason, StopRequest, Vm};
 
 use super::Error;
-use super::run::{Foreground, build, load};
+use super::run::{Foreground, build, give, load};
 use super::store::{CONSOLE_LOG, Draft, Manifest, Source, Store};
 use crate::args::RunArgs;
 use crate::console::{self, ConsoleEnd, ConsoleKind, ConsoleOption};
@@ -30,7 +30,7 @@ use crate::message::{chain, say};
 use crate::run::{self, Timeout};
 use crate::signals::SignalWatch;
 use crate::status::Status;
-use crate::{logger, process};
+use crate::{logger, pool, process};
 
 /// How long a guest may take to where it waits, unless `--timeout` says it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -89,7 +89,7 @@ pub(super) fn execute(args: &Args) -> Status {
 type Made = Result<(Status, Option<Remains>), Box<dyn std::error::Error>>;
 
 /// Has a template made again, by another process.
-pub(super) fn rebuild(name: &str) -> Result<(), Error> {
+pub(crate) fn rebuild(name: &str) -> Result<(), Error> {
     let status = Process::new("/proc/self/exe")
         .args(["template", "create", "--again", name])
         .stdin(Stdio::null())
@@ -164,6 +164,7 @@ fn create(args: &Args) -> Made {
     drop(vm.take_down());
     let remains = record(&draft, &args.name)?;
     draft.finish(&Manifest::new(args.run.clone(), sources, ready_ms)?)?;
+    pool::renew(&args.name);
     print(&format!("{}\n", args.name));
     Ok((Status::Success, Some(remains)))
 }
@@ -186,7 +187,8 @@ fn record(draft: &Draft, name: &str) -> Result<Remains, Box<dyn std::error::Erro
         ..Job::default()
     };
     let job = job.encode().unwrap_or_default();
-    let mut vm = build(name, &load(folder, None), console, job)?;
+    let mut vm = build(name, &load(folder, None), console)?;
+    give(&vm, job)?;
     vm.add_subscriber(Box::new(SignalWatch::new(vm.stopper())?));
     vm.add_subscriber(Box::new(Timeout::new(PATIENCE, vm.stopper())?));
     vm.watch_working_set();

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::ctl::print;
 use crate::message::{chain, say};
+use crate::pool;
 use crate::status::Status;
 use store::{Store, Template};
 
@@ -216,6 +217,7 @@ fn inspect(store: &Store, name: &str) -> Result<(), Error> {
 
 fn remove(store: &Store, name: &str) -> Result<(), Error> {
     store.remove(name)?;
+    pool::end(name);
     print(&format!("{name}\n"));
     Ok(())
 }

@@ -30,7 +30,7 @@ use crate::keys::Targets;
 use crate::message::say;
 use crate::run::{self, host};
 use crate::status::Status;
-use crate::{disaster, logger, process, terminal};
+use crate::{disaster, logger, pool, process, terminal};
 
 /// Name of a guest that has none.
 const HOSTNAME: &str = "mote";
@@ -40,7 +40,7 @@ pub(crate) fn run(
     args: &RunArgs,
     name: &str,
     started: Instant,
-) -> Result<(Status, Remains), run::Error> {
+) -> Result<(Status, Option<Remains>), run::Error> {
     logger::start(args.verbose, args.id.as_deref().unwrap_or(name));
     process::set_up();
     let store = Store::from_env()?;
@@ -50,6 +50,10 @@ pub(crate) fn run(
         rebuild(name)?;
         template = store.find(name)?;
     }
+    let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
+    if let Some(status) = pool::client::run(args, name, &job)? {
+        return Ok((status, None));
+    }
     let option = match &args.console {
         Some(text) => ConsoleOption::parse(text).map_err(run::Error::Device)?,
         None => ConsoleOption::default(),
@@ -57,24 +61,19 @@ pub(crate) fn run(
     let targets = Targets::default();
     let (console, terminal) = console::open(&option, targets.clone())?;
 
-    let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
     let load = load(template.directory(), args.vsock.clone());
-    let mut vm = build(name, &load, console, job)?;
+    let mut vm = build(name, &load, console)?;
+    give(&vm, job)?;
     vm.go_on(true)?;
     run::attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
     let reason = vm.run(|mark| run::report_mark(&mark, started))?;
     drop(terminal);
-    let status = run::report_end(&reason, &vm.console_tail(), args, None);
-    Ok((status, vm.take_down()))
+    let status = run::report_end(&reason, &vm.console_tail(), args.id.as_deref(), None);
+    Ok((status, Some(vm.take_down())))
 }
 
-/// Builds the machine of a template, with a job. It stands still.
-pub(super) fn build(
-    name: &str,
-    load: &SnapshotLoad,
-    console: Console,
-    job: Vec<u8>,
-) -> Result<Vm, run::Error> {
+/// Builds the machine of a template. It stands still.
+pub(crate) fn build(name: &str, load: &SnapshotLoad, console: Console) -> Result<Vm, run::Error> {
     let stage = Stage::new()?;
     let settings = Settings {
         id: name.to_owned(),
@@ -93,18 +92,23 @@ pub(super) fn build(
     let vm = stage.build(order)?;
     // Somebody may cut the file of its memory.
     disaster::handle();
+    Ok(vm)
+}
+
+/// Gives it a job.
+pub(crate) fn give(vm: &Vm, job: Vec<u8>) -> Result<(), Error> {
     let is_there = vm
         .set_job(job)
         .map_err(|error| Error::Job(error.to_string()))?;
     if is_there {
-        Ok(vm)
+        Ok(())
     } else {
-        Err(Error::Job(format!("the template {name} takes none")).into())
+        Err(Error::Job("its template takes none".into()))
     }
 }
 
 /// The snapshot in this folder.
-pub(super) fn load(folder: &Path, vsock: Option<String>) -> SnapshotLoad {
+pub(crate) fn load(folder: &Path, vsock: Option<String>) -> SnapshotLoad {
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
     SnapshotLoad {
         snapshot_path: path(directory::state(folder)),

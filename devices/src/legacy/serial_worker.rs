@@ -95,6 +95,18 @@ impl SerialWorker {
         self
     }
 
+    /// Connects the port with its other end, of which it had none until now. Fails if it had.
+    pub fn connect(
+        &mut self,
+        input: Option<Input>,
+        output: Output,
+        filter: Box<dyn InputFilter>,
+    ) -> io::Result<()> {
+        self.sink.connect(output)?;
+        self.source.connect(input, filter)?;
+        self.wake.write(1)
+    }
+
     /// The last 4 KiB of what the guest has sent, whether or not the host has taken it.
     pub fn tail(&self) -> Vec<u8> {
         let serial = lock(&self.serial);

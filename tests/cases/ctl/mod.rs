@@ -6,6 +6,7 @@ mod file;
 mod fork;
 mod lifecycle;
 mod linux;
+mod pool;
 mod request;
 mod run;
 mod snapshot;
@@ -73,6 +74,10 @@ pub(crate) const CASES: &[Case] = &[
     ("what_changed_since_a_fork", fork::and_what_changed),
     ("devices_of_copies", fork::devices),
     ("copies_that_cannot_be", fork::refused),
+    ("guests_of_a_pool_do_jobs", pool::jobs),
+    ("consoles_of_a_pools_guests", pool::console),
+    ("whoever_is_of_a_pool_is_killed", pool::killed),
+    ("a_pool_follows_its_template", pool::changed),
     ("a_monitor_is_killed_while_it_forks", fork::killed),
     ("the_api_beside_a_foreground_guest", run::beside),
     ("a_foreground_guest_is_changed", run::changed),

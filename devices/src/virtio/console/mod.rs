@@ -265,6 +265,22 @@ impl ConsoleControl {
         }
     }
 
+    /// Connects it with its other end, of which it had none until now: [`Config`] says what that is. Fails if it had. The rate limit
+    /// stays what it is.
+    pub fn connect(
+        &self,
+        input: Option<Input>,
+        output: Output,
+        filter: Box<dyn InputFilter>,
+        (columns, rows): (u16, u16),
+    ) -> io::Result<()> {
+        lock(&self.worker).connect(input, output, filter)?;
+        if (columns, rows) != (0, 0) {
+            self.resize(columns, rows);
+        }
+        Ok(())
+    }
+
     /// The last 4 KiB of what the guest has sent, whether or not the host has taken it.
     pub fn tail(&self) -> Vec<u8> {
         lock(&self.worker).tail()

@@ -157,6 +157,19 @@ impl Worker {
         }
     }
 
+    /// Connects it with the host, of which it had nothing until now. Fails if it had.
+    pub(super) fn connect(
+        &mut self,
+        input: Option<Input>,
+        output: Output,
+        filter: Box<dyn InputFilter>,
+    ) -> io::Result<()> {
+        self.sink.connect(output)?;
+        self.source.connect(input, filter)?;
+        self.port.wake();
+        Ok(())
+    }
+
     fn wait_to_settle(&mut self, wants_size: bool) {
         let settle = if wants_size {
             SETTLE
