@@ -163,6 +163,24 @@ fn a_socket_is_used_for_both_ways() {
     exchange(fixture, host.try_clone().unwrap(), host, MIB / 8);
 }
 
+#[test]
+fn the_other_end_comes_later() {
+    let (guest, host) = UnixStream::pair().unwrap();
+    let mut fixture = Fixture::new(None, Output::discard());
+    fixture.serve_until_quiet();
+    let connect = |guest: UnixStream| {
+        let output = Output::new(guest.try_clone().unwrap().into()).unwrap();
+        let input = Some(Input::new(guest.into()));
+        fixture
+            .worker()
+            .connect(input, output, Box::new(Transparent))
+    };
+    connect(guest.try_clone().unwrap()).unwrap();
+    // There is one now.
+    assert_eq!(connect(guest).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    exchange(fixture, host.try_clone().unwrap(), host, MIB / 8);
+}
+
 /// A pseudoterminal in raw mode: master and terminal.
 fn terminal() -> (File, File) {
     let (mut master, mut slave) = (-1, -1);

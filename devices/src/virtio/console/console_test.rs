@@ -132,6 +132,43 @@ fn input_reaches_the_guest() {
 }
 
 #[test]
+fn the_other_end_comes_later() {
+    let (mut driver, control) = start(config(None, Output::discard()));
+    let buffer = driver.buffer(100);
+    driver.submit(RECEIVE, &[buffer.writable()]);
+    send(&mut driver, b"lost", 16);
+    let ((guest_reads, mut host_writes), (host_reads, guest_writes)) =
+        (pipe().unwrap(), pipe().unwrap());
+    let changes = driver.interrupts.config();
+    control
+        .connect(
+            Some(Input::new(guest_reads.into())),
+            Output::new(guest_writes.into()).unwrap(),
+            Box::new(CountCtrlA::default()),
+            (7, 9),
+        )
+        .unwrap();
+    assert_eq!(read_config(&driver, 0, 4), [7, 0, 9, 0]);
+    assert_eq!(driver.interrupts.config(), changes + 1);
+    host_writes.write_all(b"hel\x01lo").unwrap();
+    assert_eq!(driver.wait_used(RECEIVE, 1)[0].1, 5);
+    assert_eq!(driver.read(buffer.gpa, 5), b"hello");
+    send(&mut driver, b"printed", 16);
+    assert_eq!(read(host_reads, 7), b"printed");
+    assert_eq!(control.tail(), b"lostprinted");
+    // There is one now.
+    let error = control
+        .connect(
+            None,
+            Output::discard(),
+            Box::new(CountCtrlA::default()),
+            (0, 0),
+        )
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+}
+
+#[test]
 fn keys_are_seen_before_the_guest_opens_it_and_after_it_has_gone() {
     let (guest_reads, mut host) = pipe().unwrap();
     let keys = CountCtrlA::default();

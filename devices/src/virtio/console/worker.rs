@@ -516,6 +516,8 @@ impl MutEventSubscriber for Worker {
                 // Only resets the counter.
                 let _ = self.port.wake.read();
                 self.serve_output(ops);
+                // There may be another input than before.
+                self.serve_input(false, ops);
             }
             TIMER => {
                 // Also takes back the expiry.
