@@ -8,7 +8,8 @@
 //! | `api.sock` | its API's socket, unless that was put elsewhere |
 //! | `log` | its log, of a copy of a guest |
 //!
-//! What a guest is forked from is there for a moment, in an entry whose name no guest can have.
+//! What a guest is forked from is there for a moment, and a pool of guests for as long as it lives, in entries whose names no guest
+//! can have.
 //!
 //! The folder `mote` is `$XDG_RUNTIME_DIR/mote`; without that, `/run/mote` for root and `/tmp/mote-UID` for others. It is
 //! its user's alone, or it is not used.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tests::ctl::Host;
 use tests::guest::tuned_kernel;
@@ -14,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("what_a_command_before_it_has_done_is_there", setup),
     ("a_template_is_made_again_when_a_file_changes", outdated),
     ("a_guest_that_does_not_get_there", never_ready),
+    ("guests_of_a_pool_are_each_their_own", pool),
 ];
 
 fn commands() {
@@ -184,4 +186,86 @@ fn never_ready() {
     .expect_error(125, &["within 2 s", "--timeout"]);
     let left = fs::read_dir(host.path().join("data/mote/templates")).unwrap();
     assert_eq!(left.count(), 0);
+}
+
+/// Pools are nobody's children.
+struct Stopped<'a>(&'a Host);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.mote(&["pool", "stop", "t"]);
+    }
+}
+
+fn pool() {
+    let host = Host::new();
+    host.ask(&["template", "create", "t", "--memory", "64m"]);
+    let _stopped = Stopped(&host);
+    host.ask(&["pool", "start", "t", "-n", "3"]);
+    // They have waited for a while when somebody comes.
+    thread::sleep(Duration::from_secs(3));
+    let taken = || {
+        let pool = host.ask_json(&["pool", "ls", "--json"]);
+        pool["taken"].as_u64().unwrap()
+    };
+    let script = "date +%s; head -c 16 /dev/urandom | hexdump -e '16/1 \"%02x\"'; echo; hostname";
+    let said = |name: &str| {
+        let before = SystemTime::now();
+        let ended = host.mote(&[
+            "run",
+            "--template",
+            "t",
+            "--id",
+            name,
+            "--",
+            "sh",
+            "-c",
+            script,
+        ]);
+        let after = SystemTime::now();
+        let text = ended.text();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        assert_eq!(
+            (ended.status, lines.len(), lines[2]),
+            (0, 3, name),
+            "{ended:?}"
+        );
+        // Whole seconds of a clock that may be a moment apart from the host's.
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let time: u64 = lines[0].parse().unwrap();
+        assert!(
+            (seconds(before) - 1..=seconds(after) + 1).contains(&time),
+            "{ended:?}"
+        );
+        lines[1].to_owned()
+    };
+    let random = ["one", "two"].map(said);
+    assert_ne!(random[0], random[1]);
+    assert_eq!(taken(), 2);
+    // More at once than there are, each with input of its own.
+    thread::scope(|scope| {
+        for index in 0..5 {
+            let host = &host;
+            scope.spawn(move || {
+                let mut command = host.command(&["run", "--template", "t", "--", "cat"]);
+                let input = host.write(&format!("input-{index}"), format!("{index} came\n\x04"));
+                command.stdin(fs::File::open(input).unwrap());
+                let ended = Running::start(command).wait();
+                assert!(ended.text().contains(&format!("{index} came")), "{ended:?}");
+                assert_eq!(ended.status, 0, "{ended:?}");
+            });
+        }
+    });
+    let before = taken();
+    assert!(before > 2);
+    let ended = host.mote(&[
+        "run",
+        "--template",
+        "t",
+        "--",
+        "sh",
+        "-c",
+        "seq 1 3000; exit 9",
+    ]);
+    assert_eq!((ended.status, ended.text().lines().count()), (9, 3000));
 }

@@ -125,7 +125,7 @@ pub fn job_kernel() -> Vec<u8> {
         a.set_label(&mut zero)?;
         a.dec(ecx)?;
         a.jnz(next)?;
-        a.mov(al, b'\n' as i32)?;
+        a.mov(al, i32::from(b'\n'))?;
         a.out(dx, al)?;
         a.cmp(bl, i32::from(b'x'))?;
         a.je(never)?;

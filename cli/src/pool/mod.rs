@@ -197,17 +197,17 @@ struct Described {
 /// Does it.
 pub(crate) fn execute(args: &Args) -> Status {
     let done = match &args.command {
-        Command::Start(args) => return start(args).unwrap_or_else(failed),
+        Command::Start(args) => return start(args).unwrap_or_else(|error| failed(&error)),
         Command::Ls(args) => ls(args),
         Command::Stop(args) => return stop(&args.names),
         Command::Keep(args) => keeper::keep(&args.name, args.count),
         Command::Guest(args) => return guest::execute(args),
     };
-    done.map_or_else(failed, |()| Status::Success)
+    done.map_or_else(|error| failed(&error), |()| Status::Success)
 }
 
-fn failed(error: Error) -> Status {
-    say(&chain(&error));
+fn failed(error: &Error) -> Status {
+    say(&chain(error));
     Status::MoteError
 }
 
@@ -309,7 +309,7 @@ fn stop(names: &[String]) -> Status {
     for name in names {
         match tell(name, STOP) {
             Ok(()) => print(&format!("{name}\n")),
-            Err(error) => status = failed(error),
+            Err(error) => status = failed(&error),
         }
     }
     status
