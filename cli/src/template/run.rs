@@ -18,6 +18,7 @@ use api::types::{
 use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use vmm::control::{Control, Copies, Face, Settings};
 use vmm::snapshot::directory;
+use vmm::snapshot::load::Purpose;
 use vmm::snapshot::save::Taken;
 use vmm::{Console, Remains, Stage, Vm};
 
@@ -59,7 +60,7 @@ pub(crate) fn run(
 
     let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
     let load = load(template.directory(), args.vsock.clone());
-    let mut vm = build(name, &load, console, job)?;
+    let mut vm = build(name, &load, Purpose::Job, console, job)?;
     vm.go_on(true)?;
     run::attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
     let reason = vm.run(|mark| run::report_mark(&mark, started))?;
@@ -72,6 +73,7 @@ pub(crate) fn run(
 pub(super) fn build(
     name: &str,
     load: &SnapshotLoad,
+    purpose: Purpose,
     console: Console,
     job: Vec<u8>,
 ) -> Result<Vm, run::Error> {
@@ -88,7 +90,7 @@ pub(super) fn build(
     let face = Foreground(Some(console));
     let mut control = Control::new(settings, stage.maker(), orders, Box::new(face));
     let order = control
-        .load(load)
+        .load(load, purpose)
         .map_err(|fault| run::Error::Device(fault.message))?;
     let vm = stage.build(order)?;
     // Somebody may cut the file of its memory.

@@ -13,24 +13,24 @@
 //! a hint, and one that is not about this memory file, or is damaged, counts as none.
 #![expect(unsafe_code, reason = "advises the host about guest memory")]
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_pre_fault_memory;
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 use super::file::NewFile;
+use super::hints::{self, Pages};
 use super::memory::{self, Id, PAGE_SIZE, RegionState};
 use super::pages::{self, Map};
+use crate::faults::Unawaited;
 
 const MAGIC: [u8; 8] = *b"MOTEPAGE";
 const VERSION: u32 = 1;
@@ -65,17 +65,10 @@ pub struct WorkingSet {
     runs: Vec<Run>,
 }
 
-/// What it is of a memory file.
-fn path_beside(memory_path: &Path) -> PathBuf {
-    let mut name = OsString::from(memory_path);
-    name.push(".pages");
-    name.into()
-}
-
 impl WorkingSet {
     /// What lies beside a memory file with this id and these regions, if it means anything.
-    pub(crate) fn find(memory_path: &Path, id: &Id, regions: &[RegionState]) -> Option<Self> {
-        let file = File::open(path_beside(memory_path)).ok()?;
+    pub fn find(memory_path: &Path, id: &Id, regions: &[RegionState]) -> Option<Self> {
+        let file = File::open(hints::path(memory_path, hints::PAGES)).ok()?;
         let mut bytes = Vec::new();
         file.take(MAX_SIZE).read_to_end(&mut bytes).ok()?;
         let (header, body) = bytes.split_at_checked(HEADER_SIZE)?;
@@ -138,25 +131,29 @@ impl WorkingSet {
         Ok(Self { id: *id, runs })
     }
 
-    /// Keeps it beside the memory file.
+    /// Keeps it beside the memory file. One that is too long becomes an empty one, so that nobody notes it again.
     pub fn write(&self, memory_path: &Path) -> io::Result<()> {
-        let body = postcard::to_stdvec(self).map_err(io::Error::other)?;
+        let mut body = postcard::to_stdvec(self).map_err(io::Error::other)?;
         if (HEADER_SIZE + body.len()) as u64 > MAX_SIZE {
-            return Ok(());
+            let none = Self {
+                id: self.id,
+                runs: Vec::new(),
+            };
+            body = postcard::to_stdvec(&none).map_err(io::Error::other)?;
         }
-        let new = NewFile::create(&path_beside(memory_path))?;
+        let new = NewFile::create(&hints::path(memory_path, hints::PAGES))?;
         new.file().write_all(&head(&body))?;
         new.file().write_all(&body)?;
         new.commit()
     }
 
-    /// How many pages there are, and how many of them the guest has written to.
-    pub fn pages(&self) -> (u64, u64) {
+    /// How many pages there are.
+    pub fn pages(&self) -> Pages {
         let sum = |runs: &mut dyn Iterator<Item = &Run>| runs.map(|run| u64::from(run.pages)).sum();
-        (
-            sum(&mut self.runs.iter()),
-            sum(&mut self.runs.iter().filter(|run| run.is_written)),
-        )
+        Pages {
+            all: sum(&mut self.runs.iter()),
+            written: sum(&mut self.runs.iter().filter(|run| run.is_written)),
+        }
     }
 
     /// The same in guest addresses, what is close to each other in one.
@@ -185,6 +182,8 @@ impl WorkingSet {
         regions: &[RegionState],
     ) -> Populating {
         let (set, memory, regions) = (Arc::clone(self), Arc::clone(memory), regions.to_vec());
+        let faults = Arc::new(Unawaited::default());
+        let own = Arc::clone(&faults);
         let thread = std::thread::Builder::new()
             .name("prefetch".into())
             .spawn(move || {
@@ -194,9 +193,13 @@ impl WorkingSet {
                     {
                         return;
                     }
+                    own.tell();
                 }
             });
-        Populating(thread.ok())
+        Populating {
+            thread: thread.ok(),
+            faults,
+        }
     }
 
     /// What KVM is to map.
@@ -232,25 +235,23 @@ impl PreFault {
     }
 }
 
-/// Why it could not be noted.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The host does not say what there is.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-    /// It could not be written.
-    #[error("Cannot write the list of pages beside the memory file")]
-    Write(#[from] io::Error),
-}
-
 /// A thread that maps pages. Dropping it waits for it.
 #[derive(Default)]
-pub(crate) struct Populating(Option<std::thread::JoinHandle<()>>);
+pub(crate) struct Populating {
+    thread: Option<std::thread::JoinHandle<()>>,
+    faults: Arc<Unawaited>,
+}
+
+impl Populating {
+    /// The page faults that it takes, as the host counts what it maps.
+    pub(crate) fn faults(&self) -> Arc<Unawaited> {
+        Arc::clone(&self.faults)
+    }
+}
 
 impl Drop for Populating {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.thread.take() {
             // It does not panic; one that did has printed why.
             let _ = thread.join();
         }
@@ -297,15 +298,18 @@ fn advise_range(
     Ok((result != 0).then(|| io::Error::last_os_error().raw_os_error().unwrap_or(0)))
 }
 
-/// Has the host bring in only those pages that are asked for: which are there is what the guest has touched then.
-pub(super) fn read_singly(memory: &GuestMemoryMmap, regions: &[RegionState]) {
+/// Has the host read only those pages of the memory file that are asked for, or what is next to them as well. With the former, what is
+/// there is what the guest has touched, and what is next to that in the host's memory already.
+pub(super) fn read_singly(memory: &GuestMemoryMmap, regions: &[RegionState], singly: bool) {
+    let advice = if singly {
+        libc::MADV_RANDOM
+    } else {
+        libc::MADV_NORMAL
+    };
     for region in regions {
         // Where it fails, there are some more of them.
-        let _ = advise_range(
-            memory,
-            &(region.gpa..region.gpa.saturating_add(region.bytes)),
-            libc::MADV_RANDOM,
-        );
+        let gpas = region.gpa..region.gpa.saturating_add(region.bytes);
+        let _ = advise_range(memory, &gpas, advice);
     }
 }
 
