@@ -126,7 +126,7 @@ impl Unawaited {
 pub struct VcpuFaults {
     /// Their threads, in the host's page tables, also for what KVM needs itself.
     pub threads: Faults,
-    /// The guest, in KVM's. None if this KVM does not tell (before Linux 5.14).
+    /// The guest, in KVM's. None if this KVM does not tell (before Linux 5.14), or does not count.
     pub kvm: Option<u64>,
 }
 
@@ -161,7 +161,8 @@ pub(crate) fn of_vcpus(meters: &[MeterSlot]) -> VcpuFaults {
     for meter in meters.iter().filter_map(|slot| slot.get()) {
         all.threads = all.threads + Faults::of_thread(meter.thread).unwrap_or_default();
         let taken = (meter.statistics.as_ref()).and_then(|file| statistic(file, TAKEN));
-        if let Some(taken) = taken {
+        // There is no guest without any.
+        if let Some(taken) = taken.filter(|&taken| taken > 0) {
             all.kvm = Some(all.kvm.unwrap_or(0).saturating_add(taken));
         }
     }

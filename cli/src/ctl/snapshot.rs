@@ -281,16 +281,19 @@ fn verdict(obstacles: &[Obstacle]) -> String {
 /// What is known of guests that have gone on from it, a line each.
 fn history(pages: Option<Pages>, restored: Option<&Restored>) -> String {
     let mut text = pages.map_or_else(String::new, |Pages { all, written }| {
-        format!("first pages {all}, {written} of them written to: brought in before a guest asks for them\n")
+        format!("working set {all} pages, {written} of them written to\n")
     });
     let Some(restored) = restored else {
         return text;
     };
-    text += &format!("last time   running after {}", took(&restored.running));
-    text += &match restored.working_set {
-        Some(Pages { all, .. }) => format!(", {all} pages brought in before\n"),
-        None => ", no pages brought in before\n".into(),
-    };
+    let used = restored.working_set.map_or_else(
+        || "without a working set".into(),
+        |Pages { all, .. }| format!("with a working set of {all} pages"),
+    );
+    text += &format!(
+        "last time   ran after {}; {used}\n",
+        took(&restored.running)
+    );
     let Some(reply) = &restored.reply else {
         return text + "first reply none\n";
     };
@@ -298,13 +301,16 @@ fn history(pages: Option<Pages>, restored: Option<&Restored>) -> String {
         ReplyKind::Console => "console",
         ReplyKind::Network => "network",
         ReplyKind::Vsock => "vsock",
-        ReplyKind::JobStatus => "status of the job",
+        ReplyKind::JobStatus => "status of a job",
     };
     let Faults { minor, major } = reply.vcpus.threads;
-    text += &format!("first reply {kind}, after {}; ", took(&reply.taken));
-    text += &format!("{} of these were vCPUs'", minor + major);
+    text += &format!(
+        "first reply {kind}, after {}, {} of them its vCPUs'",
+        took(&reply.taken),
+        minor + major
+    );
     if let Some(faults) = reply.vcpus.kvm {
-        text += &format!(", {faults} page faults in KVM");
+        text += &format!("; {faults} in KVM");
     }
     text + "\n"
 }
@@ -312,7 +318,7 @@ fn history(pages: Option<Pages>, restored: Option<&Restored>) -> String {
 fn took(taken: &Taken) -> String {
     let Faults { minor, major } = taken.faults;
     format!(
-        "{:.2} ms and {} page faults, {major} of them read",
+        "{:.2} ms, {} page faults ({major} read)",
         taken.ms,
         minor + major
     )

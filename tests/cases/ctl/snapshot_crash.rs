@@ -29,7 +29,7 @@ fn names(directory: &Path) -> Vec<String> {
 
 /// The state file and one memory file, and what guests have noted beside that, or were about to when they were killed.
 #[track_caller]
-fn expect_tidy(directory: &Path) {
+pub(super) fn expect_tidy(directory: &Path) {
     let mut names = names(directory);
     names.retain(|name| !name.contains(".pages") && !name.contains(".restored"));
     let [memory, state] = &names[..] else {

@@ -149,8 +149,8 @@ pub(super) fn first_and_second() {
     let text = saved.host.ask(&["snapshot", "info", saved.path()]);
     for part in [
         "first reply console, after",
-        "pages brought in before",
-        "first pages",
+        "with a working set of",
+        "working set ",
     ] {
         assert!(text.contains(part), "no {part:?}: {text}");
     }
@@ -190,7 +190,7 @@ pub(super) fn damaged() {
     }
     let text = saved.host.ask(&["snapshot", "info", saved.path()]);
     assert!(
-        !text.contains("first reply") && text.contains("first pages"),
+        !text.contains("first reply") && text.contains("working set "),
         "{text}"
     );
     assert!(saved.restore().is_object());

@@ -170,6 +170,26 @@ pub(crate) struct MemoryFile {
 }
 
 impl MemoryFile {
+    /// One beside which all is noted.
+    #[cfg(test)]
+    pub(crate) fn noting(
+        path: PathBuf,
+        id: Id,
+        regions: Vec<RegionState>,
+        awaited: (Start, Awaited),
+    ) -> Self {
+        Self {
+            file: File::open(&path).unwrap(),
+            bytes: memory::file_size(&regions),
+            path,
+            id,
+            regions,
+            working_set: None,
+            notes_pages: true,
+            awaited: Some(awaited),
+        }
+    }
+
     /// When the restore began, and what is waited for, if what it takes until then is to be noted.
     pub(crate) fn awaited(&self) -> Option<(Start, Awaited)> {
         self.awaited
