@@ -19,6 +19,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::kvm_pre_fault_memory;
 use kvm_ioctls::VcpuFd;
@@ -39,6 +40,8 @@ const HEADER_SIZE: usize = 16;
 const ENTRIES: usize = 64 << 10;
 /// Most bytes of a file: a run takes four or more, and a guest that touches as much as that gains nothing.
 const MAX_SIZE: u64 = 4 << 20;
+/// Most pages that are mapped by one call: so long somebody may have to wait for the end of it.
+const PART: usize = 4096;
 /// Pages between two runs that are mapped along with them: a call costs more.
 const GAP: u64 = 2;
 
@@ -183,11 +186,15 @@ impl WorkingSet {
     ) -> Populating {
         let (set, memory, regions) = (Arc::clone(self), Arc::clone(memory), regions.to_vec());
         let faults = Arc::new(Unawaited::default());
-        let own = Arc::clone(&faults);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (own, ends) = (Arc::clone(&faults), Arc::clone(&is_over));
         let thread = std::thread::Builder::new()
             .name("prefetch".into())
             .spawn(move || {
-                for run in &set.runs {
+                for run in set.runs.iter().flat_map(Run::parts) {
+                    if ends.load(Ordering::Relaxed) {
+                        return;
+                    }
                     if let Some(gpas) = run.guest_range(&regions)
                         && !advise(&memory, &gpas, run.is_written)
                     {
@@ -198,6 +205,7 @@ impl WorkingSet {
             });
         Populating {
             thread: thread.ok(),
+            is_over,
             faults,
         }
     }
@@ -235,10 +243,11 @@ impl PreFault {
     }
 }
 
-/// A thread that maps pages. Dropping it waits for it.
+/// A thread that maps pages. Dropping it ends it, and waits for that.
 #[derive(Default)]
 pub(crate) struct Populating {
     thread: Option<std::thread::JoinHandle<()>>,
+    is_over: Arc<AtomicBool>,
     faults: Arc<Unawaited>,
 }
 
@@ -251,6 +260,7 @@ impl Populating {
 
 impl Drop for Populating {
     fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // It does not panic; one that did has printed why.
             let _ = thread.join();
@@ -263,6 +273,21 @@ impl Run {
     fn bytes(&self) -> Range<u64> {
         let start = u64::from(self.page) * PAGE_SIZE;
         start..start + u64::from(self.pages) * PAGE_SIZE
+    }
+
+    /// It, in pieces of at most [`PART`] pages.
+    fn parts(&self) -> impl Iterator<Item = Self> + use<> {
+        let Self {
+            page,
+            pages,
+            is_written,
+        } = *self;
+        let offsets = (0..pages).step_by(PART);
+        offsets.map(move |offset| Self {
+            page: page + offset,
+            pages: (pages - offset).min(PART as u32),
+            is_written,
+        })
     }
 
     fn guest_range(&self, regions: &[RegionState]) -> Option<Range<u64>> {

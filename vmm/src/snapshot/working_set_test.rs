@@ -85,6 +85,19 @@ fn what_is_close_is_mapped_by_one_call() {
 }
 
 #[test]
+fn a_long_run_is_mapped_in_pieces() {
+    let parts: Vec<_> = run(7, 2 * PART as u32 + 1, true).parts().collect();
+    let part = PART as u32;
+    let expected = [
+        run(7, part, true),
+        run(7 + part, part, true),
+        run(7 + 2 * part, 1, true),
+    ];
+    assert_eq!(parts, expected);
+    assert_eq!(run(1, 1, false).parts().count(), 1);
+}
+
+#[test]
 fn what_was_touched_is_noted_and_brought_back() {
     let directory = TempDir::new().unwrap();
     let path = directory.as_path().join("memory");
@@ -133,7 +146,9 @@ fn what_was_touched_is_noted_and_brought_back() {
     assert_eq!(read.filter(has).count(), 1, "{noted:?}");
 
     let again = map();
-    drop(Arc::new(noted.clone()).populate(&again, &regions));
+    let mut populating = Arc::new(noted.clone()).populate(&again, &regions);
+    populating.thread.take().unwrap().join().unwrap();
+    drop(populating);
     let brought = WorkingSet::of(&again, &ID, &regions).unwrap();
     assert!(brought.pages().all >= noted.pages().all, "{brought:?}");
     assert_eq!(brought.pages().written, 2, "{brought:?}");
