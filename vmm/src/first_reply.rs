@@ -2,9 +2,9 @@
 //! has touched until then, if that is not known from an earlier one (`snapshot::working_set`), and what all of it took
 //! (`snapshot::restored`).
 //!
-//! Nothing is added to what vCPUs and devices do: a thread looks at what they count, often at first, then ever less. It begins
-//! when the vCPUs have been told to run, and ends with the reply, with the machine, or when there was none for
-//! [`PATIENCE`].
+//! Nothing is added to what vCPUs and devices do: a thread looks at what they count, often at first, then ever less. It is made
+//! when the vCPUs run, by a thread that nothing waits for, and ends with the reply, with the machine, or when there was
+//! none for [`PATIENCE`].
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
@@ -116,9 +116,9 @@ pub(crate) struct FirstReply(Mutex<State>);
 enum State {
     /// The vCPUs have not run yet; since when the guest was to stand still.
     Before(Box<Subject>, Option<Start>),
-    /// They run, and somebody will say when there was a reply.
-    Told(Box<Subject>, Taken),
-    /// The thread that looks for it ends when the sender is dropped.
+    /// They run, and nobody looks.
+    Running(Box<Subject>, Taken),
+    /// The thread that looks ends when the sender is dropped.
     Awaited(Sender<()>, JoinHandle<()>),
     /// It has been noted, or will not be.
     Over,
@@ -136,43 +136,51 @@ impl FirstReply {
         }
     }
 
-    /// The vCPUs have been told to run: it is waited for from now on, if it is not already.
-    pub(crate) fn await_it(&self) {
+    /// The vCPUs have been told to run. What may take its time is left to [`FirstReply::look`].
+    pub(crate) fn running(&self) {
         let mut state = lock(&self.0);
-        let (mut subject, stands) = match std::mem::replace(&mut *state, State::Over) {
-            State::Before(subject, stands) => (subject, stands),
-            other => {
-                *state = other;
-                return;
+        *state = match std::mem::replace(&mut *state, State::Over) {
+            State::Before(mut subject, stands) => {
+                if let Some(stands) = stands {
+                    subject.start.leave_out(stands);
+                }
+                let running = subject.taken();
+                State::Running(subject, running)
             }
+            other => other,
         };
-        if let Some(stands) = stands {
-            subject.start.leave_out(stands);
-        }
-        let running = subject.taken();
-        if subject.awaited == Awaited::JobStatus {
-            *state = State::Told(subject, running);
-            return;
-        }
-        let (sender, end) = channel();
-        let thread = Builder::new()
-            .name("first-reply".into())
-            .stack_size(STACK_SIZE)
-            .spawn(move || {
-                let reply = subject.await_reply(&end);
-                subject.note_or_log(running, reply);
-            });
-        match thread {
-            Ok(thread) => *state = State::Awaited(sender, thread),
-            Err(error) => log::debug!("Nobody waits for the guest's first reply: {error}"),
-        }
+    }
+
+    /// Has a thread look for it, unless somebody will say when it has come.
+    pub(crate) fn look(&self) {
+        let mut state = lock(&self.0);
+        *state = match std::mem::replace(&mut *state, State::Over) {
+            State::Running(subject, running) if subject.awaited == Awaited::Anything => {
+                let (sender, end) = channel();
+                let thread = Builder::new()
+                    .name("first-reply".into())
+                    .stack_size(STACK_SIZE)
+                    .spawn(move || {
+                        let reply = subject.await_reply(&end);
+                        subject.note_or_log(running, reply);
+                    });
+                match thread {
+                    Ok(thread) => State::Awaited(sender, thread),
+                    Err(error) => {
+                        log::debug!("Nobody looks for the guest's first reply: {error}");
+                        State::Over
+                    }
+                }
+            }
+            other => other,
+        };
     }
 
     /// The status of a job has come: notes what there is to be noted.
     pub(crate) fn note_status(&self) -> Result<(), Error> {
         let state = std::mem::replace(&mut *lock(&self.0), State::Over);
         match state {
-            State::Told(subject, running) => {
+            State::Running(subject, running) if subject.awaited == Awaited::JobStatus => {
                 subject.note(running, Some(subject.reply(ReplyKind::JobStatus)))
             }
             _ => Err(Error::Nothing),
@@ -182,10 +190,17 @@ impl FirstReply {
     /// Before the machine ends: has what has come by now be noted, and waits for that.
     pub(crate) fn end(&self) {
         let state = std::mem::replace(&mut *lock(&self.0), State::Over);
-        if let State::Awaited(sender, thread) = state {
-            drop(sender);
-            // One that panicked has printed why.
-            let _ = thread.join();
+        match state {
+            State::Awaited(sender, thread) => {
+                drop(sender);
+                // One that panicked has printed why.
+                let _ = thread.join();
+            }
+            State::Running(subject, running) if subject.awaited == Awaited::Anything => {
+                let reply = subject.insight.first_reply();
+                subject.note_or_log(running, reply.map(|kind| subject.reply(kind)));
+            }
+            State::Before(..) | State::Running(..) | State::Over => {}
         }
     }
 }
@@ -205,17 +220,16 @@ impl Subject {
     /// Looks until there is one, or none for too long, or `end` is hung up.
     fn await_reply(&self, end: &Receiver<()>) -> Option<Reply> {
         let began = Instant::now();
-        let mut is_last = false;
         loop {
+            let since = began.elapsed();
+            let pause = (since / PART).clamp(SHORTEST, LONGEST);
+            let is_last = end.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected);
             if let Some(kind) = self.insight.first_reply() {
                 return Some(self.reply(kind));
             }
-            let since = began.elapsed();
             if is_last || since >= PATIENCE {
                 return None;
             }
-            let pause = (since / PART).clamp(SHORTEST, LONGEST);
-            is_last = end.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected);
         }
     }
 

@@ -111,8 +111,9 @@ fn what_has_come_when_the_machine_ends_is_noted() {
     let machine = Machine::new();
     let first_reply = machine.first_reply(Awaited::Anything);
     machine.touch();
-    first_reply.await_it();
-    first_reply.await_it();
+    first_reply.running();
+    first_reply.look();
+    first_reply.look();
     machine.print();
     first_reply.end();
     let restored = machine.restored().unwrap();
@@ -123,7 +124,8 @@ fn what_has_come_when_the_machine_ends_is_noted() {
     assert_eq!(machine.written(), Some(1));
     // Once: what comes later is nothing new.
     fs::remove_file(machine.directory.as_path().join("memory.restored")).unwrap();
-    first_reply.await_it();
+    first_reply.running();
+    first_reply.look();
     first_reply.end();
     assert_eq!(machine.restored(), None);
     assert!(matches!(first_reply.note_status(), Err(Error::Nothing)));
@@ -134,10 +136,24 @@ fn a_guest_that_says_nothing_has_no_list() {
     let machine = Machine::new();
     let first_reply = machine.first_reply(Awaited::Anything);
     machine.touch();
-    first_reply.await_it();
+    first_reply.running();
+    first_reply.look();
     first_reply.end();
     assert_eq!(machine.restored().unwrap().reply, None);
     assert_eq!(machine.written(), None);
+}
+
+#[test]
+fn one_that_ends_before_anybody_looks_is_looked_at() {
+    let machine = Machine::new();
+    let first_reply = machine.first_reply(Awaited::Anything);
+    first_reply.running();
+    machine.touch();
+    machine.print();
+    first_reply.end();
+    let reply = machine.restored().unwrap().reply.unwrap();
+    assert_eq!(reply.kind, ReplyKind::Console);
+    assert_eq!(machine.written(), Some(1));
 }
 
 #[test]
@@ -159,7 +175,8 @@ fn the_status_of_a_job_is_what_is_waited_for_and_nothing_else() {
     let first_reply = machine.first_reply(Awaited::JobStatus);
     machine.touch();
     machine.print();
-    first_reply.await_it();
+    first_reply.running();
+    first_reply.look();
     first_reply.note_status().unwrap();
     let reply = machine.restored().unwrap().reply.unwrap();
     assert_eq!(reply.kind, ReplyKind::JobStatus);
@@ -187,7 +204,7 @@ fn the_time_that_a_guest_stands_still_is_not_counted() {
 fn beside_another_memory_file_nothing_is_noted() {
     let machine = Machine::new();
     let first_reply = machine.first_reply(Awaited::JobStatus);
-    first_reply.await_it();
+    first_reply.running();
     let path = machine.path();
     let bytes = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();

@@ -201,7 +201,16 @@ impl MachineHandle {
     pub fn resume(&self) {
         self.vcpus.run();
         if let Some(first_reply) = &self.first_reply {
-            first_reply.await_it();
+            first_reply.running();
+            first_reply.look();
+        }
+    }
+
+    /// Has a thread look for the first reply of a guest that was restored and runs, if it is to be noted. The thread that
+    /// lets a guest go on has something better to do.
+    pub fn look_for_first_reply(&self) {
+        if let Some(first_reply) = &self.first_reply {
+            first_reply.look();
         }
     }
 
@@ -371,7 +380,7 @@ impl Vm {
         }
         if let Some(first_reply) = &self.first_reply.0 {
             if running {
-                first_reply.await_it();
+                first_reply.running();
             } else {
                 first_reply.stand_still();
             }
