@@ -245,6 +245,7 @@ impl Subject<'_> {
         let noted = fs::read(self.beside_memory(".restored")).unwrap();
         let noted: Value = serde_json::from_slice(&noted).unwrap();
         let reply = &noted["reply"];
+        assert!(reply.is_object(), "{noted}, and {:?}", row.times.last());
         let count =
             |faults: &Value| faults["minor"].as_u64().unwrap() + faults["major"].as_u64().unwrap();
         row.faults.push(count(&reply["taken"]["faults"]));
