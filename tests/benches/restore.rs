@@ -11,7 +11,8 @@
 //! A process that does nothing is timed beside them.
 //!
 //! With `--replies`, what a guest takes until its first reply: one that writes to each page of a quarter of its memory when a
-//! line is typed, and then replies; with `--linux`, a shell that lists files, for a host that can boot Linux. The line is there
+//! line is typed, and then replies; with `--linux`, a shell that lists files, for a host that can boot Linux (the
+//! emulated host, without its instruction clock). The line is there
 //! before the guest is. In turn without a list of pages, which that one notes, and with it; and both when the host has
 //! nothing of the memory file in its own memory. Each row has the median of the time, as seen here, and of the page faults that
 //! mote has noted: the process's, the vCPUs' among these, those that were read, and KVM's.
