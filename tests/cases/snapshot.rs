@@ -1,6 +1,6 @@
 //! Linux guests that go on in another process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +14,9 @@ use tests::driven::{SCRIPT, guest_does, until};
 use tests::guest::{self, tuned_kernel};
 use tests::service::{Service, snapshot_from, snapshot_to};
 use tests::vsock;
+use vmm::snapshot::format::StateFile;
+use vmm::snapshot::restored::Restored;
+use vmm::snapshot::state::VmState;
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::Case;
@@ -239,6 +242,7 @@ fn is_another() {
     std::thread::sleep(Duration::from_secs(AWAY));
 
     let mut random = Vec::new();
+    let mut restored = Vec::new();
     for realtime in [true, false] {
         let mut service = Service::start(directory, &[""; 0]);
         let mut load = snapshot_from(directory);
@@ -275,6 +279,24 @@ fn is_another() {
         }
         service.live().send("end");
         guest::expect_success(&service.wait());
+        let memory = directory.join("memory");
+        let file = File::open(directory.join("state")).unwrap();
+        let state: VmState = StateFile::read(&mut &file).unwrap().state().unwrap();
+        restored.push(Restored::find(&memory, &state.memory_id).unwrap());
     }
     assert_ne!(random[0], random[1]);
+    // The second one was spared what the first one had to wait for.
+    let [first, second] = &restored[..] else {
+        panic!("{restored:?}");
+    };
+    assert_eq!(first.working_set, None);
+    assert!(
+        second.working_set.is_some_and(|pages| pages.written > 0),
+        "{second:?}"
+    );
+    let waited = |restored: &Restored| {
+        let faults = restored.reply.unwrap().vcpus.threads;
+        faults.minor + faults.major
+    };
+    assert!(waited(second) < waited(first), "{second:?} {first:?}");
 }

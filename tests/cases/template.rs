@@ -24,6 +24,14 @@ fn commands() {
         host.ask(&["template", "create", "t", "--memory", "64m"]),
         "t\n"
     );
+    // What its first job took until its status, and nothing of those that come.
+    let folder = host.path().join("data/mote/templates/t");
+    let info = ["snapshot", "info", folder.to_str().unwrap(), "--json"];
+    let noted = || host.ask_json(&info)["last_restore"].take();
+    let first = noted();
+    assert_eq!(first["reply"]["kind"], "job_status", "{first}");
+    let pages = host.ask_json(&info)["working_set"]["written"].as_u64();
+    assert!(pages > Some(0), "{pages:?}");
     let run = |words: &[&str]| host.mote(&[&["run", "--template", "t"], words].concat());
     let ended = run(&["--", "echo", "one  two", "$HOME"]);
     assert_eq!(
@@ -35,6 +43,7 @@ fn commands() {
         let ended = run(&["--", "sh", "-c", script]);
         assert_eq!(ended.status, status, "{ended:?}");
     }
+    assert_eq!(noted(), first);
     let ended = run(&["--", "/no/such"]);
     assert_eq!(ended.status, 127);
     assert!(

@@ -212,13 +212,7 @@ impl Driven {
 
     /// The names of the monitor's threads.
     pub fn threads(&self) -> Vec<String> {
-        let directory = format!("/proc/{}/task", self.live.pid().as_raw_nonzero());
-        let tasks = fs::read_dir(directory).unwrap();
-        // One that ends meanwhile has no name.
-        let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
-        names
-            .filter_map(|name| Some(name.ok()?.trim_end().to_owned()))
-            .collect()
+        self.live.threads()
     }
 
     /// Waits for the end of a guest that nobody has told to end.

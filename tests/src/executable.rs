@@ -261,6 +261,42 @@ pub fn touching_kernel(memory: u32) -> Vec<u8> {
     })
 }
 
+/// Where [`sweeping_kernel`] begins, as those do that touch much memory.
+pub const SWEPT_FROM: u32 = 16 << 20;
+
+/// A kernel that answers each line that is typed at its serial port with `=N`, the how manieth it is, when it has added one to a number
+/// in each page of `memory` bytes from 16 MiB on, at most the first GiB; `=!` if one of them was another than the last.
+pub fn sweeping_kernel(memory: u32) -> Vec<u8> {
+    const PAGE: i32 = 4096;
+    program(|a| {
+        let serial = layout::SERIAL_PORT;
+        let (mut page, mut same) = (a.create_label(), a.create_label());
+        open_serial(a)?;
+        a.xor(ebx, ebx)?;
+        let poll = read_serial(a)?;
+        a.cmp(al, i32::from(b'\n'))?;
+        a.jne(poll)?;
+        a.inc(rbx)?;
+        a.lea(ecx, rbx + i32::from(b'0'))?;
+        a.mov(edi, SWEPT_FROM)?;
+        a.set_label(&mut page)?;
+        a.inc(qword_ptr(rdi))?;
+        a.cmp(rbx, qword_ptr(rdi))?;
+        a.je(same)?;
+        a.mov(ecx, i32::from(b'!'))?;
+        a.set_label(&mut same)?;
+        a.add(edi, PAGE)?;
+        a.cmp(edi, memory as i32)?;
+        a.jb(page)?;
+        out(a, serial, b'=')?;
+        a.mov(edx, u32::from(serial))?;
+        a.mov(eax, ecx)?;
+        a.out(dx, al)?;
+        out(a, serial, b'\n')?;
+        a.jmp(poll)
+    })
+}
+
 /// A kernel that adds one to a number in each page of `memory` bytes from 16 MiB on, at most the first GiB, again and again, and
 /// prints `=0` when it has done so once. When a line is typed it prints `=1`; as soon as a number is not what a
 /// register says it is to be, `=!` and nothing else any more.

@@ -43,6 +43,7 @@ use crate::above_ram::{self, AboveRam, Window};
 use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::Registered;
 use crate::events::Events;
+use crate::faults::MeterSlot;
 use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
@@ -192,6 +193,7 @@ pub(crate) struct Parts {
     pub(crate) history: History,
     pub(crate) kvm_device: PathBuf,
     pub(crate) memory_file: Option<MemoryFile>,
+    pub(crate) meters: Vec<MeterSlot>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) served: Option<Served>,
@@ -291,7 +293,7 @@ fn assemble(
         Checked::Saved(saved) => {
             saved.restore(&vm, &vcpus, &machine.hardware, &memory)?;
             pre_fault = saved.pre_fault();
-            memory_file = saved.into_memory_file();
+            memory_file = saved.into_memory_file(config.huge_pages());
         }
     }
     times.loaded = Instant::now();
@@ -306,7 +308,8 @@ fn assemble(
     } = machine;
     let counters: Vec<Arc<ExitCounters>> = vcpus.iter().map(|_| Arc::default()).collect();
     let exits = Exits(counters.into());
-    let vcpus = spawn(vcpus, &exits, &buses, events, &memory, pre_fault)?;
+    let meters = meters(&vcpus, memory_file.as_ref());
+    let vcpus = spawn(vcpus, &exits, &buses, events, &memory, pre_fault, &meters)?;
     // Last: a machine that could not be built leaves nothing on the event loop.
     if let Some(worker) = &console {
         stage.manager.add_subscriber(Box::new(Arc::clone(worker)));
@@ -325,6 +328,7 @@ fn assemble(
         history,
         kvm_device: config.kvm_device().to_owned(),
         memory_file,
+        meters,
         vm,
         memory,
         served,
@@ -549,6 +553,14 @@ fn load(
     })
 }
 
+/// Where faults of vCPUs are looked at, if what a restore takes is to be noted.
+fn meters(vcpus: &[VcpuFd], memory_file: Option<&MemoryFile>) -> Vec<MeterSlot> {
+    match memory_file.and_then(MemoryFile::awaited) {
+        Some(_) => vcpus.iter().map(|_| MeterSlot::default()).collect(),
+        None => Vec::new(),
+    }
+}
+
 fn spawn(
     vcpus: Vec<VcpuFd>,
     exits: &Exits,
@@ -556,11 +568,13 @@ fn spawn(
     events: &Arc<Events>,
     memory: &Arc<GuestMemoryMmap>,
     mut pre_fault: Option<PreFault>,
+    meters: &[MeterSlot],
 ) -> Result<Vcpus, Error> {
     let handles = (0..)
         .zip(vcpus)
         .zip(exits.0.iter())
         .map(|((index, fd), exits)| {
+            let meter = meters.get(index as usize).map(Arc::clone);
             let vcpu = Vcpu {
                 index,
                 fd,
@@ -570,6 +584,7 @@ fn spawn(
                 exits: Arc::clone(exits),
                 // The first one's: they have one memory.
                 pre_fault: pre_fault.take(),
+                meter,
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

@@ -24,6 +24,7 @@ use devices::virtio::{ActivateError, Kind, Resources, VirtioDevice};
 
 use crate::above_ram::Placed;
 use crate::config;
+use crate::snapshot::restored::ReplyKind;
 
 /// Which device of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -166,6 +167,19 @@ impl Controls {
         let entries = lock(&self.entries);
         let made = entries.iter().filter(|(_, entry)| entry.control.is_some());
         made.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// By which device the guest was heard of since it was made.
+    pub(crate) fn first_reply(&self) -> Option<ReplyKind> {
+        let entries = lock(&self.entries);
+        let mut controls = entries.values().filter_map(|entry| entry.control.as_ref());
+        // They count without locks.
+        controls.find_map(|control| match control {
+            Control::Console(console) if console.has_printed() => Some(ReplyKind::Console),
+            Control::Card(card, _) if card.counters().tx.frames > 0 => Some(ReplyKind::Network),
+            Control::Vsock(vsock) if vsock.counters().tx_bytes > 0 => Some(ReplyKind::Vsock),
+            _ => None,
+        })
     }
 
     fn find(&self, id: &DeviceId) -> Option<Control> {

@@ -8,6 +8,7 @@ use devices::legacy::serial::SerialCounters;
 
 use crate::controls::Controls;
 use crate::events::Events;
+use crate::snapshot::restored::ReplyKind;
 use crate::vcpu::Exits;
 use crate::vm::{Keyboard, SerialPort};
 
@@ -77,6 +78,15 @@ impl Insight {
     /// When the boot vCPU first entered the guest.
     pub fn first_run(&self) -> Option<Instant> {
         self.events.first_run()
+    }
+
+    /// By what the guest was heard of, if anything has come from it since the machine was made.
+    pub(crate) fn first_reply(&self) -> Option<ReplyKind> {
+        let has_printed = (self.serial()).is_some_and(|it| it.writes + it.missed_writes > 0);
+        if has_printed {
+            return Some(ReplyKind::Console);
+        }
+        self.controls.first_reply()
     }
 
     /// What the serial port has done; None: there is none.

@@ -9,7 +9,7 @@
 //! (the boot order), `kvm`, `memory`, `above_ram`, `vcpu` (threads, the kick protocol, THE match on exits),
 //! `interrupts`, `controls` and `pci` (what changes while the guest runs), `control` (what the API may
 //! ask), `event_loop`, `events` (what
-//! vCPUs and devices tell the event loop), `insight` (what a machine counts), `crash`, `host` (what a host offers), `teardown`.
+//! vCPUs and devices tell the event loop), `insight` (what a machine counts), `first_reply` (what a restored one has taken until it is heard of), `faults`, `crash`, `host` (what a host offers), `teardown`.
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
 //! file descriptors and adds its own subscribers to the event loop.
@@ -22,6 +22,8 @@ mod controls;
 mod crash;
 mod event_loop;
 mod events;
+mod faults;
+mod first_reply;
 mod generation;
 mod hardware;
 pub mod host;
@@ -46,6 +48,8 @@ pub use devices::legacy::i8042::{I8042Counters, NoRoom};
 pub use devices::legacy::serial::SerialCounters;
 pub use devices::pci::root::Slot as SlotId;
 pub use events::{StopReason, StopRequest, Stopper};
+pub use faults::{Faults, VcpuFaults};
+pub use first_reply::{Error as FirstReplyError, Start};
 pub use insight::{BootTimes, Insight};
 pub use kvm::{DEFAULT_DEVICE, Error as KvmError};
 pub use memory::Error as MemoryError;

@@ -23,13 +23,14 @@ use crate::config::{Config, Payload};
 use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
+use crate::first_reply::{self, EndFirstReplyOnDrop, FirstReply, Subject};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
 use crate::snapshot::history::History;
 use crate::snapshot::load::MemoryFile;
 use crate::snapshot::save::{PAUSE_TIMEOUT, Source};
-use crate::snapshot::working_set::{self, Populating};
+use crate::snapshot::working_set::Populating;
 use crate::snapshot::{Ending, Served};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
@@ -116,7 +117,9 @@ pub(crate) type SharedSerialWorker = Arc<Mutex<SerialWorker>>;
 // The order of the fields is the order in which they are dropped: vCPUs before the devices they
 // talk to, guest memory last.
 pub struct Vm {
-    /// First: a vCPU or a device that waits for the event loop waits for nothing then.
+    /// Before all else: it looks at devices and vCPUs.
+    first_reply: EndFirstReplyOnDrop,
+    /// Then: a vCPU or a device that waits for the event loop waits for nothing then.
     _event_loop_ends: EndOnDrop,
     vcpus: EndVcpusOnDrop,
     exits: Exits,
@@ -131,7 +134,7 @@ pub struct Vm {
     history: Arc<Mutex<History>>,
     kvm_device: PathBuf,
     /// What its memory is mapped from, if it comes from a snapshot.
-    memory_file: Option<MemoryFile>,
+    memory_file: Option<Arc<MemoryFile>>,
     controls: Controls,
     event_loop: Arc<dyn EventLoop>,
     events: Arc<Events>,
@@ -169,6 +172,7 @@ pub struct MachineHandle {
     keyboard: Option<Keyboard>,
     exits: Exits,
     serial_port: Option<SerialPort>,
+    first_reply: Option<Arc<FirstReply>>,
     snapshots: Source,
 }
 
@@ -196,6 +200,25 @@ impl MachineHandle {
     /// Lets the vCPUs run on.
     pub fn resume(&self) {
         self.vcpus.run();
+        if let Some(first_reply) = &self.first_reply {
+            first_reply.running();
+            first_reply.look();
+        }
+    }
+
+    /// Has a thread look for the first reply of a guest that was restored and runs, if it is to be noted. The thread that
+    /// lets a guest go on has something better to do.
+    pub fn look_for_first_reply(&self) {
+        if let Some(first_reply) = &self.first_reply {
+            first_reply.look();
+        }
+    }
+
+    /// A machine that was restored is to stand still until it is resumed.
+    pub(crate) fn stand_still(&self) {
+        if let Some(first_reply) = &self.first_reply {
+            first_reply.stand_still();
+        }
     }
 
     /// How its devices are changed.
@@ -281,12 +304,35 @@ impl Vm {
             history,
             kvm_device,
             memory_file,
+            meters,
             vm,
             memory,
             served,
             populating,
         } = parts;
+        let memory_file = memory_file.map(Arc::new);
+        let awaited = memory_file.as_ref().and_then(|file| file.awaited());
+        let first_reply = awaited.zip(memory_file.as_ref()).map(|(awaited, file)| {
+            let (start, awaited) = awaited;
+            Arc::new(FirstReply::new(Subject {
+                start,
+                awaited,
+                insight: Insight {
+                    controls: controls.clone(),
+                    exits: exits.clone(),
+                    times,
+                    events: Arc::clone(&events),
+                    serial: serial_port.clone(),
+                    keyboard: keyboard.clone(),
+                },
+                memory: Arc::downgrade(&memory),
+                file: Arc::clone(file),
+                meters,
+                unawaited: populating.faults(),
+            }))
+        });
         Self {
+            first_reply: EndFirstReplyOnDrop(first_reply),
             _event_loop_ends: EndOnDrop::new(ended),
             vcpus: EndVcpusOnDrop {
                 vcpus: Arc::new(vcpus),
@@ -332,6 +378,13 @@ impl Vm {
         if running {
             self.start();
         }
+        if let Some(first_reply) = &self.first_reply.0 {
+            if running {
+                first_reply.running();
+            } else {
+                first_reply.stand_still();
+            }
+        }
         Ok(())
     }
 
@@ -357,20 +410,12 @@ impl Vm {
         }
     }
 
-    /// Prepares for [`Vm::note_working_set`], of a machine that stands still yet.
-    pub fn watch_working_set(&self) {
-        if let Some(file) = &self.memory_file {
-            file.read_singly(&self.memory);
-        }
-    }
-
-    /// Notes, beside the memory file that the guest was restored from, what it has touched of its memory until now, for those that
-    /// are restored later; nothing if that is known already. Says how many pages these are, and how many of them it
-    /// has written to.
-    pub fn note_working_set(&self) -> Result<Option<(u64, u64)>, working_set::Error> {
-        match &self.memory_file {
-            Some(file) => file.note_working_set(&self.memory),
-            None => Ok(None),
+    /// The guest's first job has ended: notes, beside the memory file that the guest was restored from, what it has touched of its
+    /// memory until now, for those that are restored later, and what that took.
+    pub fn note_status(&self) -> Result<(), first_reply::Error> {
+        match &self.first_reply.0 {
+            Some(first_reply) => first_reply.note_status(),
+            None => Err(first_reply::Error::Nothing),
         }
     }
 
@@ -490,6 +535,7 @@ impl Vm {
             keyboard: self.keyboard(),
             exits: self.exits(),
             serial_port: self.serial_port(),
+            first_reply: self.first_reply.0.clone(),
             snapshots: Source {
                 hardware: Arc::downgrade(&self.hardware),
                 vcpus: Arc::clone(&self.vcpus.vcpus),
@@ -511,7 +557,7 @@ impl Vm {
 
     /// Whether some of its memory is gone, as somebody has cut the snapshot's file that it was in.
     pub fn has_lost_memory(&self) -> bool {
-        self.memory_file.as_ref().is_some_and(MemoryFile::is_cut)
+        self.memory_file.as_ref().is_some_and(|file| file.is_cut())
     }
 
     /// Guest memory.

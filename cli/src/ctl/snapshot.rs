@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use vmm::snapshot::directory;
-use vmm::snapshot::format::StateFile;
+use vmm::Faults;
+use vmm::snapshot::format::{self, StateFile};
 use vmm::snapshot::load::{self, Obstacle};
-use vmm::snapshot::memory::Id;
+use vmm::snapshot::memory::name_of;
 use vmm::snapshot::merge;
+use vmm::snapshot::restored::{ReplyKind, Restored, Taken};
 use vmm::snapshot::state::{VirtioState, VmState};
+use vmm::snapshot::working_set::WorkingSet;
+use vmm::snapshot::{Pages, directory};
 
 use super::guest::Guest;
 use super::{ANSWER_LIMIT, Error, host, pause, print};
@@ -181,14 +184,18 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
     let state: VmState = file.state().map_err(of)?;
     let config: Value = serde_json::from_str(&file.config)
         .map_err(|error| Error::Usage(format!("{name} cannot be used: {error}")))?;
-    let memory = fs::metadata(directory::memory(&args.directory)).ok();
+    let memory_path = directory::memory(&args.directory);
+    let memory = fs::metadata(&memory_path).ok();
+    let restored = Restored::find(&memory_path, &state.memory_id);
+    let pages = WorkingSet::find(&memory_path, &state.memory_id, &state.memory);
+    let pages = pages.map(|set| set.pages());
     let ram: u64 = state.memory.iter().map(|region| region.bytes).sum();
     // A CPU that was asked for.
     let is_custom = config
         .get("cpu-config")
         .is_some_and(|value| !value.is_null());
     let kvm = Path::new(vmm::DEFAULT_DEVICE);
-    let obstacles = load::obstacles(&state, &directory::memory(&args.directory), kvm, is_custom);
+    let obstacles = load::obstacles(&state, &memory_path, kvm, is_custom);
     let stored = memory.map(|memory| std::os::unix::fs::MetadataExt::blocks(&memory) * 512);
     let (transport, devices): (_, Vec<&str>) = match &state.virtio {
         VirtioState::Mmio(devices) => (
@@ -203,6 +210,7 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
     if args.json {
         let all = json!({
             "mote_version": file.header.writer,
+            "format_version": format::VERSION,
             "taken_ns": state.taken,
             "host": { "cpu": state.host.cpu.to_string(), "kernel": state.host.kernel },
             "obstacles": obstacles.iter().map(|obstacle| json!({
@@ -216,6 +224,8 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
             "state_bytes": file.header.config_size + file.header.state_size,
             "transport": transport,
             "devices": devices,
+            "working_set": pages,
+            "last_restore": restored,
             "config": config,
         });
         print(&format!("{all}\n"));
@@ -233,9 +243,10 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         format!("{} stored", mebibytes(bytes))
     });
     print(&format!(
-        "written by  mote {}\n{kind}vCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n\
-         host        {}, Linux {}\n{}",
+        "written by  mote {}, format {}\n{kind}vCPUs       {}\nmemory      {}, {stored}\ndevices     {} ({transport})\n\
+         host        {}, Linux {}\n{}{}",
         file.header.writer,
+        format::VERSION,
         state.vcpus.len(),
         mebibytes(ram),
         if devices.is_empty() {
@@ -246,13 +257,9 @@ fn info(args: &InfoArgs) -> Result<Status, Error> {
         state.host.cpu,
         state.host.kernel.escape_debug(),
         verdict(&obstacles),
+        history(pages, restored.as_ref()),
     ));
     Ok(Status::Success)
-}
-
-/// An id as it is printed.
-fn name_of(id: &Id) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether it could be loaded here, a line each.
@@ -269,6 +276,52 @@ fn verdict(obstacles: &[Obstacle]) -> String {
         format!("restore     {how}: {}\n", chain(&obstacle.why))
     };
     obstacles.iter().map(line).collect()
+}
+
+/// What is known of guests that have gone on from it, a line each.
+fn history(pages: Option<Pages>, restored: Option<&Restored>) -> String {
+    let mut text = pages.map_or_else(String::new, |Pages { all, written }| {
+        format!("working set {all} pages, {written} of them written to\n")
+    });
+    let Some(restored) = restored else {
+        return text;
+    };
+    let used = restored.working_set.map_or_else(
+        || "without a working set".into(),
+        |Pages { all, .. }| format!("with a working set of {all} pages"),
+    );
+    text += &format!(
+        "last time   ran after {}; {used}\n",
+        took(&restored.running)
+    );
+    let Some(reply) = &restored.reply else {
+        return text + "first reply none\n";
+    };
+    let kind = match reply.kind {
+        ReplyKind::Console => "console",
+        ReplyKind::Network => "network",
+        ReplyKind::Vsock => "vsock",
+        ReplyKind::JobStatus => "status of a job",
+    };
+    let Faults { minor, major } = reply.vcpus.threads;
+    text += &format!(
+        "first reply {kind}, after {}, {} of them its vCPUs'",
+        took(&reply.taken),
+        minor + major
+    );
+    if let Some(faults) = reply.vcpus.kvm {
+        text += &format!("; {faults} in KVM");
+    }
+    text + "\n"
+}
+
+fn took(taken: &Taken) -> String {
+    let Faults { minor, major } = taken.faults;
+    format!(
+        "{:.2} ms, {} page faults ({major} read)",
+        taken.ms,
+        minor + major
+    )
 }
 
 fn mebibytes(bytes: u64) -> String {

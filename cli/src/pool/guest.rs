@@ -16,6 +16,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use vmm::snapshot::directory;
+use vmm::snapshot::load::Purpose;
 use vmm::{Remains, StopRequest, Stopper, Vm};
 
 use super::wire::{self, RESIZED, Received, Reply, Request};
@@ -64,7 +65,12 @@ fn wait(name: &str) -> Result<Option<Guest>, run::Error> {
     let template = Store::from_env()?.find(name)?;
     let state = directory::state(template.directory());
     let identity = Identity::of(&state).map_err(host("the template's state file"))?;
-    let mut vm = build(name, &load(template.directory(), None), console::none())?;
+    let mut vm = build(
+        name,
+        &load(template.directory(), None),
+        Purpose::Job,
+        console::none(),
+    )?;
     vm.go_on(false)?;
     tell(READY).map_err(host("the pool"))?;
     loop {

@@ -172,6 +172,7 @@ pub(super) fn carry_out(
         .name("control".into())
         .stack_size(STACK_SIZE)
         .spawn(move || {
+            control.look_for_first_reply();
             for command in first {
                 if let Err(fault) = execute(&mut control, &metrics, command) {
                     let _ = failed.set(fault);

@@ -34,6 +34,7 @@ use api::{Command, Fault};
 use devices::mmds::Mmds;
 use thiserror::Error;
 use vmm::control::{Control, Settings};
+use vmm::snapshot::load::Purpose;
 use vmm::{BuildError, OrderQueue, Outcome, Remains, Stage, StopReason, StopRequest, Vm};
 
 use crate::config_file;
@@ -188,8 +189,13 @@ pub(crate) fn vmm(
                 control.execute(command).map_err(refused(args))?;
             }
             // On this thread, and before there are others: the guest waits for none of them.
-            let vm = restore(&mut control, stage, load, args.is_copy, &metrics)
-                .map_err(refused(args))?;
+            let purpose = if args.is_copy {
+                Purpose::Copy
+            } else {
+                Purpose::Guest(vmm::Start::of_process(started))
+            };
+            let vm =
+                restore(&mut control, stage, load, purpose, &metrics).map_err(refused(args))?;
             Begun::Restored(Box::new(vm))
         }
         None => Begun::Empty(Box::new(stage), queue),
@@ -285,17 +291,13 @@ fn restore(
     control: &mut Control,
     stage: Stage,
     load: &SnapshotLoad,
-    is_copy: bool,
+    purpose: Purpose,
     metrics: &Arc<Metrics>,
 ) -> Result<Vm, Fault> {
     let failed = |error: &dyn std::error::Error| {
         Fault::bad(format!("Cannot load the snapshot: {}", chain(error)))
     };
-    let order = if is_copy {
-        control.load_copy(load)?
-    } else {
-        control.load(load)?
-    };
+    let order = control.load(load, purpose)?;
     let mut vm = stage.build(order).map_err(|error| failed(&error))?;
     meet(&mut vm, metrics);
     vm.go_on(load.resume_vm).map_err(|error| failed(&error))?;

@@ -15,8 +15,8 @@ use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use image::initramfs::Purpose;
 use vmm::config::{Config, DeviceKind};
 use vmm::control::{Control, Settings};
-use vmm::snapshot::{directory, working_set};
-use vmm::{Remains, StopReason, StopRequest, Vm};
+use vmm::snapshot::{self, directory, working_set};
+use vmm::{Remains, Start, StopReason, StopRequest, Vm};
 
 use super::Error;
 use super::run::{Foreground, build, give, load};
@@ -187,18 +187,18 @@ fn record(draft: &Draft, name: &str) -> Result<Remains, Box<dyn std::error::Erro
         ..Job::default()
     };
     let job = job.encode().unwrap_or_default();
-    let mut vm = build(name, &load(folder, None), console)?;
+    let purpose = snapshot::load::Purpose::FirstJob(Start::now());
+    let mut vm = build(name, &load(folder, None), purpose, console)?;
     give(&vm, job)?;
     vm.add_subscriber(Box::new(SignalWatch::new(vm.stopper())?));
     vm.add_subscriber(Box::new(Timeout::new(PATIENCE, vm.stopper())?));
-    vm.watch_working_set();
     vm.go_on(true)?;
     match vm.run(|_| {})? {
         // A root file system need not have that program.
         StopReason::Done(_) => {}
         reason => return Err(ended(&reason, &folder.join(FIRST_JOB_LOG)).into()),
     }
-    vm.note_working_set()?;
+    vm.note_status()?;
     Ok(vm.take_down())
 }
 

@@ -18,6 +18,7 @@ use api::types::{
 use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use vmm::control::{Control, Copies, Face, Settings};
 use vmm::snapshot::directory;
+use vmm::snapshot::load::Purpose;
 use vmm::snapshot::save::Taken;
 use vmm::{Console, Remains, Stage, Vm};
 
@@ -62,7 +63,7 @@ pub(crate) fn run(
     let (console, terminal) = console::open(&option, targets.clone())?;
 
     let load = load(template.directory(), args.vsock.clone());
-    let mut vm = build(name, &load, console)?;
+    let mut vm = build(name, &load, Purpose::Job, console)?;
     give(&vm, job)?;
     vm.go_on(true)?;
     run::attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
@@ -73,7 +74,12 @@ pub(crate) fn run(
 }
 
 /// Builds the machine of a template. It stands still.
-pub(crate) fn build(name: &str, load: &SnapshotLoad, console: Console) -> Result<Vm, run::Error> {
+pub(crate) fn build(
+    name: &str,
+    load: &SnapshotLoad,
+    purpose: Purpose,
+    console: Console,
+) -> Result<Vm, run::Error> {
     let stage = Stage::new()?;
     let settings = Settings {
         id: name.to_owned(),
@@ -87,7 +93,7 @@ pub(crate) fn build(name: &str, load: &SnapshotLoad, console: Console) -> Result
     let face = Foreground(Some(console));
     let mut control = Control::new(settings, stage.maker(), orders, Box::new(face));
     let order = control
-        .load(load)
+        .load(load, purpose)
         .map_err(|fault| run::Error::Device(fault.message))?;
     let vm = stage.build(order)?;
     // Somebody may cut the file of its memory.

@@ -37,6 +37,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("the_guests_metadata", resources::metadata),
     ("a_guest_goes_on_in_another_process", snapshots::goes_on),
+    ("what_is_noted_of_guests_that_go_on", snapshots::noted),
     ("snapshots_that_cannot_be", snapshots::refused),
     ("snapshots_of_what_has_changed", snapshots::differential),
     (

@@ -5,12 +5,14 @@ use std::fs;
 use std::io::{BufRead, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::driven::until;
+use tests::monitor::{self, Running};
 use tests::service::{self, Service, snapshot_from, snapshot_to};
 use tests::{DEADLINE, executable};
 use vmm_sys_util::tempdir::TempDir;
@@ -106,6 +108,67 @@ pub(super) fn goes_on() {
         assert_eq!(last.live().count(), 6);
         assert_eq!(last.terminate().status, 143);
     }
+}
+
+/// What is known of the snapshot in a directory.
+fn info(directory: &Path) -> Value {
+    let mut command = Command::new(monitor::path());
+    command.args(["snapshot", "info", "--json"]).arg(directory);
+    let ended = Running::start(command).wait();
+    assert_eq!(ended.status, 0, "{ended:?}");
+    serde_json::from_slice(&ended.stdout).unwrap()
+}
+
+/// The pages that a guest touches until its first reply, and what that took.
+pub(super) fn noted() {
+    let directory = TempDir::new().unwrap();
+    let directory = directory.as_path();
+    let mut first = counting(directory, &[]);
+    assert_eq!(first.live().count(), 1);
+    first.patch("/vm", json!({"state": "Paused"}));
+    first.put("/snapshot/create", snapshot_to(directory));
+    first.terminate();
+    // One that stands still, and ends so, leaves nothing.
+    let paused = Service::start(directory, &[""; 0]);
+    paused.put("/snapshot/load", load(directory, &json!({})));
+    paused.terminate();
+    let before = info(directory);
+    assert!(before["last_restore"].is_null(), "{before}");
+    assert!(before["working_set"].is_null(), "{before}");
+
+    let mut second = Service::start(directory, &[""; 0]);
+    second.put("/snapshot/load", load(directory, &json!({})));
+    second.patch("/vm", json!({"state": "Resumed"}));
+    assert_eq!(second.live().count(), 2);
+    second.terminate();
+    let after = info(directory);
+    let restored = &after["last_restore"];
+    assert_eq!(restored["reply"]["kind"], "console", "{after}");
+    assert!(restored["working_set"].is_null(), "{after}");
+    assert!(
+        after["working_set"]["written"].as_u64() >= Some(1),
+        "{after}"
+    );
+
+    // It is asked for at once, and its list is used.
+    let mut third = Service::start(directory, &[""; 0]);
+    third.put(
+        "/snapshot/load",
+        load(directory, &json!({"resume_vm": true})),
+    );
+    assert_eq!(third.live().count(), 2);
+    third.patch("/vm", json!({"state": "Paused"}));
+    until("what is noted", || {
+        let known = info(directory);
+        (known["last_restore"]["working_set"] == after["working_set"]).then_some(())
+    });
+    // What is written in its place is another one.
+    third.put("/snapshot/create", snapshot_to(directory));
+    assert!(!directory.join("memory.pages").exists());
+    assert!(!directory.join("memory.restored").exists());
+    third.terminate();
+    let next = info(directory);
+    assert!(next["last_restore"].is_null(), "{next}");
 }
 
 pub(super) fn refused() {

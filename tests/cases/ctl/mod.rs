@@ -12,6 +12,7 @@ mod run;
 mod snapshot;
 mod snapshot_crash;
 mod snapshot_diff;
+mod snapshot_restored;
 
 use crate::Case;
 
@@ -69,6 +70,19 @@ pub(crate) const CASES: &[Case] = &[
         "a_directory_that_nobody_may_write_to",
         snapshot_crash::read_only,
     ),
+    (
+        "the_first_guest_that_goes_on_notes_its_pages",
+        snapshot_restored::first_and_second,
+    ),
+    (
+        "what_is_noted_of_guests_is_damaged_or_old",
+        snapshot_restored::damaged,
+    ),
+    (
+        "nothing_can_be_noted_of_a_guest",
+        snapshot_restored::unwritable,
+    ),
+    ("many_guests_go_on_at_once", snapshot_restored::at_once),
     ("copies_go_on_by_themselves", fork::goes_on),
     ("a_hundred_copies_of_a_guest_in_files", fork::of_files),
     ("what_changed_since_a_fork", fork::and_what_changed),

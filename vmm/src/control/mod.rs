@@ -145,6 +145,14 @@ impl Control {
         self.orders.stopper()
     }
 
+    /// Has somebody look for the first reply of a guest that was restored by whoever made this, and runs: for the thread that will
+    /// carry commands out.
+    pub fn look_for_first_reply(&self) {
+        if let Some(machine) = &self.machine {
+            machine.look_for_first_reply();
+        }
+    }
+
     /// How far the machine is.
     pub fn state(&self) -> State {
         self.state

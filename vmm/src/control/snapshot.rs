@@ -17,7 +17,8 @@ use super::writing::BeingWritten;
 use super::{Control, Execution, chain, convert, fork, whole};
 use crate::config::{Device, DeviceKind};
 use crate::controls::DeviceId;
-use crate::snapshot::load::{MemoryFrom, Request, Saved};
+use crate::first_reply::Start;
+use crate::snapshot::load::{MemoryFrom, Purpose, Request, Saved};
 use crate::snapshot::{overlays, save};
 use crate::stage::{Order, Origin};
 use crate::vm::MachineHandle;
@@ -122,12 +123,15 @@ impl Control {
 
     /// Builds the machine that a snapshot is of. If that fails, all is as before.
     pub(super) fn load_snapshot(&mut self, snapshot: &SnapshotLoad) -> Result<(), Fault> {
-        let (order, before) = self.order_to_load(snapshot, false)?;
+        let purpose = Purpose::Guest(Start::now());
+        let (order, before) = self.order_to_load(snapshot, purpose)?;
         match self.orders.start(order) {
             Ok(machine) => {
                 machine.resume_devices();
                 if snapshot.resume_vm {
                     machine.resume();
+                } else {
+                    machine.stand_still();
                 }
                 self.has_loaded(machine, snapshot);
                 Ok(())
@@ -141,13 +145,9 @@ impl Control {
 
     /// The machine that a snapshot is of, for whoever builds it ([`Stage::build`](crate::Stage::build)), and then says so
     /// by [`Control::has_loaded`].
-    pub fn load(&mut self, snapshot: &SnapshotLoad) -> Result<Order, Fault> {
-        self.order_to_load(snapshot, false).map(|(order, _)| order)
-    }
-
-    /// The same, of one of several copies of a guest ([`fork`](super::fork)).
-    pub fn load_copy(&mut self, snapshot: &SnapshotLoad) -> Result<Order, Fault> {
-        self.order_to_load(snapshot, true).map(|(order, _)| order)
+    pub fn load(&mut self, snapshot: &SnapshotLoad, purpose: Purpose) -> Result<Order, Fault> {
+        let (order, _) = self.order_to_load(snapshot, purpose)?;
+        Ok(order)
     }
 
     /// The machine of a snapshot has been built.
@@ -168,7 +168,7 @@ impl Control {
     fn order_to_load(
         &mut self,
         snapshot: &SnapshotLoad,
-        is_copy: bool,
+        purpose: Purpose,
     ) -> Result<(Order, Before), Fault> {
         let asked = Instant::now();
         if self.resources.has_any() {
@@ -190,13 +190,13 @@ impl Control {
             memory,
             advance: snapshot.clock_realtime,
             force: snapshot.force,
-            is_copy,
+            purpose,
         })
         .map_err(|error| cannot_load(chain(&error)))?;
         let (mut document, _) =
             VmConfig::read(saved.config.as_bytes()).map_err(|error| cannot_load(chain(&error)))?;
         change(&mut document, snapshot).map_err(cannot_load)?;
-        if is_copy {
+        if matches!(purpose, Purpose::Copy) {
             fork::part(&mut document, &snapshot.network_overrides).map_err(cannot_load)?;
         }
         let resources = Resources::of_document(document);

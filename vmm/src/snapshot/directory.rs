@@ -2,7 +2,7 @@
 //!
 //! The state file is always `state`. The memory file has a name that no other one has, `memory-…`, and is there before the
 //! state file comes to be its: renaming that one is what makes the new snapshot the directory's. What was the old one's is removed
-//! afterwards. A memory file by the name of `memory` is one as well: clients of the API choose names of their own.
+//! afterwards, with the hints beside it. A memory file by the name of `memory` is one as well: clients of the API choose names of their own.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,6 +13,7 @@ use devices::random::random;
 
 use super::file::remove_left_behind;
 use super::format::{self, StateFile};
+use super::hints;
 use super::memory::{self, Id};
 use super::state::VmState;
 
@@ -59,25 +60,40 @@ pub fn lock(directory: &Path) -> io::Result<File> {
     }
 }
 
-/// Removes what is not part of the directory's snapshot any more, or never was: memory files of others, and what writers
-/// left behind that were killed. To be called with the [`lock`].
+/// Removes what is not part of the directory's snapshot any more, or never was: memory files of others, hints without their
+/// memory file, and what writers left behind that were killed. To be called with the [`lock`].
 pub fn tidy(directory: &Path) {
     remove_left_behind(directory, |name| {
         let name = name.to_str().and_then(|name| name.strip_prefix('.'));
         let name = name.and_then(|name| name.strip_suffix(".new"));
         let name = name.and_then(|name| name.rsplit_once('.'));
-        name.is_some_and(|(name, _)| name == STATE || is_memory(OsStr::new(name)))
+        name.is_some_and(|(name, _)| {
+            let memory = hints::memory_of(name).unwrap_or(name);
+            name == STATE || is_memory(OsStr::new(memory))
+        })
     });
-    let Ok((state, _)) = read_state(directory) else {
-        return;
-    };
-    let there = memory_files(directory);
-    // Whoever has none that belongs to the state has lost it already: then nothing more is lost here.
-    if there.iter().any(|path| is_of(path, &state)) {
-        for path in there.iter().filter(|path| !is_of(path, &state)) {
+    if let Ok((state, _)) = read_state(directory) {
+        let there = memory_files(directory);
+        // Whoever has none that belongs to the state has lost it already: then nothing more is lost here.
+        if there.iter().any(|path| is_of(path, &state)) {
+            for path in there.iter().filter(|path| !is_of(path, &state)) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+    // Guests may still write some whose memory file is going.
+    for path in files(directory, |name| hint_of(name).is_some()) {
+        let memory = path.file_name().and_then(hint_of);
+        if memory.is_some_and(|memory| !directory.join(memory).exists()) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// The memory file's name that a file is a hint of.
+fn hint_of(name: &OsStr) -> Option<&str> {
+    let memory = hints::memory_of(name.to_str()?)?;
+    is_memory(OsStr::new(memory)).then_some(memory)
 }
 
 /// The state of a directory's snapshot, and its configuration.
@@ -99,11 +115,16 @@ fn is_memory(name: &OsStr) -> bool {
 }
 
 fn memory_files(directory: &Path) -> Vec<PathBuf> {
+    files(directory, is_memory)
+}
+
+/// Files whose names are such.
+fn files(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };
     let files = (entries.take(MAX_FILES).flatten())
-        .filter(|entry| is_memory(&entry.file_name()))
+        .filter(|entry| is_meant(&entry.file_name()))
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
     files.map(|entry| entry.path()).collect()
 }

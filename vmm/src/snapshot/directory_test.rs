@@ -50,23 +50,55 @@ fn the_memory_file_is_that_of_the_state() {
 fn what_belongs_to_nothing_is_removed_and_nothing_else() {
     let directory = TempDir::new().unwrap();
     let directory = directory.as_path();
-    let kept = [".state.new", "memory-mine", "memory.old", "notes"];
+    let kept = [
+        ".state.new",
+        "memory-mine",
+        "memory-mine.pages",
+        "memory.old",
+        "notes",
+        "notes.restored",
+    ];
     for name in kept {
         fs::write(directory.join(name), "mine").unwrap();
     }
     write_memory(directory, "memory", OLD);
     write_memory(directory, "memory-00000000000000ff", NEW);
-    for name in [".state.7.new", ".memory-00000000000000ff.7.new"] {
+    for name in [
+        ".state.7.new",
+        ".memory-00000000000000ff.7.new",
+        ".memory-00000000000000ff.restored.7.new",
+        ".memory.pages.7.new",
+        // Of one that is gone.
+        "memory-00000000000000fe.pages",
+        "memory-00000000000000fe.restored",
+    ] {
         fs::write(directory.join(name), "half").unwrap();
+    }
+    let hints = [
+        "memory-00000000000000ff.pages",
+        "memory-00000000000000ff.restored",
+    ];
+    for name in hints.into_iter().chain(["memory.pages", "memory.restored"]) {
+        fs::write(directory.join(name), "a hint").unwrap();
     }
     // Without a state it is not known whose these are.
     tidy(directory);
-    let mut expected = [&kept[..], &["memory", "memory-00000000000000ff"]].concat();
+    let mut expected = [
+        &kept[..],
+        &hints,
+        &[
+            "memory",
+            "memory.pages",
+            "memory.restored",
+            "memory-00000000000000ff",
+        ],
+    ]
+    .concat();
     expected.sort_unstable();
     assert_eq!(names(directory), expected);
     test_support::write_state(directory, &test_support::state(NEW, None));
     tidy(directory);
-    let mut expected = [&kept[..], &["memory-00000000000000ff", "state"]].concat();
+    let mut expected = [&kept[..], &hints, &["memory-00000000000000ff", "state"]].concat();
     expected.sort_unstable();
     assert_eq!(names(directory), expected);
     // The only one that there is stays, even if it is another one's.

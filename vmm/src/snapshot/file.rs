@@ -63,11 +63,22 @@ impl NewFile {
     /// All of it is there, whatever happens to the host from now on.
     pub(super) fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;
+        self.rename()?;
+        File::open(folder_of(&self.path))?.sync_all()
+    }
+
+    /// Whoever reads it finds all of it; if the host crashes, there may be nothing in it. For what is only a hint: nobody
+    /// waits for a disk.
+    pub(super) fn commit_hint(mut self) -> io::Result<()> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> io::Result<()> {
         if let Some(temporary) = &self.temporary {
             fs::rename(temporary, &self.path)?;
             self.temporary = None;
         }
-        File::open(folder_of(&self.path))?.sync_all()
+        Ok(())
     }
 }
 
@@ -141,6 +152,11 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(names(folder.as_path()), ["state"]);
+        let new = NewFile::create(&path).unwrap();
+        new.file().write_all(b"a hint").unwrap();
+        new.commit_hint().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"a hint");
         assert_eq!(names(folder.as_path()), ["state"]);
     }
 

@@ -1,6 +1,7 @@
 //! From files to a machine: what the builder takes instead of a kernel.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,13 +13,16 @@ use devices::lock;
 use devices::pci::root::Slot;
 use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use rustix::fs::{Access, access};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use super::format::{self, StateFile};
+use super::hints::Pages;
 use super::host;
 use super::images;
 use super::memory::{self, Id, RegionState};
+use super::restored::Restored;
 use super::state::{VirtioState, VmState};
 use super::uffd::{self, Handler, Served};
 use super::working_set::{self, Populating, PreFault, WorkingSet};
@@ -26,6 +30,7 @@ use crate::above_ram::AboveRamState;
 use crate::config::{Config, ConsoleKind, HugePages};
 use crate::controls::Registered;
 use crate::events::Events;
+use crate::first_reply::{Awaited, Error as NoteError, Start};
 use crate::hardware::{self, Hardware};
 use crate::{generation, kvm};
 
@@ -101,8 +106,33 @@ pub struct Request<'a> {
     pub advance: bool,
     /// What is merely risky is let pass.
     pub force: bool,
-    /// The guest is one of several, whose memory file may be gone later: nothing will be relative to it.
-    pub is_copy: bool,
+    /// What it is loaded for.
+    pub purpose: Purpose,
+}
+
+/// What a snapshot is loaded for.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose {
+    /// Its guest goes on, which began then. What that takes is noted beside the memory file.
+    Guest(Start),
+    /// The guest is one of several, whose memory file may be gone later: nothing will be relative to it, and nothing is noted.
+    Copy,
+    /// A job in a guest of a template. Nothing is noted.
+    Job,
+    /// The first one of that template, which began then. What it takes until it ends is noted
+    /// ([`Vm::note_status`](crate::Vm::note_status)).
+    FirstJob(Start),
+}
+
+impl Purpose {
+    /// What is waited for, if what it takes until then is to be noted.
+    fn awaited(self) -> Option<(Start, Awaited)> {
+        match self {
+            Self::Guest(start) => Some((start, Awaited::Anything)),
+            Self::FirstJob(start) => Some((start, Awaited::JobStatus)),
+            Self::Copy | Self::Job => None,
+        }
+    }
 }
 
 /// A snapshot whose files have been opened, and whose state has been decoded.
@@ -114,7 +144,7 @@ pub struct Saved {
     memory_path: Option<PathBuf>,
     advance: bool,
     force: bool,
-    is_copy: bool,
+    purpose: Purpose,
     /// What describes the machine, in JSON.
     pub config: String,
 }
@@ -132,27 +162,80 @@ pub(crate) struct MemoryFile {
     path: PathBuf,
     id: Id,
     regions: Vec<RegionState>,
-    has_working_set: bool,
+    /// The pages that have been brought in before the guest asks for them.
+    working_set: Option<Pages>,
+    /// Those that it touches are to be noted.
+    notes_pages: bool,
+    awaited: Option<(Start, Awaited)>,
 }
 
 impl MemoryFile {
-    /// Has what comes into memory be what the guest touches, and not what is next to that: for whom notes that.
-    pub(crate) fn read_singly(&self, memory: &GuestMemoryMmap) {
-        working_set::read_singly(memory, &self.regions);
+    /// One beside which all is noted.
+    #[cfg(test)]
+    pub(crate) fn noting(
+        path: PathBuf,
+        id: Id,
+        regions: Vec<RegionState>,
+        awaited: (Start, Awaited),
+    ) -> Self {
+        Self {
+            file: File::open(&path).unwrap(),
+            bytes: memory::file_size(&regions),
+            path,
+            id,
+            regions,
+            working_set: None,
+            notes_pages: true,
+            awaited: Some(awaited),
+        }
     }
 
-    /// Notes beside the file what the guest has touched of its memory until now, unless that is known from another one;
-    /// says how many pages these are, and how many of them it has written to.
-    pub(crate) fn note_working_set(
-        &self,
-        memory: &GuestMemoryMmap,
-    ) -> Result<Option<(u64, u64)>, working_set::Error> {
-        if self.has_working_set {
-            return Ok(None);
+    /// When the restore began, and what is waited for, if what it takes until then is to be noted.
+    pub(crate) fn awaited(&self) -> Option<(Start, Awaited)> {
+        self.awaited
+    }
+
+    pub(crate) fn id(&self) -> &Id {
+        &self.id
+    }
+
+    pub(crate) fn working_set(&self) -> Option<Pages> {
+        self.working_set
+    }
+
+    /// Notes beside the file what the guest has touched of its memory until now, if that is to be noted.
+    pub(crate) fn note_working_set(&self, memory: &GuestMemoryMmap) -> Result<(), NoteError> {
+        if self.notes_pages {
+            self.check_place()?;
+            let set = WorkingSet::of(memory, &self.id, &self.regions)?;
+            set.write(&self.path).map_err(NoteError::WritePages)?;
         }
-        let set = WorkingSet::of(memory, &self.id, &self.regions)?;
-        set.write(&self.path)?;
-        Ok(Some(set.pages()))
+        Ok(())
+    }
+
+    /// Notes beside the file how it was restored.
+    pub(crate) fn note_restored(&self, restored: &Restored) -> Result<(), NoteError> {
+        self.check_place()?;
+        restored.write(&self.path).map_err(NoteError::Write)
+    }
+
+    /// From now on, the host may read more of the file than what the guest asks for.
+    pub(crate) fn read_on(&self, memory: &GuestMemoryMmap) {
+        if self.notes_pages {
+            working_set::read_singly(memory, &self.regions, false);
+        }
+    }
+
+    /// Whether it is still where it was: beside another one nothing of this one is to be.
+    fn check_place(&self) -> Result<(), NoteError> {
+        let is_it = || -> std::io::Result<bool> {
+            let (there, own) = (self.path.metadata()?, self.file.metadata()?);
+            Ok((there.dev(), there.ino()) == (own.dev(), own.ino()))
+        };
+        match is_it() {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(NoteError::Gone),
+        }
     }
 
     /// Whether somebody has cut it: memory of the guest is gone then.
@@ -191,7 +274,7 @@ impl Saved {
             },
             advance: request.advance,
             force: request.force,
-            is_copy: request.is_copy,
+            purpose: request.purpose,
             config: file.config,
         })
     }
@@ -218,7 +301,7 @@ impl Saved {
 
     /// The memory file that a later snapshot may be relative to.
     pub(crate) fn base(&self) -> Option<Id> {
-        (!self.is_copy).then_some(self.state.memory_id)
+        (!matches!(self.purpose, Purpose::Copy)).then_some(self.state.memory_id)
     }
 
     /// Where its machine has its console.
@@ -270,7 +353,8 @@ impl Saved {
     }
 
     /// What is left of it when all has been made, if its memory is a file's.
-    pub(crate) fn into_memory_file(self) -> Option<MemoryFile> {
+    pub(crate) fn into_memory_file(self, huge_pages: HugePages) -> Option<MemoryFile> {
+        let notes_pages = self.notes_pages(huge_pages);
         match self.memory {
             Memory::File(file) => Some(MemoryFile {
                 bytes: memory::file_size(&self.state.memory),
@@ -278,7 +362,9 @@ impl Saved {
                 path: self.memory_path.unwrap_or_default(),
                 id: self.state.memory_id,
                 regions: self.state.memory,
-                has_working_set: self.working_set.is_some(),
+                working_set: self.working_set.map(|set| set.pages()),
+                notes_pages,
+                awaited: self.purpose.awaited(),
             }),
             Memory::Handler(_) => None,
         }
@@ -329,7 +415,22 @@ impl Saved {
             crate::memory::put_file(memory, region.gpa, region.bytes, file, region.offset)
                 .map_err(Error::Map)?;
         }
+        if self.notes_pages(huge_pages) {
+            working_set::read_singly(memory, &self.state.memory, true);
+        }
         Ok(None)
+    }
+
+    /// Whether it is to be noted which pages are touched: nobody has done so, it can be known, and it can be written. Where it
+    /// cannot, no guest pays for it.
+    fn notes_pages(&self, huge_pages: HugePages) -> bool {
+        self.working_set.is_none()
+            && huge_pages == HugePages::None
+            && self.purpose.awaited().is_some()
+            && self.memory_path.as_ref().is_some_and(|path| {
+                let folder = path.parent().filter(|folder| *folder != Path::new(""));
+                access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK).is_ok()
+            })
     }
 
     /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them. Last, the guest is told

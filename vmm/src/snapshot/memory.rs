@@ -95,6 +95,11 @@ pub enum Error {
 /// What memory file and state file of a snapshot have in common, and no others. It is at the memory file's end.
 pub type Id = [u8; 16];
 
+/// An id in hexadecimal.
+pub fn name_of(id: &Id) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A region of guest memory, and where it is in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionState {

@@ -22,6 +22,7 @@ use super::file::NewFile;
 use super::fork::Child;
 pub use super::fork::Killer;
 use super::format;
+use super::hints;
 use super::history::History;
 use super::host::HostState;
 use super::images::{self, ImageState};
@@ -402,6 +403,7 @@ impl Writing {
         memory_file.commit().map_err(of(&memory_path))?;
         // Last: with it the snapshot is there.
         state_file.commit().map_err(of(&state_path))?;
+        hints::remove(&memory_path);
         pending.done();
         Ok(Taken {
             memory,

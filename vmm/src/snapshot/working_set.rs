@@ -13,24 +13,25 @@
 //! a hint, and one that is not about this memory file, or is damaged, counts as none.
 #![expect(unsafe_code, reason = "advises the host about guest memory")]
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::kvm_pre_fault_memory;
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 use super::file::NewFile;
+use super::hints::{self, Pages};
 use super::memory::{self, Id, PAGE_SIZE, RegionState};
 use super::pages::{self, Map};
+use crate::faults::Unawaited;
 
 const MAGIC: [u8; 8] = *b"MOTEPAGE";
 const VERSION: u32 = 1;
@@ -39,6 +40,8 @@ const HEADER_SIZE: usize = 16;
 const ENTRIES: usize = 64 << 10;
 /// Most bytes of a file: a run takes four or more, and a guest that touches as much as that gains nothing.
 const MAX_SIZE: u64 = 4 << 20;
+/// Most pages that are mapped by one call: so long somebody may have to wait for the end of it.
+const PART: usize = 4096;
 /// Pages between two runs that are mapped along with them: a call costs more.
 const GAP: u64 = 2;
 
@@ -65,17 +68,10 @@ pub struct WorkingSet {
     runs: Vec<Run>,
 }
 
-/// What it is of a memory file.
-fn path_beside(memory_path: &Path) -> PathBuf {
-    let mut name = OsString::from(memory_path);
-    name.push(".pages");
-    name.into()
-}
-
 impl WorkingSet {
     /// What lies beside a memory file with this id and these regions, if it means anything.
-    pub(crate) fn find(memory_path: &Path, id: &Id, regions: &[RegionState]) -> Option<Self> {
-        let file = File::open(path_beside(memory_path)).ok()?;
+    pub fn find(memory_path: &Path, id: &Id, regions: &[RegionState]) -> Option<Self> {
+        let file = File::open(hints::path(memory_path, hints::PAGES)).ok()?;
         let mut bytes = Vec::new();
         file.take(MAX_SIZE).read_to_end(&mut bytes).ok()?;
         let (header, body) = bytes.split_at_checked(HEADER_SIZE)?;
@@ -138,25 +134,29 @@ impl WorkingSet {
         Ok(Self { id: *id, runs })
     }
 
-    /// Keeps it beside the memory file.
+    /// Keeps it beside the memory file. One that is too long becomes an empty one, so that nobody notes it again.
     pub fn write(&self, memory_path: &Path) -> io::Result<()> {
-        let body = postcard::to_stdvec(self).map_err(io::Error::other)?;
+        let mut body = postcard::to_stdvec(self).map_err(io::Error::other)?;
         if (HEADER_SIZE + body.len()) as u64 > MAX_SIZE {
-            return Ok(());
+            let none = Self {
+                id: self.id,
+                runs: Vec::new(),
+            };
+            body = postcard::to_stdvec(&none).map_err(io::Error::other)?;
         }
-        let new = NewFile::create(&path_beside(memory_path))?;
+        let new = NewFile::create(&hints::path(memory_path, hints::PAGES))?;
         new.file().write_all(&head(&body))?;
         new.file().write_all(&body)?;
         new.commit()
     }
 
-    /// How many pages there are, and how many of them the guest has written to.
-    pub fn pages(&self) -> (u64, u64) {
+    /// How many pages there are.
+    pub fn pages(&self) -> Pages {
         let sum = |runs: &mut dyn Iterator<Item = &Run>| runs.map(|run| u64::from(run.pages)).sum();
-        (
-            sum(&mut self.runs.iter()),
-            sum(&mut self.runs.iter().filter(|run| run.is_written)),
-        )
+        Pages {
+            all: sum(&mut self.runs.iter()),
+            written: sum(&mut self.runs.iter().filter(|run| run.is_written)),
+        }
     }
 
     /// The same in guest addresses, what is close to each other in one.
@@ -185,18 +185,29 @@ impl WorkingSet {
         regions: &[RegionState],
     ) -> Populating {
         let (set, memory, regions) = (Arc::clone(self), Arc::clone(memory), regions.to_vec());
+        let faults = Arc::new(Unawaited::default());
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (own, ends) = (Arc::clone(&faults), Arc::clone(&is_over));
         let thread = std::thread::Builder::new()
             .name("prefetch".into())
             .spawn(move || {
-                for run in &set.runs {
+                for run in set.runs.iter().flat_map(Run::parts) {
+                    if ends.load(Ordering::Relaxed) {
+                        return;
+                    }
                     if let Some(gpas) = run.guest_range(&regions)
                         && !advise(&memory, &gpas, run.is_written)
                     {
                         return;
                     }
+                    own.tell();
                 }
             });
-        Populating(thread.ok())
+        Populating {
+            thread: thread.ok(),
+            is_over,
+            faults,
+        }
     }
 
     /// What KVM is to map.
@@ -232,25 +243,25 @@ impl PreFault {
     }
 }
 
-/// Why it could not be noted.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The host does not say what there is.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-    /// It could not be written.
-    #[error("Cannot write the list of pages beside the memory file")]
-    Write(#[from] io::Error),
+/// A thread that maps pages. Dropping it ends it, and waits for that.
+#[derive(Default)]
+pub(crate) struct Populating {
+    thread: Option<std::thread::JoinHandle<()>>,
+    is_over: Arc<AtomicBool>,
+    faults: Arc<Unawaited>,
 }
 
-/// A thread that maps pages. Dropping it waits for it.
-#[derive(Default)]
-pub(crate) struct Populating(Option<std::thread::JoinHandle<()>>);
+impl Populating {
+    /// The page faults that it takes, as the host counts what it maps.
+    pub(crate) fn faults(&self) -> Arc<Unawaited> {
+        Arc::clone(&self.faults)
+    }
+}
 
 impl Drop for Populating {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
             // It does not panic; one that did has printed why.
             let _ = thread.join();
         }
@@ -262,6 +273,21 @@ impl Run {
     fn bytes(&self) -> Range<u64> {
         let start = u64::from(self.page) * PAGE_SIZE;
         start..start + u64::from(self.pages) * PAGE_SIZE
+    }
+
+    /// It, in pieces of at most [`PART`] pages.
+    fn parts(&self) -> impl Iterator<Item = Self> + use<> {
+        let Self {
+            page,
+            pages,
+            is_written,
+        } = *self;
+        let offsets = (0..pages).step_by(PART);
+        offsets.map(move |offset| Self {
+            page: page + offset,
+            pages: (pages - offset).min(PART as u32),
+            is_written,
+        })
     }
 
     fn guest_range(&self, regions: &[RegionState]) -> Option<Range<u64>> {
@@ -297,15 +323,18 @@ fn advise_range(
     Ok((result != 0).then(|| io::Error::last_os_error().raw_os_error().unwrap_or(0)))
 }
 
-/// Has the host bring in only those pages that are asked for: which are there is what the guest has touched then.
-pub(super) fn read_singly(memory: &GuestMemoryMmap, regions: &[RegionState]) {
+/// Has the host read only those pages of the memory file that are asked for, or what is next to them as well. With the former, what is
+/// there is what the guest has touched, and what is next to that in the host's memory already.
+pub(super) fn read_singly(memory: &GuestMemoryMmap, regions: &[RegionState], singly: bool) {
+    let advice = if singly {
+        libc::MADV_RANDOM
+    } else {
+        libc::MADV_NORMAL
+    };
     for region in regions {
         // Where it fails, there are some more of them.
-        let _ = advise_range(
-            memory,
-            &(region.gpa..region.gpa.saturating_add(region.bytes)),
-            libc::MADV_RANDOM,
-        );
+        let gpas = region.gpa..region.gpa.saturating_add(region.bytes);
+        let _ = advise_range(memory, &gpas, advice);
     }
 }
 

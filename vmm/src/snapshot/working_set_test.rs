@@ -37,9 +37,10 @@ fn it_is_found_beside_its_memory_file() {
     let known = set(&[run(0, 2, true), run(2, 1, false), run(6 * 256, 768, false)]);
     known.write(&memory).unwrap();
     assert_eq!(find(&ID), Some(known.clone()));
-    assert_eq!(known.pages(), (771, 2));
+    let pages = known.pages();
+    assert_eq!((pages.all, pages.written), (771, 2));
     assert_eq!(find(b"another file's id"[..16].try_into().unwrap()), None);
-    let path = path_beside(&memory);
+    let path = hints::path(&memory, hints::PAGES);
     let bytes = fs::read(&path).unwrap();
     for at in 0..bytes.len() {
         let mut bad = bytes.clone();
@@ -84,6 +85,19 @@ fn what_is_close_is_mapped_by_one_call() {
 }
 
 #[test]
+fn a_long_run_is_mapped_in_pieces() {
+    let parts: Vec<_> = run(7, 2 * PART as u32 + 1, true).parts().collect();
+    let part = PART as u32;
+    let expected = [
+        run(7, part, true),
+        run(7 + part, part, true),
+        run(7 + 2 * part, 1, true),
+    ];
+    assert_eq!(parts, expected);
+    assert_eq!(run(1, 1, false).parts().count(), 1);
+}
+
+#[test]
 fn what_was_touched_is_noted_and_brought_back() {
     let directory = TempDir::new().unwrap();
     let path = directory.as_path().join("memory");
@@ -114,7 +128,7 @@ fn what_was_touched_is_noted_and_brought_back() {
         Arc::new(memory)
     };
     let memory = map();
-    read_singly(&memory, &regions);
+    read_singly(&memory, &regions, true);
     assert_eq!(WorkingSet::of(&memory, &ID, &regions).unwrap(), set(&[]));
     use vm_memory::Bytes;
     memory.write_slice(b"written", GuestAddress(4096)).unwrap();
@@ -132,10 +146,12 @@ fn what_was_touched_is_noted_and_brought_back() {
     assert_eq!(read.filter(has).count(), 1, "{noted:?}");
 
     let again = map();
-    drop(Arc::new(noted.clone()).populate(&again, &regions));
+    let mut populating = Arc::new(noted.clone()).populate(&again, &regions);
+    populating.thread.take().unwrap().join().unwrap();
+    drop(populating);
     let brought = WorkingSet::of(&again, &ID, &regions).unwrap();
-    assert!(brought.pages().0 >= noted.pages().0, "{brought:?}");
-    assert_eq!(brought.pages().1, 2, "{brought:?}");
+    assert!(brought.pages().all >= noted.pages().all, "{brought:?}");
+    assert_eq!(brought.pages().written, 2, "{brought:?}");
     let mut page = [0; 4096];
     again.read_slice(&mut page, GuestAddress(4096)).unwrap();
     assert_eq!(page, [7; 4096]);

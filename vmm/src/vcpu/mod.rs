@@ -18,6 +18,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::events::Events;
+use crate::faults::{Meter, MeterSlot};
 use crate::snapshot::working_set::PreFault;
 pub(crate) use counters::ExitCounters;
 pub use counters::{ExitCounts, Exits};
@@ -121,6 +122,8 @@ pub(crate) struct Vcpu {
     pub(crate) exits: Arc<ExitCounters>,
     /// What KVM is to map first.
     pub(crate) pre_fault: Option<PreFault>,
+    /// Where somebody looks at its page faults.
+    pub(crate) meter: Option<MeterSlot>,
 }
 
 impl Vcpu {
@@ -151,6 +154,10 @@ impl Vcpu {
 
     fn thread_main(mut self, shared: &Shared) {
         shared.kick.arm(&mut self.fd);
+        if let Some(slot) = self.meter.take() {
+            // It is this thread's.
+            let _ = slot.set(Meter::new(&self.fd));
+        }
         if let Some(pre_fault) = self.pre_fault.take() {
             pre_fault.apply(&self.fd);
         }

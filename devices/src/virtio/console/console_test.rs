@@ -108,8 +108,10 @@ mod with_limits {
 #[test]
 fn output_reaches_the_host() {
     let (mut driver, control, host) = piped();
+    assert!(!control.has_printed());
     send(&mut driver, b"hello\n", 16);
     assert_eq!(read(host, 6), b"hello\n");
+    assert!(control.has_printed());
     assert_eq!(control.tail(), b"hello\n");
     assert!(control.take_error().is_none());
 }
@@ -364,6 +366,7 @@ fn emergency_output_needs_no_driver_and_has_a_limit() {
     }
     assert_eq!(read(&host, 5), b"panic");
     assert_eq!(control.tail(), b"panic");
+    assert!(control.has_printed());
     // Elsewhere it is not.
     driver.core.write_config(0, &[b'x'; 12]);
     driver.core.write_config(u64::MAX, b"x");
@@ -577,6 +580,7 @@ fn what_was_typed_and_not_read_goes_on_with_the_guest_and_so_does_half_a_line() 
         let mut other = Driver::in_memory(new, Arc::clone(&driver.memory));
         other.core.restore(&state).unwrap();
         assert_eq!(control.tail(), b"half a li");
+        assert!(!control.has_printed());
         other.queues = std::mem::take(&mut driver.queues);
         other.core.resume();
         // The driver settled long ago: it need not show it again.
@@ -585,6 +589,7 @@ fn what_was_typed_and_not_read_goes_on_with_the_guest_and_so_does_half_a_line() 
         assert_eq!(&other.contents(buffer)[..3], b"ls\n");
         send(&mut other, b"ne\n", 4);
         assert_eq!(control.tail(), b"half a line\n");
+        assert!(control.has_printed());
         // A terminal of another size, and none.
         let is_other = size == (100, 30);
         assert_eq!(other.interrupts.config(), usize::from(is_other));

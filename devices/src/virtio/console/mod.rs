@@ -144,6 +144,7 @@ impl Console {
     pub fn control(&self) -> ConsoleControl {
         ConsoleControl {
             shared: Arc::clone(&self.shared),
+            port: Arc::clone(&self.port),
             worker: Arc::clone(&self.worker),
         }
     }
@@ -250,6 +251,7 @@ impl Drop for Console {
 #[derive(Clone)]
 pub struct ConsoleControl {
     shared: Arc<Shared>,
+    port: Arc<Port>,
     worker: Arc<Mutex<Worker>>,
 }
 
@@ -279,6 +281,11 @@ impl ConsoleControl {
             self.resize(columns, rows);
         }
         Ok(())
+    }
+
+    /// Whether the guest has sent anything since the device was made; what it had sent before a snapshot does not count.
+    pub fn has_printed(&self) -> bool {
+        self.port.has_printed.load(Ordering::Relaxed)
     }
 
     /// The last 4 KiB of what the guest has sent, whether or not the host has taken it.

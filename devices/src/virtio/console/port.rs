@@ -17,6 +17,8 @@ pub(super) struct Port {
     pub(super) wake: EventFd,
     /// The driver has looked at the size since it came.
     pub(super) looked: AtomicBool,
+    /// Something has come from the guest since the console was made.
+    pub(super) has_printed: AtomicBool,
     pub(super) emergency: Mutex<VecDeque<u8>>,
 }
 
@@ -25,12 +27,14 @@ impl Port {
         Ok(Self {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             looked: AtomicBool::new(false),
+            has_printed: AtomicBool::new(false),
             emergency: Mutex::default(),
         })
     }
 
     /// Takes a character that is to be printed in whatever state the guest is.
     pub(super) fn emergency_write(&self, byte: u8) {
+        self.has_printed.store(true, Ordering::Relaxed);
         let mut emergency = lock(&self.emergency);
         if emergency.len() < EMERGENCY_MAX {
             emergency.push_back(byte);

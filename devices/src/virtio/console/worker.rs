@@ -267,13 +267,17 @@ impl Worker {
             return Taken::All;
         }
         let limiter = limited.then_some(&mut self.limiter);
-        active
+        let taken = active
             .take_output(&mut self.output, OUTPUT_MAX, limiter)
             .unwrap_or_else(|error| {
                 active.fail(active.transmit.as_ref(), &error);
                 active.broken = true;
                 Taken::All
-            })
+            });
+        if active.has_printed {
+            self.port.has_printed.store(true, Ordering::Relaxed);
+        }
+        taken
     }
 
     /// Writes output to the host, as far as it takes it.
