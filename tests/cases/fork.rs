@@ -65,12 +65,14 @@ fn copies() {
     let ids = host.ask(&["fork", "parent", "-n", &count.to_string()]);
     let ids: Vec<_> = ids.lines().collect();
     assert_eq!(ids.len(), count);
-    let mut all: Vec<_> = (ids.iter())
-        .map(|id| Live::start(host.command(&["attach", id])))
-        .collect();
+    let mut all = Vec::new();
     let mut seen = BTreeSet::new();
+    for id in &ids {
+        let mut copy = Live::start(host.command(&["attach", id]));
+        assert_eq!(word_of(&mut copy, kept), sum);
+        all.push(copy);
+    }
     for copy in &mut all {
-        assert_eq!(word_of(copy, kept), sum);
         guest_does(
             copy,
             "await sh -c 'dmesg | grep \"crng reseeded due to virtual machine fork\"'",
