@@ -49,7 +49,7 @@ fn blocks(map: &Map) -> u64 {
 
 #[test]
 fn only_what_takes_as_much_memory_becomes_huge() {
-    let (memory, map) = memory();
+    let (memory, map) = self::memory();
     collapse(&map).unwrap();
     if huge(&map).is_none_or(|count| count > 0) {
         // A host that has made huge pages of its own accord.
@@ -69,6 +69,11 @@ fn only_what_takes_as_much_memory_becomes_huge() {
         return;
     }
     assert_eq!(found, blocks(&map));
+    // Where the host does not say which are huge it is the same.
+    let (other, map_of_other) = self::memory();
+    fill(&other, 7);
+    collapse_unseen(&map_of_other.parts[0]).unwrap();
+    assert_eq!(huge(&map_of_other), Some(blocks(&map_of_other)));
     let mut all = vec![0; BYTES as usize];
     memory.read_slice(&mut all, GuestAddress(0)).unwrap();
     assert!(all.iter().all(|byte| *byte == 7));
