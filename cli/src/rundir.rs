@@ -30,8 +30,9 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// How long the lock of the folder is waited for. Its holder does some dozens of system calls.
-const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// How long the lock of the folder is waited for. Its holder does some dozens of system calls; where many guests keep all CPUs busy, and
+/// as many commands want it at once, two seconds were too short.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 /// And at the end of a monitor: what stays is removed by the next one who looks.
 const LOCK_LIMIT_AT_END: Duration = Duration::from_millis(100);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);

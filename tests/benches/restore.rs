@@ -1,44 +1,41 @@
-//! How long `mote restore` takes, from exec on, as another process sees it, and what it notes itself.
+//! How long it takes until a guest goes on from a snapshot, from exec of its monitor on, as another process sees it.
 //!
 //! ```text
-//! cargo bench -p tests --bench restore -- [--rounds N] [--memory SIZE]...
-//! cargo bench -p tests --bench restore -- --replies [--rounds N] [--memory SIZE]... [--linux]
+//! cargo bench -p tests --bench restore -- [--rounds N] [--memory SIZE]... [--peer FIRECRACKER]
 //! ```
-//! A guest of a few instructions writes to all of its memory, at most the first GiB, and prints lines. It is paused and
-//! written; then it is restored so many times. "first" is when a byte of it arrives here: it runs again by then. The
-//! pages that are read for that are in the host's page cache.
+//! A guest of a few instructions writes to all of its memory, at most the first 3 GiB, and prints lines. It is paused and
+//! written; then it goes on so many times, in turn (A B C A B C …): by `mote restore`; by `mote vmm` that is told to load it by
+//! its API; and the same of the peer, which has a guest of its own. The time ends when a byte of the guest arrives here: it
+//! runs again by then. Files are in the host's page cache.
 //!
 //! A process that does nothing is timed beside them.
-//!
-//! With `--replies`, what a guest takes until its first reply: one that writes to each page of a quarter of its memory when a
-//! line is typed, and then replies; with `--linux`, a shell that lists files, for a host that can boot Linux (the
-//! emulated host, without its instruction clock). The line is there
-//! before the guest is. In turn without a list of pages, which that one notes, and with it; and both when the host has
-//! nothing of the memory file in its own memory. Each row has the median of the time, as seen here, and of the page faults that
-//! mote has noted: the process's, the vCPUs' among these, those that were read, and KVM's.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tests::driven::SCRIPT;
-use tests::service::{Service, snapshot_to};
-use tests::times::FEW;
-use tests::{executable, guest, monitor};
-use vmm::snapshot::working_set;
+use tests::service::{snapshot_from, snapshot_to};
+use tests::times::MANY;
+use tests::{executable, monitor};
 use vmm_sys_util::tempdir::TempDir;
 
+/// How often a socket that is not there yet is looked at.
+const INTERVAL: Duration = Duration::from_micros(50);
+/// What a monitor that was ended leaves to the kernel is done by then.
+const PAUSE: Duration = Duration::from_millis(50);
+
 fn main() {
-    let mut rounds = 50;
+    let mut rounds = 100;
     let mut sizes = Vec::new();
-    let (mut replies, mut linux) = (false, false);
+    let mut peer = None;
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -46,26 +43,15 @@ fn main() {
             "--memory" => {
                 sizes.push(cli::quantity::parse_size(&arguments.next().unwrap()).unwrap());
             }
-            "--replies" => replies = true,
-            "--linux" => linux = true,
+            "--peer" => peer = Some(PathBuf::from(arguments.next().unwrap())),
             "--bench" => {}
             other => panic!("there is no option {other:?}"),
         }
     }
     if sizes.is_empty() {
-        sizes = vec![128 << 20, 1 << 30];
+        sizes = vec![128 << 20, 2 << 30];
     }
-    if replies {
-        println!(
-            "{:36} {:>9} {:>8} {:>8} {:>8} {:>8}   medians of {rounds}",
-            "", "ms", "faults", "vCPUs'", "read", "KVM's"
-        );
-        for bytes in sizes {
-            first_replies(bytes, rounds, linux);
-        }
-        return;
-    }
-    FEW.head(rounds, "rounds");
+    MANY.head(rounds, "rounds");
     let directory = TempDir::new().unwrap();
     let nothing = directory.as_path().join("nothing");
     fs::write(&nothing, executable::nothing()).unwrap();
@@ -76,201 +62,172 @@ fn main() {
         Command::new(&nothing).status().unwrap();
         times.push(start.elapsed());
     }
-    FEW.row("exec and exit", times);
+    MANY.row("exec and exit", times);
     for bytes in sizes {
-        restore(bytes, rounds);
+        restore(bytes, rounds, peer.as_deref());
     }
 }
 
-/// Starts a monitor with a guest of so much memory.
-fn boot(directory: &Path, bytes: u64, source: &Value) -> Service {
-    let service = Service::start(directory, &[""; 0]);
-    service.put("/boot-source", source.clone());
-    service.put(
-        "/machine-config",
-        json!({"vcpu_count": 1, "mem_size_mib": bytes >> 20}),
-    );
-    service.act("InstanceStart");
-    service
+/// A program that serves Firecracker's API.
+struct Served {
+    child: Child,
+    socket: PathBuf,
 }
 
-/// Writes the guest; how long that took.
-fn save(service: Service, directory: &Path) -> Duration {
-    service.patch("/vm", json!({"state": "Paused"}));
+impl Served {
+    fn start(directory: &Path, peer: Option<&Path>) -> Self {
+        let socket = directory.join("api.sock");
+        // That of the last one, which was killed.
+        let _ = fs::remove_file(&socket);
+        let mut command = if let Some(path) = peer {
+            Command::new(path)
+        } else {
+            let mut command = Command::new(monitor::path());
+            command.arg("vmm").env("XDG_RUNTIME_DIR", directory);
+            command
+        };
+        // Nothing but the guest writes to the standard output.
+        command
+            .args(["--level", "Error", "--api-sock"])
+            .arg(&socket);
+        Self {
+            child: start(command),
+            socket,
+        }
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &Value) {
+        let mut stream = loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => break stream,
+                Err(_) => thread::sleep(INTERVAL),
+            }
+        };
+        let body = body.to_string();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = BufReader::new(stream);
+        let mut line = String::new();
+        answer.read_line(&mut line).unwrap();
+        if !line.contains(" 204 ") {
+            let rest = answer
+                .lines()
+                .map_while(Result::ok)
+                .find(|line| line.contains('{'));
+            panic!("{method} {path} {body}: {line}{rest:?}");
+        }
+    }
+}
+
+fn start(mut command: Command) -> Child {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn first_byte(child: &mut Child) {
+    let stdout = child.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Writes a guest to `directory` that has written to all of its memory; says how long that took.
+fn create(directory: &Path, bytes: u64, peer: Option<&Path>) -> Duration {
+    let touched = u32::try_from(bytes.min(3 << 30)).unwrap();
+    let kernel = directory.join("kernel");
+    fs::write(&kernel, executable::touching_kernel(touched)).unwrap();
+    let mut served = Served::start(directory, peer);
+    if peer.is_some() {
+        // Firecracker insists on XCRs, which the CPU of the emulated host does not have.
+        let config = json!({ "kvm_capabilities": ["!56"] });
+        served.ask("PUT", "/cpu-config", &config);
+    }
+    let source = json!({ "kernel_image_path": kernel });
+    served.ask("PUT", "/boot-source", &source);
+    let machine = json!({ "vcpu_count": 1, "mem_size_mib": bytes >> 20 });
+    served.ask("PUT", "/machine-config", &machine);
+    served.ask(
+        "PUT",
+        "/actions",
+        &json!({ "action_type": "InstanceStart" }),
+    );
+    first_byte(&mut served.child);
+    let mut stdout = served.child.stdout.take().unwrap();
+    let drain = thread::spawn(move || io::copy(&mut stdout, &mut io::sink()));
+    served.ask("PATCH", "/vm", &json!({ "state": "Paused" }));
     let start = Instant::now();
-    service.put("/snapshot/create", snapshot_to(directory));
+    served.ask("PUT", "/snapshot/create", &snapshot_to(directory));
     let created = start.elapsed();
-    drop(service.terminate());
+    end(served.child);
+    drain.join().unwrap().unwrap();
     created
 }
 
-fn restoring(directory: &Path) -> Command {
-    let mut command = Command::new(monitor::path());
-    command
-        .arg("restore")
-        .arg(directory)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .env("XDG_RUNTIME_DIR", directory);
-    command
+/// From exec to the first byte, by the API.
+fn load(directory: &Path, peer: Option<&Path>) -> Duration {
+    let mut order = snapshot_from(directory);
+    order["resume_vm"] = json!(true);
+    let start = Instant::now();
+    let mut served = Served::start(directory, peer);
+    served.ask("PUT", "/snapshot/load", &order);
+    first_byte(&mut served.child);
+    let first = start.elapsed();
+    end(served.child);
+    first
 }
 
-fn restore(bytes: u64, rounds: usize) {
+fn restore(bytes: u64, rounds: usize, peer: Option<&Path>) {
     let mebibytes = bytes >> 20;
-    let directory = TempDir::new().unwrap();
+    let (directory, peers) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let directory = directory.as_path();
-    let touched = u32::try_from(bytes.min(1 << 30)).unwrap();
-    let kernel = directory.join("kernel");
-    fs::write(&kernel, executable::touching_kernel(touched)).unwrap();
-    let mut service = boot(directory, bytes, &json!({ "kernel_image_path": kernel }));
-    service.live().expect(".");
-    let created = save(service, directory);
-    let mut times = Vec::new();
+    let created = create(directory, bytes, None);
+    if peer.is_some() {
+        create(peers.as_path(), bytes, peer);
+    }
+    let (mut restored, mut loaded, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds + 2 {
-        let start = Instant::now();
-        let mut child = restoring(directory).stdin(Stdio::null()).spawn().unwrap();
-        let mut byte = [0];
-        child.stdout.take().unwrap().read_exact(&mut byte).unwrap();
-        let first = start.elapsed();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let began = Instant::now();
+        let mut command = Command::new(monitor::path());
+        command
+            .arg("restore")
+            .arg(directory)
+            .env("XDG_RUNTIME_DIR", directory);
+        let mut child = start(command);
+        first_byte(&mut child);
+        let first = began.elapsed();
+        end(child);
+        thread::sleep(PAUSE);
+        let by_api = load(directory, None);
+        thread::sleep(PAUSE);
+        let other = peer.map(|peer| {
+            let first = load(peers.as_path(), Some(peer));
+            thread::sleep(PAUSE);
+            first
+        });
         // The first rounds fill caches.
         if round >= 2 {
-            times.push(first);
+            restored.push(first);
+            loaded.push(by_api);
+            others.extend(other);
         }
     }
-    FEW.row(&format!("{mebibytes} MiB, first"), times);
+    MANY.row(&format!("{mebibytes} MiB, restore"), restored);
+    MANY.row(&format!("{mebibytes} MiB, by the API"), loaded);
+    if !others.is_empty() {
+        MANY.row(&format!("{mebibytes} MiB, peer"), others);
+    }
     println!(
         "{mebibytes} MiB were written in {:.0} ms",
         created.as_secs_f64() * 1e3
     );
-}
-
-/// A guest that waits for a line, and replies to it.
-struct Subject<'a> {
-    directory: &'a Path,
-    line: &'a str,
-    reply: &'a str,
-}
-
-/// What a guest took until its first reply.
-#[derive(Default)]
-struct Row {
-    times: Vec<Duration>,
-    faults: Vec<u64>,
-    vcpus: Vec<u64>,
-    read: Vec<u64>,
-    kvm: Vec<u64>,
-}
-
-fn first_replies(bytes: u64, rounds: usize, linux: bool) {
-    let directory = TempDir::new().unwrap();
-    let directory = directory.as_path();
-    let swept = u32::try_from((bytes / 4).min(1 << 30)).unwrap() + executable::SWEPT_FROM;
-    let subject = if linux {
-        let initrd = guest::probing(directory, SCRIPT);
-        let mut service = boot(
-            directory,
-            bytes,
-            &json!({
-                "kernel_image_path": guest::tuned_kernel().join("vmlinux"), "initrd_path": initrd,
-                "boot_args": "console=ttyS0 quiet reboot=k panic=-1",
-            }),
-        );
-        service.live().expect("READY");
-        save(service, directory);
-        Subject {
-            directory,
-            line: "ls -l /bin >/dev/null; echo REPLY",
-            reply: "REPLY",
-        }
-    } else {
-        let kernel = directory.join("kernel");
-        fs::write(&kernel, executable::sweeping_kernel(swept)).unwrap();
-        let mut service = boot(directory, bytes, &json!({ "kernel_image_path": kernel }));
-        assert_eq!(service.live().count(), 1);
-        save(service, directory);
-        Subject {
-            directory,
-            line: "",
-            reply: "=2",
-        }
-    };
-    let mut rows: [Row; 4] = Default::default();
-    for _ in 0..rounds {
-        for (index, row) in rows.iter_mut().enumerate() {
-            let (with_list, cold) = (index % 2 == 1, index >= 2);
-            subject.measure(row, with_list, cold);
-        }
-    }
-    let names = [
-        "without a list",
-        "with it",
-        "without, cold",
-        "with it, cold",
-    ];
-    for (name, row) in names.iter().zip(rows) {
-        row.print(&format!("{} MiB, {name}", bytes >> 20));
-    }
-}
-
-impl Subject<'_> {
-    fn beside_memory(&self, kind: &str) -> PathBuf {
-        self.directory.join(format!("memory{kind}"))
-    }
-
-    fn measure(&self, row: &mut Row, with_list: bool, cold: bool) {
-        if !with_list {
-            // There is none at first.
-            let _ = fs::remove_file(self.beside_memory(".pages"));
-        }
-        assert_eq!(self.beside_memory(".pages").exists(), with_list);
-        if cold {
-            working_set::forget(&self.beside_memory("")).unwrap();
-        }
-        let start = Instant::now();
-        let mut child = restoring(self.directory)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin
-            .write_all(format!("{}\n", self.line).as_bytes())
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let found = lines.find(|line| line.as_ref().unwrap().contains(self.reply));
-        row.times.push(start.elapsed());
-        assert!(found.is_some());
-        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-        child.wait().unwrap();
-        let noted = fs::read(self.beside_memory(".restored")).unwrap();
-        let noted: Value = serde_json::from_slice(&noted).unwrap();
-        let reply = &noted["reply"];
-        assert!(reply.is_object(), "{noted}, and {:?}", row.times.last());
-        let count =
-            |faults: &Value| faults["minor"].as_u64().unwrap() + faults["major"].as_u64().unwrap();
-        row.faults.push(count(&reply["taken"]["faults"]));
-        row.vcpus.push(count(&reply["vcpus"]["threads"]));
-        row.read
-            .push(reply["taken"]["faults"]["major"].as_u64().unwrap());
-        row.kvm.push(reply["vcpus"]["kvm"].as_u64().unwrap_or(0));
-    }
-}
-
-impl Row {
-    fn print(mut self, name: &str) {
-        self.times.sort();
-        let middle = |numbers: &mut Vec<u64>| {
-            numbers.sort_unstable();
-            numbers[(numbers.len() - 1) / 2]
-        };
-        let time = self.times[(self.times.len() - 1) / 2].as_secs_f64() * 1e3;
-        println!(
-            "{name:36} {time:9.2} {:8} {:8} {:8} {:8}",
-            middle(&mut self.faults),
-            middle(&mut self.vcpus),
-            middle(&mut self.read),
-            middle(&mut self.kvm)
-        );
-    }
 }

@@ -99,6 +99,7 @@ fn main() {
         ("snapshot", snapshot::CASES, &no_linux),
         ("snapshot_devices", snapshot_devices::CASES, &no_linux),
         ("fork", fork::CASES, &no_linux),
+        ("fork", fork::NETWORK_CASES, &no_networks),
         ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
         ("client", client::CASES, &no_networks),

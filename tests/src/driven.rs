@@ -234,13 +234,15 @@ impl Driven {
     }
 }
 
-fn tell(live: &mut Live, command: &str) {
+/// Tells a guest of [`SCRIPT`] to do something, without waiting for it: [`done`] does that.
+pub fn tell(live: &mut Live, command: &str) {
     assert!(!command.contains('\n'), "one line: {command}");
     live.send(command);
 }
 
+/// Waits until it has, and returns what it said since. Fails if anything went wrong in it.
 #[track_caller]
-fn done(live: &mut Live) -> String {
+pub fn done(live: &mut Live) -> String {
     let output = live.expect_output(DONE);
     // Whoever serves the guest may wait for ever once something has gone wrong in it.
     let is_wrong = |line: &str| line.starts_with("FAILED (") || line.starts_with("SUCCEEDED: ");

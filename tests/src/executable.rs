@@ -241,13 +241,43 @@ pub fn generation_kernel() -> Vec<u8> {
     })
 }
 
-/// A kernel that writes to every page of `memory` bytes from 16 MiB on, at most the first GiB, and then prints lines with a
+/// Has the second GiB and the third mapped onto themselves too, with tables of its own at 8 MiB.
+fn map_more(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    const TABLES: u32 = 8 << 20;
+    const ENTRIES: u32 = 512;
+    const ADDRESS: i32 = !0xfff;
+    /// Present, writable; and of 2 MiB.
+    const TABLE: i32 = 0x3;
+    const PAGE: u32 = 0x83;
+    // The first entry of the top leads to the table with an entry a GiB.
+    a.mov(rbx, cr3)?;
+    a.and(rbx, ADDRESS)?;
+    a.mov(rbx, qword_ptr(rbx))?;
+    a.and(rbx, ADDRESS)?;
+    for gib in 1..3_u32 {
+        let table = TABLES + (gib << 12);
+        let mut next = a.create_label();
+        a.mov(esi, (gib << 30) | PAGE)?;
+        a.mov(edi, table)?;
+        a.set_label(&mut next)?;
+        a.mov(qword_ptr(rdi), rsi)?;
+        a.add(rsi, 2 << 20)?;
+        a.add(edi, 8)?;
+        a.cmp(edi, (table + ENTRIES * 8) as i32)?;
+        a.jb(next)?;
+        a.mov(qword_ptr(rbx) + 8 * gib, table as i32 | TABLE)?;
+    }
+    Ok(())
+}
+
+/// A kernel that writes to every page of `memory` bytes from 16 MiB on, at most the first 3 GiB, and then prints lines with a
 /// dot for good.
 pub fn touching_kernel(memory: u32) -> Vec<u8> {
     const FIRST: u32 = 16 << 20;
     const PAGE: i32 = 4096;
     program(|a| {
         let (mut touch, mut print) = (a.create_label(), a.create_label());
+        map_more(a)?;
         a.mov(edi, FIRST)?;
         a.set_label(&mut touch)?;
         a.mov(dword_ptr(rdi), edi)?;

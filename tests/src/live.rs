@@ -112,21 +112,29 @@ impl Live {
                     RecvTimeoutError::Timeout => "it hangs",
                     RecvTimeoutError::Disconnected => "it ended",
                 };
-                // What it says, and no process that is left behind.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                let stderr = std::mem::replace(&mut self.stderr, thread::spawn(String::new));
-                let stderr = stderr.join().unwrap_or_default();
-                panic!("no {awaited:?}, {what}: {}{stderr}", self.seen);
+                self.give_up(&format!("no {awaited:?}, {what}"))
             }
         }
     }
 
+    /// Says all that it has said, and leaves no process behind.
+    #[track_caller]
+    fn give_up(&mut self, why: &str) -> ! {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let stderr = std::mem::replace(&mut self.stderr, thread::spawn(String::new));
+        let stderr = stderr.join().unwrap_or_default();
+        self.seen
+            .extend(self.lines.try_iter().map(|line| line + "\n"));
+        panic!("{why}: {}{stderr}", self.seen);
+    }
+
     /// Types a line.
+    #[track_caller]
     pub fn send(&mut self, line: &str) {
-        self.stdin
-            .write_all(format!("{line}\n").as_bytes())
-            .unwrap();
+        if let Err(error) = self.stdin.write_all(format!("{line}\n").as_bytes()) {
+            self.give_up(&format!("cannot type {line:?}, {error}"));
+        }
     }
 
     /// Types a line at a [`counting_kernel`](crate::executable::counting_kernel), and waits for its count of lines.

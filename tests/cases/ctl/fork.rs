@@ -14,18 +14,18 @@ use tests::live::Live;
 use super::snapshot::start;
 
 /// Names of all guests.
-fn guests(host: &Host) -> BTreeSet<String> {
+pub(super) fn guests(host: &Host) -> BTreeSet<String> {
     let ids = host.ask(&["ps", "-q"]);
     ids.lines().map(str::to_owned).collect()
 }
 
 /// Whoever is at the console of a guest.
-fn attach(host: &Host, id: &str) -> Live {
+pub(super) fn attach(host: &Host, id: &str) -> Live {
     Live::start(host.command(&["attach", id]))
 }
 
 /// Copies are nobody's children: a case that fails would leave them.
-struct Leftovers<'a>(&'a Host);
+pub(super) struct Leftovers<'a>(pub(super) &'a Host);
 
 impl Drop for Leftovers<'_> {
     fn drop(&mut self) {
@@ -42,7 +42,7 @@ impl Drop for Leftovers<'_> {
 }
 
 /// Waits until nothing is left in the run-time directory, or anything of mote's in the folder but these.
-fn nothing_left(host: &Host, files: &[&str]) {
+pub(super) fn nothing_left(host: &Host, files: &[&str]) {
     until("the end of all", || {
         // Many that end at once leave some of it to whoever looks next.
         guests(host);

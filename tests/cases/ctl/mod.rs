@@ -1,6 +1,7 @@
 //! Commands that find running guests and talk to them. Guests are kernels of a few instructions.
 
 mod console;
+mod deep;
 mod entries;
 mod file;
 mod fork;
@@ -83,6 +84,8 @@ pub(crate) const CASES: &[Case] = &[
         snapshot_restored::unwritable,
     ),
     ("many_guests_go_on_at_once", snapshot_restored::at_once),
+    ("ten_generations_of_snapshots", deep::restored),
+    ("ten_generations_of_copies", deep::forked),
     ("copies_go_on_by_themselves", fork::goes_on),
     ("a_hundred_copies_of_a_guest_in_files", fork::of_files),
     ("what_changed_since_a_fork", fork::and_what_changed),

@@ -68,17 +68,14 @@ impl History {
         let Some(tracker) = &mut self.tracker else {
             return;
         };
-        match &mut self.since {
-            Since::Written(_, more) => {
-                let mut written = Vec::new();
-                if tracker.take(map, &mut written).is_ok() {
-                    *more = union(&written, more);
-                } else {
-                    self.since = Since::Nothing;
-                }
+        let mut written = Vec::new();
+        let taken = tracker.take_small(map, &mut written);
+        if let Since::Written(_, more) = &mut self.since {
+            if taken.is_ok() {
+                *more = union(&written, more);
+            } else {
+                self.since = Since::Nothing;
             }
-            // Where it fails, so does the turn.
-            Since::Nothing | Since::Loaded(_) => _ = tracker.start_over(map),
         }
     }
 

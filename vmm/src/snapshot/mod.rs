@@ -5,7 +5,7 @@
 //! (which device and which memory is where), `file` (how files come to be whole or not at all), `save` (from a machine to
 //! files), `load` (back). How memory is written while the guest goes on: `pages` (which there are), `writer` (what
 //! writes them), `fork` (the process that does), `collapse` (why that is quick); `history` and `tracking` (what changed
-//! since). `working_set` (what of it is mapped before it is asked for), `restored` (how it went), `hints` (where both are). `directory` (both files in one place), `merge` (a whole snapshot and what changed since).
+//! since), `scan` (how the host is asked). `working_set` (what of it is mapped before it is asked for), `restored` (how it went), `hints` (where both are). `directory` (both files in one place), `merge` (a whole snapshot and what changed since).
 //!
 //! A snapshot is two files. What is in them is not trusted: `format` checks sizes and checksums, each device and
 //! vCPU checks its own state, and `memory` checks that the memory file has what the state says.
@@ -30,6 +30,7 @@ mod fork;
 mod hints;
 pub(crate) mod history;
 mod pages;
+mod scan;
 #[cfg(test)]
 mod test_support;
 mod tracking;

@@ -7,7 +7,6 @@
 //! asynchronous mode has none that anyone would have to serve.
 #![expect(unsafe_code, reason = "userfaultfd has no safe wrapper")]
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -15,7 +14,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
-use super::pages::{Map, Part};
+use super::pages::Map;
+use super::scan::{self, Pages, Scanner};
 
 /// `struct uffdio_api`.
 #[repr(C)]
@@ -34,54 +34,32 @@ struct Register {
     ioctls: u64,
 }
 
-/// `struct page_region`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-
-/// `struct pm_scan_arg`.
-#[repr(C)]
-struct Scan {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
 const UFFD_API: u64 = 0xaa;
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const UFFD_FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
-const PAGE_IS_WRITTEN: u64 = 1 << 1;
-const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
-const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 ioctl_iowr_nr!(UFFDIO_API, 0xaa, 0x3f, Api);
 ioctl_iowr_nr!(UFFDIO_REGISTER, 0xaa, 0x00, Register);
-ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, Scan);
 
-/// Ranges that are asked for in one go.
-const RANGES: usize = 4096;
+/// What was written to since it was last asked for.
+const WRITTEN: Pages = Pages {
+    have: scan::WRITTEN,
+    lack: 0,
+    protect: true,
+};
+/// The same without huge pages.
+const WRITTEN_SINGLY: Pages = Pages {
+    lack: scan::HUGE,
+    ..WRITTEN
+};
 
 /// What keeps account of them.
 pub(super) struct Tracker {
     userfault: OwnedFd,
-    pagemap: File,
-    found: Vec<PageRegion>,
+    scanner: Scanner,
 }
 
 impl Tracker {
@@ -107,8 +85,7 @@ impl Tracker {
         check(unsafe { ioctl_with_mut_ref(&userfault, UFFDIO_API(), &mut api) })?;
         Ok(Self {
             userfault,
-            pagemap: File::open("/proc/self/pagemap")?,
-            found: vec![PageRegion::default(); RANGES],
+            scanner: Scanner::new()?,
         })
     }
 
@@ -133,65 +110,45 @@ impl Tracker {
     /// Forgets what was written to so far.
     pub(super) fn start_over(&mut self, map: &Map) -> io::Result<()> {
         for part in &map.parts {
-            self.scan(part, None)?;
+            self.scanner.scan(part, WRITTEN, None)?;
         }
         Ok(())
     }
 
     /// Adds what was written to, by where that is in the memory file, and forgets it. If that fails, it is not known any more.
     pub(super) fn take(&mut self, map: &Map, written: &mut Vec<Range<u64>>) -> io::Result<()> {
-        for part in &map.parts {
-            self.scan(part, Some(written))?;
-        }
-        Ok(())
+        self.take_of(WRITTEN, map, written)
     }
 
-    fn scan(&mut self, part: &Part, mut written: Option<&mut Vec<Range<u64>>>) -> io::Result<()> {
-        let end = part.address + (part.file.end - part.file.start);
-        let mut at = part.address;
-        while at < end {
-            let (vec, vec_len) = match &written {
-                Some(_) => (self.found.as_mut_ptr(), self.found.len()),
-                None => (std::ptr::null_mut(), 0),
-            };
-            let mut scan = Scan {
-                size: size_of::<Scan>() as u64,
-                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-                start: at,
-                end,
-                walk_end: 0,
-                vec: vec.expose_provenance() as u64,
-                vec_len: vec_len as u64,
-                max_pages: 0,
-                category_inverted: 0,
-                category_mask: PAGE_IS_WRITTEN,
-                category_anyof_mask: 0,
-                return_mask: if written.is_some() {
-                    PAGE_IS_WRITTEN
-                } else {
-                    0
-                },
-            };
-            // SAFETY: the kernel reads and writes one of these, and as many ranges as there is room for.
-            let count =
-                check(unsafe { ioctl_with_mut_ref(&self.pagemap, PAGEMAP_SCAN(), &mut scan) })?;
-            if let Some(written) = &mut written {
-                for found in self.found.iter().take(count) {
-                    let place = |address: u64| part.file.start + (address - part.address);
-                    push(written, place(found.start)..place(found.end));
-                }
-            }
-            if scan.walk_end <= at {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            at = scan.walk_end;
+    /// The same without what is in huge pages. That is taken in no time when all stands still, and one that is protected falls apart
+    /// as soon as it is written to.
+    pub(super) fn take_small(
+        &mut self,
+        map: &Map,
+        written: &mut Vec<Range<u64>>,
+    ) -> io::Result<()> {
+        self.take_of(WRITTEN_SINGLY, map, written)
+    }
+
+    fn take_of(
+        &mut self,
+        pages: Pages,
+        map: &Map,
+        written: &mut Vec<Range<u64>>,
+    ) -> io::Result<()> {
+        let mut add = |range| push(written, range);
+        for part in &map.parts {
+            self.scanner.scan(part, pages, Some(&mut add))?;
         }
         Ok(())
     }
 }
 
-fn check(result: libc::c_int) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Adds a range behind the others, or to the last one.
