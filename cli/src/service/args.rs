@@ -354,3 +354,31 @@ pub(crate) fn parse_id(text: &str) -> Result<String, String> {
 fn refuse_filter(_: &str) -> Result<PathBuf, String> {
     Err("this version of mote has no system call filters: leave it out, or say --no-seccomp".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_tap_is_said_with_what_serves_it() {
+        for (text, tap, vhost) in [
+            ("eth0=tap1", "tap1", None),
+            ("eth0=tap{},vhost=off", "tap{}", Some(false)),
+            ("eth0=tap1,vhost", "tap1", Some(true)),
+        ] {
+            let change = parse_override(text).unwrap();
+            assert_eq!(change.iface_id, "eth0");
+            assert_eq!((&*change.host_dev_name, change.vhost), (tap, vhost));
+        }
+        for (text, what) in [
+            ("eth0", "CARD=TAP"),
+            ("=tap1", "CARD=TAP"),
+            ("eth0=", "CARD=TAP"),
+            ("eth0=tap1,vhost=maybe", "on or off"),
+            ("eth0=tap1,queues=2", "queues"),
+        ] {
+            let error = parse_override(text).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
+}
