@@ -15,11 +15,18 @@ use crate::Case;
 
 /// Cases that make networks.
 pub(crate) const CASES: &[Case] = &[("several_pairs_of_queues_go_on", || {
-    in_namespace(|| go_on(false));
+    in_namespace(|| go_on("vhost=off", &[]));
 })];
 
 /// Cases that need `/dev/vhost-net`.
-pub(crate) const VHOST_CASES: &[Case] = &[("vhost_cards_go_on", || in_namespace(|| go_on(true)))];
+pub(crate) const VHOST_CASES: &[Case] = &[
+    ("vhost_cards_go_on", || {
+        in_namespace(|| go_on("vhost=on", &[]));
+    }),
+    ("vhost_cards_on_pci_go_on", || {
+        in_namespace(|| go_on("vhost=on", &["--pci"]));
+    }),
+];
 
 /// How many times this process has vhost-net open.
 fn vhost_files(pid: Pid) -> usize {
@@ -38,7 +45,7 @@ fn card(host: &Host, id: &str) -> Value {
 }
 
 /// A guest in the midst of a transfer is moved, its connection goes on, and then a copy of it is made.
-fn go_on(vhost: bool) {
+fn go_on(vhost: &str, options: &[&str]) {
     tap("tap0", 1500, true, &["10.9.0.1/24"]);
     tap("tap1", 1500, true, &["10.9.1.1/24"]);
     tap("tap2", 1500, false, &[]);
@@ -46,13 +53,12 @@ fn go_on(vhost: bool) {
     let server = serve_tcp("10.9.0.1:5000", 6);
     let host = Host::new();
     let initrd = guest::probing(host.path(), SCRIPT);
-    let network = format!(
-        "tap=tap0,queues=2,iothread=on,vhost={}",
-        if vhost { "on" } else { "off" }
-    );
+    let network = format!("tap=tap0,queues=2,iothread=on,{vhost}");
+    let vhost = vhost == "vhost=on";
     let mut command = host.command(&["run", "--id", "first", "--api-sock", "--cpus", "2"]);
     command
         .args(["--console", "serial,iothread=on", "--net", &network])
+        .args(options)
         .arg("--initrd")
         .arg(initrd);
     let mut live = Live::start(command);
@@ -125,6 +131,11 @@ fn go_on(vhost: bool) {
          must guest-probe tcp client 10.9.1.1:5000 --bytes 2m --mode both",
     );
     server.join().unwrap().unwrap();
+    // The first one goes on as it was.
+    let server = serve_tcp("10.9.0.1:5000", 1);
+    guest_does(&mut live, &format!("{transfer} --bytes 1m"));
+    server.join().unwrap().unwrap();
+    assert_eq!(vhost_files(live.pid()), expected);
     copy.send("end");
     drop(copy.wait());
     live.send("end");
