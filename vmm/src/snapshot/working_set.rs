@@ -96,7 +96,10 @@ impl WorkingSet {
             let range = run.bytes();
             let follows = range.start >= end && range.start < range.end;
             end = range.end;
-            while region.as_ref().is_some_and(|there| there.end <= range.start) {
+            while region
+                .as_ref()
+                .is_some_and(|there| there.end <= range.start)
+            {
                 region = regions.next();
             }
             follows
