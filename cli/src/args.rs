@@ -165,7 +165,7 @@ pub(crate) struct RunArgs {
     pub boot_timer: bool,
 
     /// The guest's console: virtio (hvc0), serial (ttyS0) or off, on standard input and output unless
-    /// with pty, or file=PATH[,max-size=SIZE[,keep=N]]; virtio takes rate=BYTES, iops=N, iothread=on
+    /// with pty, or file=PATH[,max-size=SIZE[,keep=N]]; all take iothread=on, virtio rate=BYTES and iops=N
     /// [default: virtio on a terminal with mote's own kernel, else serial]
     #[arg(long, value_name = "virtio|serial|off[,…]")]
     pub console: Option<String>,

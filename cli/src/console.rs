@@ -129,8 +129,11 @@ impl ConsoleOption {
                 keep: keep.unwrap_or(DEFAULT_KEEP),
             }),
         };
-        if (limit != RateLimit::default() || iothread) && kind != Some(ConsoleKind::Virtio) {
-            return Err(options.error("rate, iops and iothread are for virtio"));
+        if limit != RateLimit::default() && kind != Some(ConsoleKind::Virtio) {
+            return Err(options.error("rate and iops are for virtio"));
+        }
+        if iothread && kind == Some(ConsoleKind::Off) {
+            return Err(options.error("off has nothing for a thread to do"));
         }
         options.finish()?;
         Ok(Self {
@@ -151,7 +154,7 @@ impl ConsoleOption {
     }
 }
 
-/// Opens the other end of a serial port that is configured as the API has it, on standard input and output if nothing
+/// Opens the other end of a console that is configured as the API has it, on standard input and output if nothing
 /// else is said; and the terminal, as [`open`] does.
 pub(crate) fn open_serial(
     serial: Option<&Serial>,
@@ -170,6 +173,7 @@ pub(crate) fn open_serial(
         None => open(&ConsoleOption::default(), targets)?,
     };
     console.rate_limit.bandwidth = limit.and_then(vmm::control::bucket);
+    console.iothread = serial.is_some_and(|serial| serial.iothread);
     Ok((console, terminal))
 }
 
@@ -282,6 +286,7 @@ mod tests {
         assert_eq!(parse("virtio").limit, RateLimit::default());
         assert!(parse("virtio,rate=1k").limit.bandwidth.is_some());
         assert!(parse("virtio,pty,iops=9").limit.ops.is_some());
+        assert!(parse("iothread=on").iothread && parse("serial,iothread=on").iothread);
         let file = |max_size, keep| {
             ConsoleEnd::File(FileOutput {
                 path: "log".into(),
@@ -303,7 +308,7 @@ mod tests {
             ("file=log,keep=2", "keep is for"),
             ("file=log,max-size=0", "nothing fits"),
             ("serial,rate=1k", "for virtio"),
-            ("iothread=on", "for virtio"),
+            ("off,iothread=on", "nothing for a thread"),
             ("pty,iops=5", "for virtio"),
             ("virtio,rate=much", "rate=much"),
             ("serial,colour=red", "unknown option 'colour'"),

@@ -212,7 +212,12 @@ impl<'a> Plan<'a> {
             .arg(rundir::log_of(&self.run_dir, id));
         for change in &self.fork.network_overrides {
             let tap = change.host_dev_name.replace(COPY_NUMBER, &number);
-            command.arg(format!("--net={}={tap}", change.iface_id));
+            let vhost = match change.vhost {
+                None => "",
+                Some(true) => ",vhost=on",
+                Some(false) => ",vhost=off",
+            };
+            command.arg(format!("--net={}={tap}{vhost}", change.iface_id));
         }
         let vsock = match (&self.fork.vsock_override, &self.vsock) {
             (Some(change), _) => Some(change.uds_path.replace(COPY_NUMBER, &number)),

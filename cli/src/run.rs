@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::devices::mmds::Mmds;
-use api::types::{BootSource, HugePages, VmConfig};
+use api::types::{BootSource, HugePages, Serial, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -147,7 +147,7 @@ pub(crate) fn run(
     };
     let document = api
         .is_some()
-        .then(|| document(args, &config, &guest, &file));
+        .then(|| document(args, &config, &guest, &file, &option));
     let console_kind = guest.console;
     let (payload, files) = payload(args, guest);
 
@@ -279,6 +279,7 @@ pub(crate) fn document(
     config: &Config,
     guest: &Guest,
     file: &VmConfig,
+    console: &ConsoleOption,
 ) -> VmConfig {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let boot_source = BootSource {
@@ -298,7 +299,14 @@ pub(crate) fn document(
     VmConfig {
         logger: file.logger.clone(),
         metrics: file.metrics.clone(),
-        serial: file.serial.clone().filter(|_| args.console.is_none()),
+        serial: match &args.console {
+            None => file.serial.clone(),
+            // Where it leads to is no matter of the API's.
+            Some(_) => console.iothread.then(|| Serial {
+                iothread: true,
+                ..Serial::default()
+            }),
+        },
         ..vmm::control::document(config, boot_source, root)
     }
 }

@@ -8,6 +8,7 @@ mod api_request;
 mod block;
 mod images;
 mod memory;
+mod merge;
 mod mmds;
 mod model;
 mod net;
@@ -17,6 +18,7 @@ pub mod seeds;
 mod snapshot;
 pub mod targets;
 mod vsock;
+mod working_set;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};

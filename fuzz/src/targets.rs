@@ -14,18 +14,20 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 pub use crate::api_request::run as api_request;
 pub use crate::block::run as block;
 pub use crate::memory::{mem, pmem};
+pub use crate::merge::run as merge;
 pub use crate::mmds::run as mmds;
 pub use crate::net::run as net;
 pub use crate::pci::run as pci;
 pub use crate::qcow2::run as qcow2;
 pub use crate::snapshot::run as snapshot;
 pub use crate::vsock::run as vsock;
+pub use crate::working_set::run as working_set;
 
 /// Runs one guest.
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names.
-pub const ALL: [(&str, Target); 13] = [
+pub const ALL: [(&str, Target); 15] = [
     ("transport", transport),
     ("pci", pci),
     ("block", block),
@@ -39,6 +41,8 @@ pub const ALL: [(&str, Target); 13] = [
     ("pmem", pmem),
     ("mem", mem),
     ("snapshot", snapshot),
+    ("merge", merge),
+    ("working_set", working_set),
 ];
 
 /// virtio over MMIO, with the device that does least behind it.

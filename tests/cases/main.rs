@@ -27,6 +27,7 @@ mod pci;
 mod pmem;
 mod service;
 mod snapshot;
+mod snapshot_cards;
 mod snapshot_devices;
 mod snapshot_diff;
 mod template;
@@ -98,6 +99,8 @@ fn main() {
         ("service", service::CASES, &no_linux),
         ("snapshot", snapshot::CASES, &no_linux),
         ("snapshot_devices", snapshot_devices::CASES, &no_linux),
+        ("snapshot_devices", snapshot_cards::CASES, &no_networks),
+        ("snapshot_devices", snapshot_cards::VHOST_CASES, &no_vhost),
         ("fork", fork::CASES, &no_linux),
         ("fork", fork::NETWORK_CASES, &no_networks),
         ("snapshot", snapshot_diff::CASES, &no_linux),

@@ -10,6 +10,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use crate::live::Live;
 use crate::monitor::Ended;
 use crate::{DEADLINE, guest};
@@ -248,6 +250,16 @@ pub fn done(live: &mut Live) -> String {
     let is_wrong = |line: &str| line.starts_with("FAILED (") || line.starts_with("SUCCEEDED: ");
     assert!(!output.lines().any(is_wrong), "{output}");
     output
+}
+
+/// The names of a process's threads.
+pub fn threads(process: Pid) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+    // One that ends meanwhile has no name.
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
+    names
+        .filter_map(|name| Some(name.ok()?.trim_end().to_owned()))
+        .collect()
 }
 
 /// Has a guest of [`SCRIPT`] do something, and returns what it says.

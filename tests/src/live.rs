@@ -153,12 +153,7 @@ impl Live {
 
     /// The names of its threads. One that ends meanwhile has none.
     pub fn threads(&self) -> Vec<String> {
-        let directory = format!("/proc/{}/task", self.pid().as_raw_nonzero());
-        let tasks = fs::read_dir(directory).unwrap();
-        let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
-        names
-            .filter_map(|name| Some(name.ok()?.trim_end().to_owned()))
-            .collect()
+        crate::driven::threads(self.pid())
     }
 
     /// What it has in memory, in bytes, the guest's included.

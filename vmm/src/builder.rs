@@ -33,7 +33,7 @@ use devices::legacy::reset_line::ResetLine;
 use devices::pci::root::Slot;
 use devices::rate_limiter::RateLimit;
 use devices::virtio::console;
-use devices::virtio::worker::WorkerId;
+use devices::virtio::worker::{EventLoop, WorkerId};
 use event_manager::SubscriberOps;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -134,7 +134,7 @@ pub struct Console {
     /// Limits what is put out. A virtio console is held back; of a serial port, what is beyond the
     /// bandwidth is dropped.
     pub rate_limit: RateLimit,
-    /// A virtio console has a thread of its own.
+    /// It has a thread of its own.
     pub iothread: bool,
 }
 
@@ -185,6 +185,7 @@ pub(crate) struct Parts {
     pub(crate) exits: Exits,
     pub(crate) times: BootTimes,
     pub(crate) console: Option<SharedSerialWorker>,
+    pub(crate) console_thread: Option<Arc<dyn EventLoop>>,
     pub(crate) serial_port: Option<SerialPort>,
     pub(crate) virtio_console: Option<console::ConsoleControl>,
     pub(crate) keyboard: Option<Keyboard>,
@@ -221,6 +222,7 @@ fn assemble(
         }
         (console, _) => serial = console,
     }
+    let has_thread = serial.as_ref().is_some_and(|console| console.iothread);
     memory::check_size(config.memory())?;
     let controls = &stage.maker.controls;
     let mut above_ram = match &origin {
@@ -311,15 +313,17 @@ fn assemble(
     let meters = meters(&vcpus, memory_file.as_ref());
     let vcpus = spawn(vcpus, &exits, &buses, events, &memory, pre_fault, &meters)?;
     // Last: a machine that could not be built leaves nothing on the event loop.
-    if let Some(worker) = &console {
-        stage.manager.add_subscriber(Box::new(Arc::clone(worker)));
-    }
+    let console_thread = match &console {
+        Some(worker) => serial::attach(worker, has_thread, &mut stage.manager)?,
+        None => None,
+    };
     times.built = Instant::now();
     Ok(Parts {
         vcpus,
         exits,
         times,
         console,
+        console_thread,
         serial_port,
         virtio_console,
         keyboard,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Validate;
-use super::shape::wire;
+use super::shape::{is_default, or_default, wire};
 
 /// The device by which the guest gives memory back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,14 @@ pub struct Balloon {
     /// Whether the guest reports, by itself, memory that it does not use.
     #[serde(default)]
     pub free_page_reporting: bool,
+    /// Whether a thread of its own serves it. An extension.
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "is_default"
+    )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
+    pub iothread: bool,
 }
 
 /// A new size of the balloon.

@@ -65,6 +65,25 @@ pub struct NetworkInterface {
     /// Name that the user network gives the guest. An extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// Number of pairs of queues, of a tap, 1 if not given. An extension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Whether the host's kernel moves the frames (vhost-net), of a tap. An extension.
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "is_default"
+    )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
+    pub vhost: bool,
+    /// Whether a thread of its own serves it. An extension.
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "is_default"
+    )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
+    pub iothread: bool,
 }
 
 /// What can be changed of an interface while the guest runs.
@@ -146,12 +165,21 @@ impl<'de> Deserialize<'de> for MacAddress {
 /// Smallest MTU, in bytes. Any larger one can be written.
 const MIN_MTU: u16 = 68;
 
+/// Most pairs of queues of a card.
+const MAX_QUEUES: u16 = 16;
+
 impl Validate for NetworkInterface {
     fn validate(&self) -> Result<(), Fault> {
         check_id(&self.iface_id)?;
         let wrong = |field, reason: &str| Err(Fault::value("/network-interfaces", field, reason));
         if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
             return wrong("mtu", "It must be from 68 to 65535 bytes.");
+        }
+        if self
+            .queues
+            .is_some_and(|queues| !(1..=MAX_QUEUES).contains(&queues))
+        {
+            return wrong("queues", "There can be from 1 to 16 pairs of queues.");
         }
         match self.backend {
             Backend::Tap => {
@@ -176,6 +204,11 @@ impl Validate for NetworkInterface {
                 "host_dev_name",
                 "It names a tap, and the `backend` `user` has none.",
             ),
+            Backend::User if self.queues.is_some_and(|queues| queues > 1) => wrong(
+                "queues",
+                "The `backend` `user` has one pair of queues; several are of a tap.",
+            ),
+            Backend::User if self.vhost => wrong("vhost", "It is for the `backend` `tap` only."),
             Backend::User => Ok(()),
         }
     }

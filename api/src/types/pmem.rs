@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::shape::wire;
+use super::shape::{is_default, or_default, wire};
 use super::{RateLimiter, Validate, check_id, rate_limiter};
 use crate::command::Fault;
 
@@ -24,6 +24,14 @@ pub struct Pmem {
     /// Limits of flushes: each is one operation, and as many bytes as the file has.
     #[serde(default, deserialize_with = "rate_limiter::in_force")]
     pub rate_limiter: Option<RateLimiter>,
+    /// Whether a thread of its own serves it. An extension.
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "is_default"
+    )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
+    pub iothread: bool,
 }
 
 /// What can be changed of it while the guest runs.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::shape::wire;
+use super::shape::{is_default, or_default, wire};
 use super::{TokenBucket, Validate};
 
 /// Where the output of the guest's serial port goes.
@@ -15,6 +15,14 @@ pub struct Serial {
     /// Bytes beyond it are dropped.
     #[serde(default, deserialize_with = "in_force")]
     pub rate_limiter: Option<TokenBucket>,
+    /// Whether a thread of its own serves the console. An extension.
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "is_default"
+    )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
+    pub iothread: bool,
 }
 
 wire!(Object: Serial);

@@ -102,6 +102,9 @@ pub struct NetworkOverride {
     pub iface_id: String,
     /// Tap of the host.
     pub host_dev_name: String,
+    /// Whether the host's kernel moves the frames (vhost-net); as in the snapshot if not given. An extension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhost: Option<bool>,
 }
 
 /// Another socket.

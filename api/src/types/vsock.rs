@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Validate;
-use super::shape::wire;
+use super::shape::{is_default, or_default, wire};
 use crate::command::Fault;
 
 /// Sockets between the host and the guest.
@@ -18,6 +18,14 @@ pub struct Vsock {
     /// Deprecated; says nothing and is not given back.
     #[serde(skip_serializing)]
     pub vsock_id: Option<String>,
+    /// Whether a thread of its own serves it. An extension.
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "is_default"
+    )]
+    #[cfg_attr(test, schemars(with = "Option<bool>"))]
+    pub iothread: bool,
 }
 
 wire!(Object: Vsock);

@@ -43,6 +43,10 @@ fn limiter(name: &'static str) -> Field {
     optional(name, kind, value).good(&[json!({}), json!({ "bandwidth": null })])
 }
 
+fn iothread() -> Field {
+    optional("iothread", Kind::Bool, json!(true))
+}
+
 fn id(name: &'static str) -> Field {
     required(name, Kind::Text, json!("a_1")).bad(&[
         json!(""),
@@ -170,13 +174,14 @@ fn machine() -> Vec<Endpoint> {
                 ),
             ],
         ),
-        endpoint("PUT", "/entropy", vec![limiter("rate_limiter")]),
+        endpoint("PUT", "/entropy", vec![limiter("rate_limiter"), iothread()]),
         endpoint(
             "PUT",
             "/serial",
             vec![
                 optional("serial_out_path", Kind::Text, json!("out")),
                 optional("rate_limiter", bucket(), bucket_value()),
+                iothread(),
             ],
         ),
     ]
@@ -216,7 +221,7 @@ fn drives() -> Vec<Endpoint> {
                     optional("queues", Kind::U16, json!(2))
                         .good(&[json!(1), json!(8)])
                         .bad(&[json!(0), json!(9)]),
-                    optional("iothread", Kind::Bool, json!(true)),
+                    iothread(),
                 ],
             )
         },
@@ -238,6 +243,7 @@ fn drives() -> Vec<Endpoint> {
                 default("root_device", Kind::Bool, json!(true)),
                 default("read_only", Kind::Bool, json!(true)),
                 limiter("rate_limiter"),
+                iothread(),
             ],
         ),
         endpoint(
@@ -271,7 +277,13 @@ fn network() -> Vec<Endpoint> {
                 .bad(&[json!(0), json!(67)]),
             limiter("rx_rate_limiter"),
             limiter("tx_rate_limiter"),
+            iothread(),
         ]
+    };
+    let queues = |value: u16| {
+        optional("queues", Kind::U16, json!(value))
+            .good(&[json!(1)])
+            .bad(&[json!(0), json!(17)])
     };
     let list = |name| optional(name, Kind::List(Box::new(Kind::Text)), json!(["x"]));
     let with = |fields: Vec<Field>| common().into_iter().chain(fields).collect();
@@ -287,11 +299,21 @@ fn network() -> Vec<Endpoint> {
             ..endpoint(
                 "PUT",
                 "/network-interfaces/a_1",
-                with(vec![required("host_dev_name", Kind::Text, json!("tap0"))]),
+                with(vec![
+                    required("host_dev_name", Kind::Text, json!("tap0")),
+                    queues(2).good(&[json!(16)]),
+                    optional("vhost", Kind::Bool, json!(true)),
+                ]),
             )
         },
         Endpoint {
-            apart: vec![optional("host_dev_name", Kind::Text, json!("tap0")).bad(&[json!("tap0")])],
+            apart: vec![
+                optional("host_dev_name", Kind::Text, json!("tap0")).bad(&[json!("tap0")]),
+                queues(1).bad(&[json!(2)]),
+                optional("vhost", Kind::Bool, json!(false))
+                    .good(&[json!(false)])
+                    .bad(&[json!(true)]),
+            ],
             ..endpoint(
                 "PUT",
                 "/network-interfaces/a_1",
@@ -322,6 +344,7 @@ fn network() -> Vec<Endpoint> {
                     .bad(&[json!(0), json!(2), json!(u32::MAX)]),
                 required("uds_path", Kind::Text, json!("v.sock")).bad(&[json!("")]),
                 optional("vsock_id", Kind::Text, json!("old")),
+                iothread(),
             ],
         ),
         endpoint(
@@ -363,6 +386,7 @@ fn memory() -> Vec<Endpoint> {
                 default("stats_polling_interval_s", Kind::U16, json!(1)),
                 default("free_page_hinting", Kind::Bool, json!(true)),
                 default("free_page_reporting", Kind::Bool, json!(true)),
+                iothread(),
             ],
         ),
         endpoint(
@@ -416,6 +440,7 @@ fn instance() -> Vec<Endpoint> {
         let tap = Kind::Object(vec![
             required("iface_id", Kind::Text, json!("eth0")),
             required("host_dev_name", Kind::Text, json!("tap1")),
+            optional("vhost", Kind::Bool, json!(false)),
         ]);
         let socket = Kind::Object(vec![required("uds_path", Kind::Text, json!("v"))]);
         endpoint(
@@ -430,7 +455,7 @@ fn instance() -> Vec<Endpoint> {
                 default(
                     "network_overrides",
                     Kind::List(Box::new(tap)),
-                    json!([{ "iface_id": "eth0", "host_dev_name": "tap1" }]),
+                    json!([{ "iface_id": "eth0", "host_dev_name": "tap1", "vhost": false }]),
                 ),
                 optional("vsock_override", socket, json!({ "uds_path": "v" })),
                 default("clock_realtime", Kind::Bool, json!(true)),

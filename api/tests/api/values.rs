@@ -68,6 +68,13 @@ fn interfaces_read_back_in_lower_case() {
             "rx_rate_limiter": null, "tx_rate_limiter": null, "backend": "user", "forwards": ["80:80"],
         })
     );
+    let extended = json!({
+        "iface_id": "a", "host_dev_name": "t", "queues": 4, "vhost": true, "iothread": true,
+    });
+    let back = again::<NetworkInterface>(extended.clone());
+    for (key, value) in extended.as_object().unwrap() {
+        assert_eq!(&back[key], value);
+    }
 }
 
 #[test]
@@ -207,6 +214,8 @@ fn the_rest_reads_back() {
         again::<Vsock>(json!({ "guest_cid": 3, "uds_path": "v", "vsock_id": "x" })),
         json!({ "guest_cid": 3, "uds_path": "v" })
     );
+    let own_thread = json!({ "rate_limiter": null, "iothread": true });
+    assert_eq!(again::<Entropy>(own_thread.clone()), own_thread);
     assert_eq!(
         again::<MmdsConfig>(json!({ "network_interfaces": ["a"] })),
         json!({

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     id: Option<String>,
 
     /// Tap of the host for a network card, with {} for the copy's number; may be given several times
-    #[arg(long, value_name = "CARD=TAP", value_parser = parse_override)]
+    #[arg(long, value_name = "CARD=TAP[,vhost=on|off]", value_parser = parse_override)]
     net: Vec<NetworkOverride>,
 
     /// Unix socket for the connections between guest and host, with {} for the copy's number

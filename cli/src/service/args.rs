@@ -11,6 +11,7 @@ use vmm::snapshot::directory;
 
 use crate::config_file::Unknown;
 use crate::logger::LogSettings;
+use crate::options::OptionList;
 use crate::status::Status;
 
 /// Longest name of an instance.
@@ -204,8 +205,9 @@ pub(crate) struct RestoreArgs {
     #[arg(value_name = "DIR", conflicts_with_all = ["config_file", "enable_pci"])]
     pub directory: PathBuf,
 
-    /// Another tap of the host for a network card; may be given several times
-    #[arg(long, value_name = "CARD=TAP", value_parser = parse_override)]
+    /// Another tap of the host for a network card, with vhost=off or on if that is to be otherwise too; may be given
+    /// several times
+    #[arg(long, value_name = "CARD=TAP[,vhost=on|off]", value_parser = parse_override)]
     pub net: Vec<NetworkOverride>,
 
     /// Another Unix socket for the connections between guest and host
@@ -281,10 +283,15 @@ impl RestoreArgs {
 }
 
 pub(crate) fn parse_override(text: &str) -> Result<NetworkOverride, String> {
-    match text.split_once('=') {
+    let (which, options) = text.split_once(',').unwrap_or((text, ""));
+    let mut options = OptionList::new("--net", options);
+    let vhost = options.take_switch("vhost")?;
+    options.finish()?;
+    match which.split_once('=') {
         Some((card, tap)) if !card.is_empty() && !tap.is_empty() => Ok(NetworkOverride {
             iface_id: card.into(),
             host_dev_name: tap.into(),
+            vhost,
         }),
         _ => Err("write it as CARD=TAP, such as eth0=tap1".into()),
     }
@@ -346,4 +353,32 @@ pub(crate) fn parse_id(text: &str) -> Result<String, String> {
 
 fn refuse_filter(_: &str) -> Result<PathBuf, String> {
     Err("this version of mote has no system call filters: leave it out, or say --no-seccomp".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_tap_is_said_with_what_serves_it() {
+        for (text, tap, vhost) in [
+            ("eth0=tap1", "tap1", None),
+            ("eth0=tap{},vhost=off", "tap{}", Some(false)),
+            ("eth0=tap1,vhost", "tap1", Some(true)),
+        ] {
+            let change = parse_override(text).unwrap();
+            assert_eq!(change.iface_id, "eth0");
+            assert_eq!((&*change.host_dev_name, change.vhost), (tap, vhost));
+        }
+        for (text, what) in [
+            ("eth0", "CARD=TAP"),
+            ("=tap1", "CARD=TAP"),
+            ("eth0=", "CARD=TAP"),
+            ("eth0=tap1,vhost=maybe", "on or off"),
+            ("eth0=tap1,queues=2", "queues"),
+        ] {
+            let error = parse_override(text).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
 }

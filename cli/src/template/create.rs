@@ -131,7 +131,7 @@ fn create(args: &Args) -> Made {
     let config = config.with_job_port(true);
     check_files(&config)?;
     let sources = sources(&args.run, &config, &guest)?;
-    let document = run::document(&args.run, &config, &guest, &file);
+    let document = run::document(&args.run, &config, &guest, &file, &console);
     let kind = guest.console;
     let (payload, files) = run::payload(&args.run, guest);
     let console = match kind {

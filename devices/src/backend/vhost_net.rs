@@ -151,12 +151,12 @@ impl MemoryTable {
 pub enum Error {
     /// The host has none.
     #[error(
-        "There is no {PATH}: load the kernel's module with `modprobe vhost_net`, or leave vhost off"
+        "There is no {PATH}: load the kernel's module with `modprobe vhost_net`, or leave vhost off (vhost=off)"
     )]
     Missing,
     /// It may not be opened.
     #[error(
-        "Cannot open {PATH}: the user needs permission to read and write it, or leave vhost off"
+        "Cannot open {PATH}: the user needs permission to read and write it, or leave vhost off (vhost=off)"
     )]
     Open {
         /// Why.
@@ -164,7 +164,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It is too old.
-    #[error("The host's vhost-net lacks features {missing:#x}: leave vhost off")]
+    #[error("The host's vhost-net lacks features {missing:#x}: leave vhost off (vhost=off)")]
     Features {
         /// Bits.
         missing: u64,

@@ -2,7 +2,7 @@
 
 use super::Seeds;
 
-const REQUESTS: [(&str, &str); 37] = [
+const REQUESTS: [(&str, &str); 38] = [
     ("instance", "GET /"),
     ("config", "GET /vm/config"),
     ("openapi", "GET /openapi.json"),
@@ -50,6 +50,11 @@ const REQUESTS: [(&str, &str); 37] = [
         "interface",
         "PUT /network-interfaces/a\n{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"guest_mac\": \
          \"06:00:ac:10:00:02\", \"mtu\": 1400, \"rx_rate_limiter\": {\"ops\": {\"size\": 1, \"refill_time\": 1}}}",
+    ),
+    (
+        "interface-extended",
+        "PUT /network-interfaces/a\n{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"queues\": 2, \"vhost\": true, \
+         \"iothread\": true}",
     ),
     (
         "interface-user",
@@ -120,7 +125,7 @@ const REQUESTS: [(&str, &str); 37] = [
     (
         "snapshot-load",
         "PUT /snapshot/load\n{\"snapshot_path\": \"s\", \"mem_backend\": {\"backend_type\": \"Uffd\", \"backend_path\": \
-         \"m\"}, \"network_overrides\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\"}], \"vsock_override\": \
+         \"m\"}, \"network_overrides\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"vhost\": false}], \"vsock_override\": \
          {\"uds_path\": \"v\"}, \"resume_vm\": true, \"track_dirty_pages\": true, \"clock_realtime\": true}",
     ),
     (

@@ -3,12 +3,15 @@
 
 mod api_request;
 mod block;
+mod files;
 mod guest;
 mod mmds;
 mod net;
 mod pci;
 mod snapshot;
 mod vsock;
+
+pub(crate) use snapshot::state as machine;
 
 /// Inputs of a target, each with its name.
 pub type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -17,7 +20,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub type Maker = fn() -> Seeds;
 
 /// The targets whose seeds are made here.
-pub const TARGETS: [(&str, Maker); 13] = [
+pub const TARGETS: [(&str, Maker); 15] = [
     ("transport", guest::transport),
     ("balloon", guest::balloon),
     ("console", guest::console),
@@ -31,6 +34,8 @@ pub const TARGETS: [(&str, Maker); 13] = [
     ("pmem", guest::pmem),
     ("mem", guest::mem),
     ("snapshot", snapshot::snapshot),
+    ("merge", files::merge),
+    ("working_set", files::working_set),
 ];
 
 /// Bytes that are made up one after the other, the other way round from [`crate::Input`].

@@ -40,7 +40,8 @@ pub(super) fn snapshot() -> Seeds {
     ]
 }
 
-fn state() -> VmState {
+/// A machine that there never was.
+pub(crate) fn state() -> VmState {
     let ioapic = Arc::new(Mutex::new(IoApic::new(Arc::new(Nobody), 24)));
     let line = |pin| Arc::new(Pin::new(Arc::clone(&ioapic), pin));
     let mut serial = Serial::new(line(4), EventFd::new(EFD_NONBLOCK).unwrap());
@@ -66,6 +67,7 @@ fn state() -> VmState {
             ged: 1,
             acpi_pm: 0,
             pics: [(0xff, 0); 2],
+            job_port: None,
             pci_address: 0,
             has_generation_id: true,
         },

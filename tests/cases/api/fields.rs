@@ -60,7 +60,8 @@ fn before(directory: &Path) -> Vec<Row> {
     let (kernel, disk, memory) = (path("idle"), path("disk"), path("memory"));
     let not_yet = "not supported before starting the microVM";
     let configured = "has been configured already";
-    let vsock = || json!({ "guest_cid": 3, "uds_path": path("v.sock"), "vsock_id": "v" });
+    let vsock =
+        || json!({ "guest_cid": 3, "uds_path": path("v.sock"), "vsock_id": "v", "iothread": true });
     vec![
         row(
             "PUT",
@@ -118,13 +119,13 @@ fn before(directory: &Path) -> Vec<Row> {
             json!({ "iface_id": "e", "backend": "user", "guest_mac": "06:00:AC:10:00:02", "mtu": 1400,
                     "rx_rate_limiter": limiter(), "tx_rate_limiter": limiter(),
                     "forwards": ["127.0.0.1:0:22"], "allow": ["10.0.0.0/8:80"], "deny": ["10.1.0.0/16"],
-                    "hostname": "guest" }),
+                    "hostname": "guest", "queues": 1, "vhost": false, "iothread": true }),
         )
         .needing(&[("backend", "host_dev_name")]),
         row(
             "PUT",
             "/network-interfaces/t",
-            json!({ "iface_id": "t", "host_dev_name": "nosuchtap0" }),
+            json!({ "iface_id": "t", "host_dev_name": "nosuchtap0", "queues": 16, "vhost": true }),
         )
         .refused("nosuchtap0")
         .needing(&[("host_dev_name", "host_dev_name")]),
@@ -132,7 +133,7 @@ fn before(directory: &Path) -> Vec<Row> {
             "PUT",
             "/pmem/p",
             json!({ "id": "p", "path_on_host": memory, "root_device": false, "read_only": true,
-                    "rate_limiter": limiter() }),
+                    "rate_limiter": limiter(), "iothread": true }),
         ),
         row("PUT", "/vsock/v", vsock()),
         row("PUT", "/vsock", vsock()),
@@ -140,13 +141,17 @@ fn before(directory: &Path) -> Vec<Row> {
             "PUT",
             "/balloon",
             json!({ "amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 1,
-                    "free_page_hinting": true, "free_page_reporting": true }),
+                    "free_page_hinting": true, "free_page_reporting": true, "iothread": true }),
         ),
-        row("PUT", "/entropy", json!({ "rate_limiter": limiter() })),
+        row(
+            "PUT",
+            "/entropy",
+            json!({ "rate_limiter": limiter(), "iothread": true }),
+        ),
         row(
             "PUT",
             "/serial",
-            json!({ "serial_out_path": path("serial"), "rate_limiter": bucket() }),
+            json!({ "serial_out_path": path("serial"), "rate_limiter": bucket(), "iothread": true }),
         ),
         row(
             "PUT",
@@ -170,7 +175,7 @@ fn before(directory: &Path) -> Vec<Row> {
             "PUT",
             "/fork",
             json!({ "count": 2, "ids": ["a-1", "b"], "paused": true,
-                    "network_overrides": [{ "iface_id": "e", "host_dev_name": "tap{}" }],
+                    "network_overrides": [{ "iface_id": "e", "host_dev_name": "tap{}", "vhost": true }],
                     "vsock_override": { "uds_path": path("w{}.sock") } }),
         )
         .refused(not_yet),
@@ -180,7 +185,7 @@ fn before(directory: &Path) -> Vec<Row> {
             json!({ "snapshot_path": path("s"),
                     "mem_backend": { "backend_type": "Uffd", "backend_path": path("m") },
                     "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true, "force": true,
-                    "network_overrides": [{ "iface_id": "e", "host_dev_name": "tap0" }],
+                    "network_overrides": [{ "iface_id": "e", "host_dev_name": "tap0", "vhost": true }],
                     "vsock_override": { "uds_path": path("w.sock") } }),
         )
         .refused(configured)

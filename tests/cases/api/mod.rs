@@ -1,6 +1,7 @@
 //! The API of `mote vmm`, over its socket. Guests are kernels of a few instructions, so that this runs wherever
 //! there is a /dev/kvm; [`super::api_linux`] has Linux.
 
+mod cards;
 mod described;
 mod fields;
 mod generations;
@@ -49,6 +50,8 @@ pub(crate) const CASES: &[Case] = &[
         "snapshots_of_temporary_overlays",
         snapshots::of_temporary_overlays,
     ),
+    ("devices_keep_their_threads", cards::own_threads),
+    ("cards_of_several_pairs_go_on", cards::of_several_pairs),
     ("a_guest_that_goes_on_is_another_one", generations::differ),
     ("metadata_and_snapshots", generations::metadata),
     ("memory_from_another_process", served::goes_on),

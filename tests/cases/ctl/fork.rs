@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::ctl::{Host, kill};
 use tests::driven::until;
-use tests::executable::{counting_kernel, idle_kernel};
+use tests::executable::{counting_kernel, generation_kernel, idle_kernel};
 use tests::live::Live;
 
 use super::snapshot::start;
@@ -55,6 +55,58 @@ pub(super) fn nothing_left(host: &Host, files: &[&str]) {
         .collect();
     there.retain(|name| name != "run" && !files.contains(&name.as_str()));
     assert_eq!(there, [""; 0]);
+}
+
+/// What the event device of a [`generation_kernel`] has to tell, and its VM generation ID.
+#[track_caller]
+fn generation(guest: &mut Live) -> (String, String) {
+    guest.send("");
+    let line = guest.expect("=");
+    let (event, id) = line.trim_start_matches('=').split_once(':').unwrap();
+    assert_eq!(id.len(), 32, "{line}");
+    (event.to_owned(), id.to_owned())
+}
+
+/// No two guests that go on from one have the same VM generation ID, whichever way they do.
+pub(super) fn differ() {
+    let host = Host::new();
+    let _leftovers = Leftovers(&host);
+    let mut parent = start(&host, "parent", &[], &generation_kernel(), false);
+    let (event, first) = generation(&mut parent);
+    assert_eq!(event, "0");
+    let mut seen = BTreeSet::from([first.clone()]);
+    let mut is_new = |guest: &mut Live| {
+        let (event, id) = generation(guest);
+        assert_eq!(event, "4", "the event of a new generation");
+        assert!(seen.insert(id.clone()), "{id} again: {seen:?}");
+    };
+    for _ in 0..2 {
+        let copies = host.ask(&["fork", "parent", "-n", "3"]);
+        for id in copies.lines() {
+            let mut copy = attach(&host, id);
+            is_new(&mut copy);
+            drop(copy.kill());
+        }
+    }
+    let saved = host.path().join("saved");
+    let saved = saved.to_str().unwrap();
+    host.ask(&["snapshot", "parent", saved, "--resume"]);
+    for id in ["a", "b", "c"] {
+        let mut restored = Live::start(host.command(&["restore", saved, "--id", id]));
+        is_new(&mut restored);
+        host.ask(&["kill", id]);
+        assert_eq!(restored.wait().status, 0);
+    }
+    for id in host.ask(&["fork", "--from", saved, "-n", "3"]).lines() {
+        let mut copy = attach(&host, id);
+        is_new(&mut copy);
+        drop(copy.kill());
+    }
+    assert_eq!(seen.len(), 13);
+    // Nothing has happened to the first one.
+    assert_eq!(generation(&mut parent), ("0".into(), first));
+    host.ask(&["kill", "parent"]);
+    assert_eq!(parent.wait().status, 0);
 }
 
 pub(super) fn goes_on() {

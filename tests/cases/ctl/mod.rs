@@ -87,6 +87,7 @@ pub(crate) const CASES: &[Case] = &[
     ("ten_generations_of_snapshots", deep::restored),
     ("ten_generations_of_copies", deep::forked),
     ("copies_go_on_by_themselves", fork::goes_on),
+    ("copies_are_each_another_guest", fork::differ),
     ("a_hundred_copies_of_a_guest_in_files", fork::of_files),
     ("what_changed_since_a_fork", fork::and_what_changed),
     ("devices_of_copies", fork::devices),

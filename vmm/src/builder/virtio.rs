@@ -114,7 +114,7 @@ pub(crate) fn make(
 }
 
 /// The name of a device's own thread. The kernel shows its first 15 bytes.
-fn thread_name(id: &DeviceId) -> String {
+pub(super) fn thread_name(id: &DeviceId) -> String {
     let name = match id {
         DeviceId::Disk(id) | DeviceId::Card(id) | DeviceId::Pmem(id) => id,
         DeviceId::Balloon => "balloon",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::command::Fault;
 use api::types::{
-    Backend, Balloon, CacheType, CpuConfig, CpuidRegister, Drive, DriveFormat, IoEngine,
+    Backend, Balloon, CacheType, CpuConfig, CpuidRegister, Drive, DriveFormat, Entropy, IoEngine,
     KvmCapability, MemoryHotplug, MmdsConfig, MmdsVersion, NetworkInterface, Overlay, Pmem,
     RateLimiter, TokenBucket, Vsock,
 };
@@ -134,7 +134,7 @@ pub(super) fn interface(
             network,
             mmds,
         }),
-        iothread: false,
+        iothread: interface.iothread,
     })
 }
 
@@ -146,10 +146,10 @@ fn tap(interface: &NetworkInterface) -> Result<Network, String> {
     Ok(Network::Tap {
         tap: TapConfig {
             source: TapSource::Existing(name),
-            queues: 1,
+            queues: interface.queues.unwrap_or(1).into(),
             mtu: interface.mtu,
         },
-        vhost: false,
+        vhost: interface.vhost,
     })
 }
 
@@ -224,7 +224,7 @@ pub(super) fn vsock(vsock: &Vsock) -> Device {
             cid: vsock.guest_cid,
             path: (&vsock.uds_path).into(),
         }),
-        iothread: false,
+        iothread: vsock.iothread,
     }
 }
 
@@ -237,7 +237,7 @@ pub(super) fn balloon(balloon: &Balloon) -> Device {
             free_page_hinting: balloon.free_page_hinting,
             stats_interval: Duration::from_secs(balloon.stats_polling_interval_s.into()),
         }),
-        iothread: false,
+        iothread: balloon.iothread,
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) fn pmem(pmem: &Pmem) -> Device {
             read_only: pmem.read_only,
             rate: limits(pmem.rate_limiter.as_ref()),
         }),
-        iothread: false,
+        iothread: pmem.iothread,
     }
 }
 
@@ -272,9 +272,9 @@ pub(super) fn memory_hotplug(memory: &MemoryHotplug) -> Result<Device, Fault> {
     })
 }
 
-pub(super) fn entropy(limiter: Option<&RateLimiter>) -> Device {
+pub(super) fn entropy(entropy: &Entropy) -> Device {
     Device {
-        kind: DeviceKind::Entropy(limits(limiter)),
-        iothread: false,
+        kind: DeviceKind::Entropy(limits(entropy.rate_limiter.as_ref())),
+        iothread: entropy.iothread,
     }
 }

@@ -1,7 +1,6 @@
 //! From configuration to wire types: what a machine that was configured in another way says of itself.
 //!
-//! What the API has no field for is left out: vhost and more than one queue of a tap, threads of devices other than
-//! drives, what the console is connected to.
+//! What the API has no field for is left out: what the console is connected to.
 
 use std::path::Path;
 
@@ -38,7 +37,8 @@ pub fn document(config: &Config, boot_source: BootSource, root: Option<&str>) ->
                 document.drives.push(drive(disk, is_root, device.iothread));
             }
             DeviceKind::Net(net) => {
-                document.network_interfaces.push(interface(net));
+                let interface = interface(net, device.iothread);
+                document.network_interfaces.push(interface);
                 if let Some(mmds) = &net.mmds {
                     let config = document
                         .mmds_config
@@ -51,16 +51,21 @@ pub fn document(config: &Config, boot_source: BootSource, root: Option<&str>) ->
                     guest_cid: vsock.cid,
                     uds_path: text(&vsock.path),
                     vsock_id: None,
+                    iothread: device.iothread,
                 });
             }
-            DeviceKind::Balloon(config) => document.balloon = Some(balloon(config)),
+            DeviceKind::Balloon(config) => {
+                document.balloon = Some(balloon(config, device.iothread));
+            }
             DeviceKind::Pmem(pmem) => document.pmem.push(Pmem {
                 id: pmem.id.clone(),
                 path_on_host: text(&pmem.path),
                 root_device: false,
                 read_only: pmem.read_only,
                 rate_limiter: limits(pmem.rate),
+                iothread: device.iothread,
             }),
+            // It has a thread of its own always.
             DeviceKind::Mem(memory) => {
                 document.memory_hotplug = Some(MemoryHotplug {
                     total_size_mib: memory.total() / MIB,
@@ -71,6 +76,7 @@ pub fn document(config: &Config, boot_source: BootSource, root: Option<&str>) ->
             DeviceKind::Entropy(limit) => {
                 document.entropy = Some(Entropy {
                     rate_limiter: limits(*limit),
+                    iothread: device.iothread,
                 });
             }
         }
@@ -158,7 +164,7 @@ fn metadata(config: mmds::MmdsConfig) -> MmdsConfig {
     }
 }
 
-fn interface(net: &NetDevice) -> NetworkInterface {
+fn interface(net: &NetDevice, iothread: bool) -> NetworkInterface {
     let NetConfig {
         id,
         mac,
@@ -178,9 +184,15 @@ fn interface(net: &NetDevice) -> NetworkInterface {
         allow: Vec::new(),
         deny: Vec::new(),
         hostname: None,
+        queues: None,
+        vhost: false,
+        iothread,
     };
     match &net.network {
-        Network::Tap { tap, vhost: _ } => {
+        Network::Tap { tap, vhost } => {
+            interface.vhost = *vhost;
+            // There are at most 16.
+            interface.queues = u16::try_from(tap.queues).ok().filter(|queues| *queues > 1);
             // The name of a new one is the kernel's choice.
             if let TapSource::Existing(name) = &tap.source {
                 interface.host_dev_name = Some(name.clone());
@@ -204,7 +216,7 @@ fn user(network: &user_net::Config, interface: &mut NetworkInterface) {
     }
 }
 
-fn balloon(config: &balloon::Config) -> Balloon {
+fn balloon(config: &balloon::Config, iothread: bool) -> Balloon {
     let balloon::Config {
         target,
         deflate_on_oom,
@@ -220,6 +232,7 @@ fn balloon(config: &balloon::Config) -> Balloon {
         stats_polling_interval_s: u16::try_from(seconds).unwrap_or(u16::MAX),
         free_page_hinting: *free_page_hinting,
         free_page_reporting: *free_page_reporting,
+        iothread,
     }
 }
 

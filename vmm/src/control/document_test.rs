@@ -1,9 +1,11 @@
 use std::time::Duration;
 
+use devices::backend::tap::TapConfig;
 use devices::virtio::net::Mac;
+use devices::virtio::pmem::PmemConfig;
 use devices::virtio::vsock::VsockConfig;
 
-use super::super::convert;
+use super::super::{convert, whole};
 use super::*;
 use crate::config::Device;
 
@@ -103,6 +105,86 @@ fn a_network_is_said_as_it_is_written() {
     assert_eq!(rate.bandwidth.unwrap().one_time_burst, Some(7));
     assert_eq!(interface.tx_rate_limiter, None);
     assert!(convert::interface(&interface, None).is_ok());
+}
+
+/// The device that a document describes, which has one.
+fn device_of(document: &VmConfig) -> Device {
+    let mut devices = whole::devices(document, None).unwrap();
+    assert_eq!(devices.len(), 1);
+    devices.remove(0)
+}
+
+#[test]
+fn a_tap_there_and_back_is_the_same() {
+    for (queues, vhost, iothread) in [(1, false, true), (1, true, false), (4, true, true)] {
+        let tap = TapConfig {
+            source: TapSource::Existing("tap0".into()),
+            queues,
+            mtu: None,
+        };
+        let card = NetConfig {
+            id: "eth0".into(),
+            ..NetConfig::default()
+        };
+        let kind = DeviceKind::Net(NetDevice {
+            card,
+            network: Network::Tap {
+                tap: tap.clone(),
+                vhost,
+            },
+            mmds: None,
+        });
+        let document = document_of(kind, iothread);
+        // A client that knows nothing of several queues sees nothing of one.
+        let interface = &document.network_interfaces[0];
+        assert_eq!(interface.queues.is_some(), queues != 1);
+        let device = device_of(&document);
+        assert_eq!(device.iothread, iothread);
+        let DeviceKind::Net(NetDevice { network, .. }) = device.kind else {
+            panic!("it is a card");
+        };
+        let Network::Tap {
+            tap: back,
+            vhost: vhost_back,
+        } = network
+        else {
+            panic!("it has a tap");
+        };
+        assert_eq!((back, vhost_back), (tap, vhost));
+    }
+}
+
+#[test]
+fn each_device_keeps_its_thread() {
+    let kinds = [
+        DeviceKind::Entropy(RateLimit::default()),
+        DeviceKind::Vsock(VsockConfig {
+            cid: 3,
+            path: "v.sock".into(),
+        }),
+        DeviceKind::Balloon(balloon::Config::default()),
+        DeviceKind::Pmem(PmemConfig {
+            id: "p".into(),
+            path: "file".into(),
+            read_only: true,
+            rate: RateLimit::default(),
+        }),
+        DeviceKind::Block(BlockConfig::new("root", "/some/image")),
+        DeviceKind::Net(NetDevice {
+            card: NetConfig {
+                id: "eth0".into(),
+                ..NetConfig::default()
+            },
+            network: Network::User(Box::default()),
+            mmds: None,
+        }),
+    ];
+    for kind in kinds {
+        for iothread in [true, false] {
+            let device = device_of(&document_of(kind.clone(), iothread));
+            assert_eq!(device.iothread, iothread, "{}", device.id());
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use api::command::{Fault, State};
 use api::types::{
-    Backend, COPY_NUMBER, Fork, ForkedGuest, NetworkOverride, Overlay, VmConfig, VsockOverride,
+    Backend, COPY_NUMBER, Fork, ForkedGuest, NetworkOverride, Overlay, Serial, VmConfig,
+    VsockOverride,
 };
 
 use super::snapshot::{override_taps, override_vsock};
@@ -66,8 +67,8 @@ fn check(document: &VmConfig, fork: &Fork) -> Result<(), String> {
     let first = |name: &str| name.replace(COPY_NUMBER, "1");
     let taps: Vec<_> = (fork.network_overrides.iter())
         .map(|change| NetworkOverride {
-            iface_id: change.iface_id.clone(),
             host_dev_name: first(&change.host_dev_name),
+            ..change.clone()
         })
         .collect();
     override_taps(&mut document, &taps)?;
@@ -115,7 +116,13 @@ pub(super) fn part(document: &mut VmConfig, taps: &[NetworkOverride]) -> Result<
             }
         }
     }
-    (document.logger, document.metrics, document.serial) = (None, None, None);
+    (document.logger, document.metrics) = (None, None);
+    // Where its console leads to is the first one's.
+    let iothread = document.serial.take().is_some_and(|serial| serial.iothread);
+    document.serial = iothread.then(|| Serial {
+        iothread,
+        ..Serial::default()
+    });
     Ok(())
 }
 
@@ -138,6 +145,7 @@ mod tests {
             network_overrides: vec![NetworkOverride {
                 iface_id: "e".into(),
                 host_dev_name: "tap{}".into(),
+                vhost: None,
             }],
             ..Fork::default()
         };
@@ -153,5 +161,13 @@ mod tests {
         part(&mut document, &[]).unwrap();
         assert!(document.network_interfaces[0].forwards.is_empty());
         assert_eq!(document.serial, None);
+        document.serial = Some(Serial {
+            serial_out_path: Some("out".into()),
+            rate_limiter: None,
+            iothread: true,
+        });
+        part(&mut document, &[]).unwrap();
+        let serial = document.serial.unwrap();
+        assert_eq!((serial.serial_out_path, serial.iothread), (None, true));
     }
 }

@@ -68,13 +68,6 @@ impl Control {
         for interface in &mut document.network_interfaces {
             // One that was made up is the guest's by now.
             let card = machine.controls().card(&interface.iface_id);
-            if let Some(card) = card.as_ref().filter(|card| card.pair_count() > 1) {
-                return Err(format!(
-                    "network interface '{}' has {} pairs of queues, of which its configuration says nothing",
-                    interface.iface_id,
-                    card.pair_count()
-                ));
-            }
             interface.guest_mac = card.map(|card| MacAddress(card.mac().bytes()));
         }
         Ok(document)
@@ -300,6 +293,7 @@ pub(super) fn override_taps(
             ));
         }
         interface.host_dev_name = Some(change.host_dev_name.clone());
+        interface.vhost = change.vhost.unwrap_or(interface.vhost);
     }
     Ok(())
 }

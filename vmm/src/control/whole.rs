@@ -86,9 +86,7 @@ pub(super) fn devices(
     devices.extend(document.vsock.as_ref().map(convert::vsock));
     devices.extend(document.pmem.iter().map(convert::pmem));
     devices.extend(document.balloon.as_ref().map(convert::balloon));
-    if let Some(entropy) = &document.entropy {
-        devices.push(convert::entropy(entropy.rate_limiter.as_ref()));
-    }
+    devices.extend(document.entropy.as_ref().map(convert::entropy));
     if let Some(memory) = &document.memory_hotplug {
         devices.push(convert::memory_hotplug(memory)?);
     }

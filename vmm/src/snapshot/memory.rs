@@ -130,7 +130,8 @@ pub fn lay_out(regions: impl IntoIterator<Item = (u64, u64)>) -> Vec<RegionState
         let region = RegionState {
             gpa,
             bytes,
-            offset: end.next_multiple_of(ALIGNMENT),
+            // A file cannot be as large as that, and so is none of these regions.
+            offset: end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX),
         };
         end = region.end();
         region
@@ -271,13 +272,17 @@ impl Diff {
     }
 }
 
-/// Whether ranges are whole pages of the regions, one behind the other.
+/// Whether ranges are whole pages of the regions, one behind the other, as the regions are.
 fn check_ranges(regions: &[RegionState], ranges: &[Range<u64>]) -> Result<(), Error> {
+    let mut regions = regions.iter();
+    let mut region = regions.next();
     let mut after = 0;
     for range in ranges {
-        let is_within = regions
-            .iter()
-            .any(|region| region.offset <= range.start && range.end <= region.end());
+        while region.is_some_and(|region| region.end() <= range.start) {
+            region = regions.next();
+        }
+        let is_within =
+            region.is_some_and(|region| region.offset <= range.start && range.end <= region.end());
         let are_pages =
             range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
         if range.is_empty() || range.start < after || !is_within || !are_pages {

@@ -46,6 +46,18 @@ fn what_the_state_says_of_the_file_is_not_believed() {
 }
 
 #[test]
+fn more_memory_than_any_file_has_bytes() {
+    let good = lay_out(RANGES);
+    for wanted in [
+        [(0, u64::MAX), (1, MIB)],
+        [(0, u64::MAX - MIB), (1 << 32, MIB)],
+    ] {
+        assert!(check_regions(&good, wanted).is_err());
+        assert!(check_layout(&lay_out(wanted)).is_err());
+    }
+}
+
+#[test]
 fn regions_that_no_machine_has() {
     check_layout(&lay_out(RANGES)).unwrap();
     for change in [

@@ -69,7 +69,7 @@ pub struct WorkingSet {
 }
 
 impl WorkingSet {
-    /// What lies beside a memory file with this id and these regions, if it means anything.
+    /// What lies beside a memory file with this id and these regions, which may be anything, if it means anything.
     pub fn find(memory_path: &Path, id: &Id, regions: &[RegionState]) -> Option<Self> {
         let file = File::open(hints::path(memory_path, hints::PAGES)).ok()?;
         let mut bytes = Vec::new();
@@ -79,21 +79,28 @@ impl WorkingSet {
             return None;
         }
         let found: Self = postcard::from_bytes(body).ok()?;
+        memory::check_layout(regions).ok()?;
         (found.id == *id && found.fits(regions)).then_some(found)
     }
 
-    /// Whether its runs are in these regions, one behind the other.
+    /// Whether its runs are in these regions, one behind the other, as the regions are.
     fn fits(&self, regions: &[RegionState]) -> bool {
+        let mut regions = regions.iter().map(RegionState::file_range);
+        let mut region = regions.next();
         let mut end = 0;
         self.runs.iter().all(|run| {
             let range = run.bytes();
             let follows = range.start >= end && range.start < range.end;
             end = range.end;
+            while region
+                .as_ref()
+                .is_some_and(|there| there.end <= range.start)
+            {
+                region = regions.next();
+            }
             follows
-                && regions.iter().any(|region| {
-                    let there = region.file_range();
-                    there.contains(&range.start) && range.end <= there.end
-                })
+                && (region.as_ref())
+                    .is_some_and(|there| there.start <= range.start && range.end <= there.end)
         })
     }
 

@@ -342,3 +342,64 @@ fn the_kernel_serves_the_rings_of_pairs_in_use() {
     let error = control.set_rate(limit, limit).unwrap_err();
     assert!(matches!(error, Error::RateLimitWithVhost { .. }));
 }
+
+/// A card whose driver uses both of its pairs goes on as another one: what served it says how far it came.
+#[test]
+fn pairs_in_use_go_on_as_those_of_another_card() {
+    let card_with = |kernels: &[Kernel; 2]| {
+        let (wires, mut pairs): (Vec<_>, Vec<_>) = (0..2).map(|_| Wire::new(ALL)).unzip();
+        for (pair, kernel) in pairs.iter_mut().zip(kernels) {
+            pair.kernel = Some(Box::new(kernel.clone()));
+        }
+        let (net, _) = Net::new(config(), pairs, TestLoop::start()).unwrap();
+        (net, wires)
+    };
+    let log = |kernel: &Kernel| std::mem::take(&mut *lock(&kernel.0));
+    let first = [Kernel::default(), Kernel::default()];
+    let (net, _wires) = card_with(&first);
+    let mut driver = Driver::started(net);
+    assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
+    let csum = 1_u64 << feature::GUEST_CSUM;
+    let offloads = [vec![5, 0], csum.to_le_bytes().to_vec()].concat();
+    assert_eq!(command(&mut driver, 4, &offloads), 0);
+    driver.core.pause();
+    let state = driver.core.save().unwrap();
+    let positions: Vec<_> = state.queues.iter().map(|queue| queue.next_avail).collect();
+    assert_eq!(positions, [5, 7, 5, 7, 2]);
+
+    let second = [Kernel::default(), Kernel::default()];
+    let (net, wires) = card_with(&second);
+    let mut other = Driver::in_memory(net, Arc::clone(&driver.memory));
+    other.core.restore(&state).unwrap();
+    assert_eq!(log(&second[0]), [""; 0]);
+    other.core.resume();
+    assert!(!other.is_broken());
+    for kernel in &second {
+        assert_eq!(log(kernel), ["start (5, 0) (7, 0)"]);
+    }
+    assert_eq!(lock(&wires[1].asked).enabled, [false, true]);
+    let left = lock(&wires[0].asked).offloads.last().copied().unwrap();
+    assert!(left.csum && !left.tso4);
+
+    // What no driver can have set.
+    for (pairs, offloads) in [
+        (Some(0), None),
+        (Some(3), None),
+        (None, Some(1)),
+        (None, Some(u64::MAX)),
+    ] {
+        let (net, _wires) = card_with(&second);
+        let mut other = Driver::in_memory(net, Arc::clone(&driver.memory));
+        let mut bad = state.clone();
+        bad.device = DeviceState::Net(NetState { pairs, offloads });
+        let refused = other.core.restore(&bad);
+        assert!(matches!(refused, Err(BadState::Value { .. })), "{bad:?}");
+    }
+    // Another number of pairs.
+    let (net, _, _wires) = card(config(), 1);
+    let mut other = Driver::in_memory(net, Arc::clone(&driver.memory));
+    assert!(matches!(
+        other.core.restore(&state),
+        Err(BadState::Count { .. })
+    ));
+}

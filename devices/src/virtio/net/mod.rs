@@ -199,7 +199,6 @@ impl Net {
         let control = NetControl {
             id: Arc::clone(&id),
             mac,
-            pair_count,
             has_kernel,
             shared: Arc::clone(&shared),
         };
@@ -376,7 +375,19 @@ impl VirtioDevice for Net {
         let DeviceState::Net(chosen) = state else {
             return Err(BadState::Kind);
         };
-        // It is given to the worker as the driver's commands are, which are checked.
+        let NetState { pairs, offloads } = *chosen;
+        let wrong = |what, value| Err(BadState::Value { what, value });
+        if let Some(pairs) = pairs
+            && !(1..=self.pair_count).contains(&pairs.into())
+        {
+            return wrong("the number of pairs of queues", pairs.into());
+        }
+        if let Some(offloads) = offloads
+            && offloads & !(self.features & to_guest_bits(Offloads::ALL)) != 0
+        {
+            return wrong("the offloads", offloads);
+        }
+        // To the worker it is given as the driver's commands are, which are checked against what was negotiated.
         self.chosen = *chosen;
         Ok(())
     }
@@ -387,7 +398,6 @@ impl VirtioDevice for Net {
 pub struct NetControl {
     id: Arc<str>,
     mac: Mac,
-    pair_count: usize,
     has_kernel: bool,
     shared: Arc<Shared>,
 }
@@ -396,11 +406,6 @@ impl NetControl {
     /// Its address.
     pub fn mac(&self) -> Mac {
         self.mac
-    }
-
-    /// How many pairs of queues it has.
-    pub fn pair_count(&self) -> usize {
-        self.pair_count
     }
 
     /// Changes the limits of what the guest receives and sends.
