@@ -132,8 +132,8 @@ pub fn run(input: &[u8]) {
         return;
     };
     let all: u64 = regions.iter().map(|region| region.bytes / PAGE).sum();
-    let (pages, written) = found.pages();
-    assert!(written <= pages && pages <= all);
+    let pages = found.pages();
+    assert!(pages.written <= pages.all && pages.all <= all);
     let other = folder.as_path().join("other");
     found.write(&other).unwrap();
     let again = WorkingSet::find(&other, &ID, &regions);
