@@ -204,6 +204,25 @@ pub(super) fn refused() {
         first.refused("PUT", "/snapshot/create", Some(&what), &[part]);
         assert!(!directory.join("m").exists() && !directory.join("s").exists());
     }
+    // Files of the guest, by whatever name.
+    let document = first.get("/vm/config");
+    let disk = document["drives"][0]["path_on_host"].as_str().unwrap();
+    let kernel = document["boot-source"]["kernel_image_path"]
+        .as_str()
+        .unwrap();
+    let linked = directory.join("linked");
+    fs::hard_link(disk, &linked).unwrap();
+    for path in [disk, kernel, linked.to_str().unwrap()] {
+        let before = fs::read(path).unwrap();
+        for body in [
+            json!({"snapshot_path": directory.join("s"), "mem_file_path": path}),
+            json!({"snapshot_path": path, "mem_file_path": directory.join("m")}),
+        ] {
+            let parts = [path, "is a file of the guest"];
+            first.refused("PUT", "/snapshot/create", Some(&body), &parts);
+        }
+        assert!(fs::read(path).unwrap() == before);
+    }
     first.put("/snapshot/create", body);
     let good = fs::read(directory.join("state")).unwrap();
     // What the first one has, nobody else can have.

@@ -280,8 +280,8 @@ pub(super) fn changed() {
         })
         .find(|path| path.extension().is_none());
     let memory = memory.unwrap();
-    fs::rename(&memory, folder.join("away")).unwrap();
     full(&host);
+    fs::rename(&memory, folder.join("away")).unwrap();
     for status in [1, 2] {
         assert_eq!(
             host.mote(&[&RUN[..], &["--", &status.to_string()]].concat())

@@ -1,6 +1,8 @@
 //! `/snapshot/create` and `/snapshot/load`.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -46,6 +48,13 @@ impl Control {
         let machine = self.machine()?;
         let document = self.document_to_save(machine).map_err(cannot_create)?;
         let (state, memory) = (&snapshot.snapshot_path, &snapshot.mem_file_path);
+        for path in [state, memory] {
+            if is_of_guest(&document, Path::new(path)) {
+                return Err(cannot_create(format_args!(
+                    "{path} is a file of the guest, which a snapshot would replace: name another one"
+                )));
+            }
+        }
         let mut order = self
             .order_to_save(&document, state.into(), memory.into())
             .map_err(cannot_create)?;
@@ -258,6 +267,24 @@ fn images(document: &VmConfig) -> Vec<String> {
     });
     let pmem = document.pmem.iter().map(|pmem| pmem.path_on_host.clone());
     drives.chain(pmem).collect()
+}
+
+/// Whether the guest boots from this file or uses it, by this name or another one.
+fn is_of_guest(document: &VmConfig, path: &Path) -> bool {
+    let file = |path: &Path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    // What is not there yet is nobody's.
+    let Some(wanted) = file(path) else {
+        return false;
+    };
+    let boot = &document.boot_source;
+    let booted = std::iter::once(&boot.kernel_image_path).chain(&boot.initrd_path);
+    booted
+        .cloned()
+        .chain(images(document))
+        .any(|path| file(Path::new(&path)) == Some(wanted))
 }
 
 /// What is to be otherwise than it was when the snapshot was taken.
