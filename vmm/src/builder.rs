@@ -44,6 +44,7 @@ use crate::config::{Config, ConsoleKind, Payload};
 use crate::controls::Registered;
 use crate::events::Events;
 use crate::faults::MeterSlot;
+use crate::handles::{Keyboard, PowerButton, SerialPort};
 use crate::hardware::{Hardware, Virtio};
 use crate::insight::BootTimes;
 use crate::interrupts::Interrupts;
@@ -54,7 +55,7 @@ use crate::snapshot::load::{self, MemoryFile};
 use crate::snapshot::working_set::{Populating, PreFault};
 use crate::stage::{Origin, Stage};
 use crate::vcpu::{Buses, ExitCounters, Exits, Vcpu, Vcpus};
-use crate::vm::{Keyboard, PowerButton, SerialPort, SharedSerialWorker, Vm};
+use crate::vm::{SharedSerialWorker, Vm};
 use crate::{generation, kvm, memory};
 use checked::Checked;
 

@@ -12,11 +12,11 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 use crate::controls::Controls;
 use crate::events::Events;
+use crate::handles::SerialPort;
 use crate::insight::BootTimes;
 use crate::snapshot::memory::{Id, RegionState, file_size, lay_out};
 use crate::snapshot::working_set::WorkingSet;
 use crate::vcpu::Exits;
-use crate::vm::SerialPort;
 
 const ID: Id = *b"0123456789abcdef";
 const BYTES: u64 = 4 << 20;

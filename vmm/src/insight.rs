@@ -8,9 +8,9 @@ use devices::legacy::serial::SerialCounters;
 
 use crate::controls::Controls;
 use crate::events::Events;
+use crate::handles::{Keyboard, SerialPort};
 use crate::snapshot::restored::ReplyKind;
 use crate::vcpu::Exits;
-use crate::vm::{Keyboard, SerialPort};
 
 /// When each step of a boot was done. A clock is read for each, and that is all that they cost.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,7 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use devices::legacy::ged::Ged;
-use devices::legacy::i8042::{I8042, I8042Counters, NoRoom};
 use devices::legacy::job_port::JobTooLong;
-use devices::legacy::serial::{Serial, SerialCounters};
 use devices::legacy::serial_worker::SerialWorker;
 use devices::virtio::console::ConsoleControl;
 use devices::virtio::worker::EventLoop;
@@ -24,6 +21,7 @@ use crate::controls::Controls;
 use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
 use crate::first_reply::{self, EndFirstReplyOnDrop, FirstReply, Subject};
+use crate::handles::{Keyboard, PowerButton, SerialPort};
 use crate::hardware::Hardware;
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
@@ -57,57 +55,6 @@ pub struct BootMark {
     pub at: Instant,
     /// Time since the boot vCPU first entered the guest.
     pub since_first_run: Duration,
-}
-
-/// A handle on the guest's power button.
-#[derive(Clone)]
-pub struct PowerButton(pub(crate) Arc<Mutex<Ged>>);
-
-impl PowerButton {
-    /// Presses it: a guest with ACPI shuts itself down.
-    pub fn press(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .press_power_button();
-    }
-}
-
-/// A handle on the guest's keyboard.
-#[derive(Clone)]
-pub struct Keyboard(pub(crate) Arc<Mutex<I8042>>);
-
-impl Keyboard {
-    /// Presses Ctrl-Alt-Del, and lets go: a Linux guest restarts, or does what its init says. Fails if
-    /// the guest has not read what came before.
-    pub fn send_ctrl_alt_del(&self) -> Result<(), NoRoom> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .send_ctrl_alt_del()
-    }
-
-    /// What the keyboard's controller has done so far.
-    pub fn counters(&self) -> I8042Counters {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .counters()
-    }
-}
-
-/// A handle on the guest's serial port.
-#[derive(Clone)]
-pub struct SerialPort(pub(crate) Arc<Mutex<Serial>>);
-
-impl SerialPort {
-    /// What it has done so far.
-    pub fn counters(&self) -> SerialCounters {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .counters()
-    }
 }
 
 /// The console's worker, shared between the event loop and the end of the machine.

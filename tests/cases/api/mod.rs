@@ -10,6 +10,7 @@ mod process;
 mod resources;
 mod served;
 mod snapshots;
+mod snapshots_writing;
 mod states;
 mod telemetry;
 
@@ -43,7 +44,7 @@ pub(crate) const CASES: &[Case] = &[
     ("snapshots_of_what_has_changed", snapshots::differential),
     (
         "all_goes_on_while_a_snapshot_is_written",
-        snapshots::while_it_is_written,
+        snapshots_writing::while_it_is_written,
     ),
     ("snapshots_of_what_has_moved", snapshots::of_what_has_moved),
     (

@@ -15,7 +15,8 @@ use super::virtio::thread_name;
 use super::{Console, Error, host};
 use crate::controls::DeviceId;
 use crate::event_loop::{IoThread, Manager};
-use crate::vm::{SerialPort, SharedSerialWorker};
+use crate::handles::SerialPort;
+use crate::vm::SharedSerialWorker;
 
 /// Puts it on the bus of ports, and makes what connects it with the console.
 pub(super) fn add_port(
