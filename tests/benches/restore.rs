@@ -6,7 +6,8 @@
 //! A guest of a few instructions writes to all of its memory, at most the first 3 GiB, and prints lines. It is paused and
 //! written; then it goes on so many times, in turn (A B C A B C …): by `mote restore`; by `mote vmm` that is told to load it by
 //! its API; and the same of the peer, which has a guest of its own. The time ends when a byte of the guest arrives here: it
-//! runs again by then. Files are in the host's page cache.
+//! runs again by then. "from main on" is what `mote restore` notes: the time from when its `main` began until the first vCPU enters
+//! the guest. Files are in the host's page cache.
 //!
 //! A process that does nothing is timed beside them.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -27,6 +28,8 @@ use tests::times::MANY;
 use tests::{executable, monitor};
 use vmm_sys_util::tempdir::TempDir;
 
+/// What a monitor notes of a restore.
+const NOTED: &str = "memory.restored";
 /// How often a socket that is not there yet is looked at.
 const INTERVAL: Duration = Duration::from_micros(50);
 /// What a monitor that was ended leaves to the kernel is done by then.
@@ -136,6 +139,19 @@ fn first_byte(child: &mut Child) {
     stdout.read_exact(&mut [0]).unwrap();
 }
 
+/// When the first vCPU entered the guest, as its monitor notes it soon after the first byte; its output is read until then.
+fn noted(child: &mut Child, path: &Path) -> Duration {
+    let stdout = child.stdout.as_mut().unwrap();
+    let mut output = [0; 4096];
+    loop {
+        if let Ok(text) = fs::read(path) {
+            let noted: Value = serde_json::from_slice(&text).unwrap();
+            return Duration::from_secs_f64(noted["running"]["ms"].as_f64().unwrap() / 1e3);
+        }
+        assert!(stdout.read(&mut output).unwrap() > 0);
+    }
+}
+
 fn end(mut child: Child) {
     child.kill().unwrap();
     child.wait().unwrap();
@@ -194,17 +210,20 @@ fn restore(bytes: u64, rounds: usize, peer: Option<&Path>) {
     if peer.is_some() {
         create(peers.as_path(), bytes, peer);
     }
-    let (mut restored, mut loaded, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut restored, mut ran) = (Vec::new(), Vec::new());
+    let (mut loaded, mut others) = (Vec::new(), Vec::new());
     for round in 0..rounds + 2 {
-        let began = Instant::now();
         let mut command = Command::new(monitor::path());
         command
             .arg("restore")
             .arg(directory)
             .env("XDG_RUNTIME_DIR", directory);
+        let _ = fs::remove_file(directory.join(NOTED));
+        let began = Instant::now();
         let mut child = start(command);
         first_byte(&mut child);
         let first = began.elapsed();
+        let first_run = noted(&mut child, &directory.join(NOTED));
         end(child);
         thread::sleep(PAUSE);
         let by_api = load(directory, None);
@@ -217,11 +236,13 @@ fn restore(bytes: u64, rounds: usize, peer: Option<&Path>) {
         // The first rounds fill caches.
         if round >= 2 {
             restored.push(first);
+            ran.push(first_run);
             loaded.push(by_api);
             others.extend(other);
         }
     }
     MANY.row(&format!("{mebibytes} MiB, restore"), restored);
+    MANY.row(&format!("{mebibytes} MiB, from main on"), ran);
     MANY.row(&format!("{mebibytes} MiB, by the API"), loaded);
     if !others.is_empty() {
         MANY.row(&format!("{mebibytes} MiB, peer"), others);
