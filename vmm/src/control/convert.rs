@@ -139,10 +139,13 @@ pub(super) fn interface(
 }
 
 fn tap(interface: &NetworkInterface) -> Result<Network, String> {
-    let name = interface
-        .host_dev_name
-        .clone()
-        .ok_or("a tap needs host_dev_name")?;
+    let name = interface.host_dev_name.clone().ok_or_else(|| {
+        format!(
+            "the tap of card '{}' has no name that lasts: one that mote has made goes with the guest. Use \
+             `--net tap=NAME`, or host_dev_name",
+            interface.iface_id
+        )
+    })?;
     Ok(Network::Tap {
         tap: TapConfig {
             source: TapSource::Existing(name),
