@@ -11,6 +11,8 @@ use crate::status::Status;
 
 /// How long a monitor has for its answer, and then for its end.
 const LIMIT: Duration = Duration::from_secs(3);
+/// How long the host's kernel has to take a process apart: it waits for all CPUs to close a VM, which may be busy.
+const KERNEL_LIMIT: Duration = Duration::from_secs(15);
 
 /// `mote kill`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +40,7 @@ fn end(guest: &Guest) -> Result<(), Error> {
         return Ok(());
     }
     process.signal(Signal::KILL);
-    let has_ended = process.wait(LIMIT);
+    let has_ended = process.wait(KERNEL_LIMIT);
     // Nobody else removes what it has left.
     let _ = Guest::all();
     if has_ended {
@@ -46,7 +48,7 @@ fn end(guest: &Guest) -> Result<(), Error> {
     }
     Err(Error::GoesOn {
         id: guest.id().into(),
-        limit: LIMIT,
+        limit: KERNEL_LIMIT,
         hint: "it was sent SIGKILL, and the host's kernel holds it",
     })
 }
