@@ -4,7 +4,9 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
 use tests::ctl::Host;
+use tests::driven::until;
 use tests::guest::tuned_kernel;
 use tests::monitor::Running;
 
@@ -214,7 +216,10 @@ fn pool() {
     // They have waited for a while when somebody comes.
     thread::sleep(Duration::from_secs(3));
     let taken = || {
-        let pool = host.ask_json(&["pool", "ls", "--json"]);
+        let listed = || host.ask(&["pool", "ls", "--json"]);
+        let pool = until("an answer", || {
+            serde_json::from_str::<Value>(&listed()).ok()
+        });
         pool["taken"].as_u64().unwrap()
     };
     let script = "date +%s; head -c 16 /dev/urandom | hexdump -e '16/1 \"%02x\"'; echo; hostname";

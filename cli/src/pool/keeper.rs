@@ -32,7 +32,7 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// How often processes of guests that have ended are looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long whoever asks the keeper may take to say what.
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How much of the log is looked through for why a guest did not get ready.
 const MAX_SAID: u64 = 64 << 10;
 

@@ -40,8 +40,8 @@ use crate::template::store::Store;
 /// How many guests a pool has, unless it is said.
 const COUNT: u32 = 4;
 const MAX_COUNT: u64 = 1000;
-/// How long a keeper may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a keeper may take for an answer: it waits for the ends of its guests.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Name of a pool's entry, before that of its template.
 const PREFIX: &str = "pool.of.";
