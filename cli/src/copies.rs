@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process, setsid};
 use vmm::snapshot::directory;
 use vmm::snapshot::format::StateFile;
 
-use crate::message::chain;
+use crate::message::{chain, last_said};
 use crate::rundir::{self, RunDir};
 
 /// What a copy says when its guest has been loaded.
@@ -132,11 +132,7 @@ impl Copies {
         }
         let said = String::from_utf8_lossy(&said);
         if !said.ends_with(LOADED) {
-            let why = said
-                .lines()
-                .rev()
-                .find_map(|line| line.strip_prefix("mote: "));
-            let why = why.unwrap_or("it ended before it had been loaded");
+            let why = last_said(&said).unwrap_or("it ended before it had been loaded");
             return Err(format!("The copy '{id}' cannot be started: {why}"));
         }
         let socket = rundir::socket_of(&plan.run_dir, id);

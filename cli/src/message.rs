@@ -24,6 +24,13 @@ pub(crate) fn run_failed(guest: &str, cpu: u32, error: &dyn Display, errno: i32)
     format!("KVM_RUN failed for vCPU {cpu} of {guest}: {error}{hint}")
 }
 
+/// The last that was said ([`say`]) in what a process has written.
+pub(crate) fn last_said(text: &str) -> Option<&str> {
+    text.lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("mote: "))
+}
+
 /// Says one or more lines.
 pub(crate) fn say(text: &dyn Display) {
     let text = format!("mote: {text}");

@@ -3,12 +3,9 @@
 //!
 //! Standard input is the pool's socket, of which all of its guests take connections; standard output leads to its [`super::keeper`].
 
-use std::fs;
 use std::io::{self, Write, stdin, stdout};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use devices::virtio::console::ConsoleControl;
@@ -27,7 +24,7 @@ use crate::message::{self, chain, say};
 use crate::run::{self, host};
 use crate::status::Status;
 use crate::template::run::{build, give, load};
-use crate::template::store::Store;
+use crate::template::store::{Source, Store};
 use crate::{logger, process, terminal};
 
 /// How long a request may take to arrive.
@@ -64,7 +61,7 @@ fn wait(name: &str) -> Result<Option<Guest>, run::Error> {
     let socket = UnixListener::from(socket);
     let template = Store::from_env()?.find(name)?;
     let state = directory::state(template.directory());
-    let identity = Identity::of(&state).map_err(host("the template's state file"))?;
+    let source = Source::of(&state).map_err(host("the template's state file"))?;
     let mut vm = build(
         name,
         &load(template.directory(), None),
@@ -88,7 +85,7 @@ fn wait(name: &str) -> Result<Option<Guest>, run::Error> {
             go_with_keeper(true)?;
             continue;
         };
-        if Identity::of(&state).ok().as_ref() != Some(&identity) {
+        if Source::of(&state).ok().as_ref() != Some(&source) {
             let _ = tell(OUTDATED);
             let _ = wire::reply(&stream, Reply::Outdated);
             return Ok(None);
@@ -114,25 +111,6 @@ fn tell(what: u8) -> io::Result<()> {
     let mut stdout = stdout();
     stdout.write_all(&[what])?;
     stdout.flush()
-}
-
-/// Which file it is.
-#[derive(PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    changed: (i64, i64),
-}
-
-impl Identity {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
 }
 
 impl Guest {

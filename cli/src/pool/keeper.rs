@@ -17,6 +17,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdout};
 use super::{
     CONTROL, Described, Error, GUESTS, LOG, OUTDATED, PREFIX, READY, STOP, TAKEN, host, wire,
 };
+use crate::message::last_said;
 use crate::rundir::{self, Entry, RunDir};
 use crate::signals::Signals;
 use crate::template;
@@ -43,7 +44,7 @@ pub(super) fn keep(name: &str, count: u32) -> Result<(), Error> {
     let mut keeper = Keeper::new(name, count)?;
     let signals = Signals::catch().map_err(host("catch signals"))?;
     let served = keeper.serve(&signals);
-    keeper.end();
+    keeper.end_guests();
     served
 }
 
@@ -148,9 +149,9 @@ impl Keeper {
             if is_ready[1] && self.answer() {
                 return Ok(());
             }
-            // From behind: those that go leave the ones before where they are.
+            // From behind: one that goes leaves those before it where they are, unless all go.
             for index in (0..self.guests.len()).rev() {
-                if is_ready[index + 2] {
+                if index < self.guests.len() && is_ready[index + 2] {
                     self.hear(index)?;
                 }
             }
@@ -294,9 +295,9 @@ impl Keeper {
         });
         let text = read.map(|_| String::from_utf8_lossy(&text));
         let text = text.unwrap_or_default();
-        let mut lines = text.lines().rev();
-        let line = lines.find_map(|line| line.strip_prefix("mote: "));
-        line.unwrap_or("its process was killed").to_owned()
+        last_said(&text)
+            .unwrap_or("its process was killed")
+            .to_owned()
     }
 
     /// Answers whoever asks; true if the pool is to end.
@@ -365,9 +366,5 @@ impl Keeper {
                 let _ = guest.process.wait();
             }
         }
-    }
-
-    fn end(mut self) {
-        self.end_guests();
     }
 }

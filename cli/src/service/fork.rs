@@ -9,7 +9,7 @@ use api::types::{Fork, ForkedGuest};
 use vmm::control::Copies;
 
 use crate::copies::names;
-use crate::message::chain;
+use crate::message::{chain, last_said};
 use crate::rundir::{Entry, RunDir};
 
 /// What copies of the guest `id` come from: a folder of the run-time directory, which goes with this process if nothing
@@ -49,11 +49,7 @@ fn start(
         .map_err(|error| format!("no process that starts copies: {error}"))?;
     if !ended.status.success() {
         let said = String::from_utf8_lossy(&ended.stderr);
-        let why = said
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix("mote: "));
-        let why = why.map_or_else(
+        let why = last_said(&said).map_or_else(
             || format!("what starts copies ended: {}", ended.status),
             str::to_owned,
         );

@@ -68,7 +68,7 @@ impl Manifest {
 
 /// A file, as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Source {
+pub(crate) struct Source {
     path: PathBuf,
     bytes: u64,
     inode: u64,
@@ -78,7 +78,7 @@ pub(super) struct Source {
 
 impl Source {
     /// As it is now.
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let metadata = fs::metadata(&path)?;
         Ok(Self {
