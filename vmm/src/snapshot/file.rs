@@ -87,7 +87,8 @@ const SUFFIX: &str = ".new";
 /// More files than this are not looked at for what was left behind.
 const MAX_FILES: usize = 4096;
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder of a file.
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

@@ -17,6 +17,7 @@ use rustix::fs::{Access, access};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
+use super::file::folder_of;
 use super::format::{self, StateFile};
 use super::hints::Pages;
 use super::host;
@@ -427,10 +428,10 @@ impl Saved {
         self.working_set.is_none()
             && huge_pages == HugePages::None
             && self.purpose.awaited().is_some()
-            && self.memory_path.as_ref().is_some_and(|path| {
-                let folder = path.parent().filter(|folder| *folder != Path::new(""));
-                access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK).is_ok()
-            })
+            && self
+                .memory_path
+                .as_ref()
+                .is_some_and(|path| access(folder_of(path), Access::WRITE_OK).is_ok())
     }
 
     /// Gives their states to the vCPUs of a new VM, then to its devices, which interrupt them. Last, the guest is told
