@@ -4,9 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-use tests::ctl::Host;
-use tests::driven::until;
+use tests::ctl::{Host, PoolEnds};
 use tests::guest::tuned_kernel;
 use tests::monitor::Running;
 
@@ -199,29 +197,13 @@ fn never_ready() {
     assert_eq!(left.count(), 0);
 }
 
-/// Pools are nobody's children.
-struct Stopped<'a>(&'a Host);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.mote(&["pool", "stop", "t"]);
-    }
-}
-
 fn pool() {
     let host = Host::new();
     host.ask(&["template", "create", "t", "--memory", "64m"]);
-    let _stopped = Stopped(&host);
+    let _ends = PoolEnds(&host);
     host.ask(&["pool", "start", "t", "-n", "3"]);
     // They have waited for a while when somebody comes.
     thread::sleep(Duration::from_secs(3));
-    let taken = || {
-        let listed = || host.ask(&["pool", "ls", "--json"]);
-        let pool = until("an answer", || {
-            serde_json::from_str::<Value>(&listed()).ok()
-        });
-        pool["taken"].as_u64().unwrap()
-    };
     let script = "date +%s; head -c 16 /dev/urandom | hexdump -e '16/1 \"%02x\"'; echo; hostname";
     let said = |name: &str| {
         let before = SystemTime::now();
@@ -255,7 +237,7 @@ fn pool() {
     };
     let random = ["one", "two"].map(said);
     assert_ne!(random[0], random[1]);
-    assert_eq!(taken(), 2);
+    assert_eq!(host.taken(), 2);
     // More at once than there are, each with input of its own.
     thread::scope(|scope| {
         for index in 0..5 {
@@ -270,7 +252,7 @@ fn pool() {
             });
         }
     });
-    let before = taken();
+    let before = host.taken();
     assert!(before > 2);
     let ended = host.mote(&[
         "run",

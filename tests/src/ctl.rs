@@ -132,6 +132,27 @@ impl Host {
         let line = all.as_array().unwrap().iter().find(|line| line["id"] == id);
         line.unwrap()["state"].as_str().unwrap_or("none").to_owned()
     }
+
+    /// What the only pool says of itself. One that is too busy to answer in time is left out of the list.
+    pub fn pool(&self) -> Value {
+        until("an answer", || {
+            serde_json::from_str(&self.ask(&["pool", "ls", "--json"])).ok()
+        })
+    }
+
+    /// How many of its guests were taken.
+    pub fn taken(&self) -> u64 {
+        self.pool()["taken"].as_u64().unwrap()
+    }
+}
+
+/// Ends the pool of the template `t`. Pools are nobody's children: a case that fails would leave them.
+pub struct PoolEnds<'a>(pub &'a Host);
+
+impl Drop for PoolEnds<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.mote(&["pool", "stop", "t"]);
+    }
 }
 
 /// Ends a guest as it would be if the host ran out of memory.

@@ -4,22 +4,12 @@ use std::fs;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use serde_json::Value;
-use tests::ctl::Host;
+use tests::ctl::{Host, PoolEnds};
 use tests::driven::until;
 use tests::executable::job_kernel;
 use tests::live::Live;
 use tests::monitor::Running;
 use tests::terminal::Session;
-
-/// Pools are nobody's children: a case that fails would leave them.
-struct Leftovers<'a>(&'a Host);
-
-impl Drop for Leftovers<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.mote(&["pool", "stop", "t"]);
-    }
-}
 
 /// A template, on a host of its own.
 fn with_template() -> Host {
@@ -38,28 +28,17 @@ fn make(host: &Host, options: &[&str]) {
     assert_eq!(host.ask(&[&create[..], &console, options].concat()), "t\n");
 }
 
-/// What a pool says of itself. One that is too busy to answer in time is left out of the list.
-fn pool(host: &Host) -> Value {
-    until("an answer", || {
-        serde_json::from_str(&host.ask(&["pool", "ls", "--json"])).ok()
-    })
-}
-
-fn taken(host: &Host) -> u64 {
-    pool(host)["taken"].as_u64().unwrap()
-}
-
 /// Waits until as many guests wait as are to.
 fn full(host: &Host) {
     until("all guests", || {
-        let pool = pool(host);
+        let pool = host.pool();
         (pool["ready"] == pool["count"]).then_some(())
     });
 }
 
 /// Processes of this host's guests that wait, or get ready.
 fn guests(host: &Host) -> usize {
-    let pool = pool(host);
+    let pool = host.pool();
     let pid = pool["pid"].as_u64().unwrap();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     children.split_whitespace().count()
@@ -69,15 +48,15 @@ const RUN: [&str; 3] = ["run", "--template", "t"];
 
 pub(super) fn jobs() {
     let host = with_template();
-    let _leftovers = Leftovers(&host);
+    let _ends = PoolEnds(&host);
     assert_eq!(host.ask(&["pool", "start", "t", "-n", "2"]), "t\n");
-    assert_eq!(pool(&host)["ready"], 2);
+    assert_eq!(host.pool()["ready"], 2);
     host.mote(&["pool", "start", "t"])
         .expect_error(125, &["a pool of 't' already", "mote pool stop t"]);
     // Each is a new one, and has what it was given.
     for index in 0..5_u64 {
         full(&host);
-        assert_eq!(taken(&host), index);
+        assert_eq!(host.taken(), index);
         let word = format!("job-{index}");
         let ended = host.mote(&[&RUN[..], &["--id", "me", "--", &word]].concat());
         assert_eq!(u64::try_from(ended.status), Ok(index), "{ended:?}");
@@ -99,13 +78,13 @@ pub(super) fn jobs() {
     }
     // What those do not do is done without.
     full(&host);
-    let before = taken(&host);
+    let before = host.taken();
     let file = host.path().join("output");
     let console = format!("serial,file={}", file.display());
     let ended = host.mote(&[&RUN[..], &["--console", &console, "--", "4"]].concat());
     assert_eq!(ended.status, 4, "{ended:?}");
     assert!(fs::read_to_string(file).unwrap().contains("a4"));
-    assert_eq!(taken(&host), before);
+    assert_eq!(host.taken(), before);
 
     let table = host.ask(&["pool", "ls"]);
     assert!(
@@ -125,11 +104,11 @@ pub(super) fn jobs() {
 
 pub(super) fn console() {
     let host = with_template();
-    let _leftovers = Leftovers(&host);
+    let _ends = PoolEnds(&host);
     host.ask(&["pool", "start", "t", "-n", "1"]);
     let typed = |index| {
         full(&host);
-        assert_eq!(taken(&host), index);
+        assert_eq!(host.taken(), index);
         host.command(&[&RUN[..], &["--", "i"]].concat())
     };
     let mut pipes = Live::start(typed(0));
@@ -165,13 +144,13 @@ pub(super) fn console() {
     let ended = host.mote(&[&RUN[..], &["--timeout", "100ms", "--", "x"]].concat());
     assert_eq!(ended.status, 124, "{ended:?}");
     assert!(ended.stderr.contains("within --timeout"), "{ended:?}");
-    assert_eq!(taken(&host), 4);
+    assert_eq!(host.taken(), 4);
 }
 
 /// Whoever dies takes nobody along but who is of no use without.
 pub(super) fn killed() {
     let host = with_template();
-    let _leftovers = Leftovers(&host);
+    let _ends = PoolEnds(&host);
     host.ask(&["pool", "start", "t", "-n", "2"]);
     // Who has asked: then nobody waits for the guest.
     let mut asking = Live::start(host.command(&[&RUN[..], &["--", "x"]].concat()));
@@ -183,7 +162,7 @@ pub(super) fn killed() {
         (guests(&host) == 2).then_some(())
     });
     // A guest that has a job.
-    let keeper = i32::try_from(pool(&host)["pid"].as_u64().unwrap()).unwrap();
+    let keeper = i32::try_from(host.pool()["pid"].as_u64().unwrap()).unwrap();
     let children = || {
         let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
         let children = children.unwrap_or_default();
@@ -213,7 +192,7 @@ pub(super) fn killed() {
         kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL).unwrap();
     }
     until("others", || {
-        let pool = pool(&host);
+        let pool = host.pool();
         let others = children().iter().all(|pid| !waiting.contains(pid));
         (others && pool["ready"] == 2).then_some(())
     });
@@ -233,13 +212,13 @@ pub(super) fn killed() {
     assert_eq!(host.ask(&["pool", "ls", "--json"]), "");
     assert_eq!(fs::read_dir(host.run_dir()).unwrap().count(), 0);
     host.ask(&["pool", "start", "t"]);
-    assert_eq!(pool(&host)["ready"], 4);
+    assert_eq!(host.pool()["ready"], 4);
 }
 
 /// A pool follows its template.
 pub(super) fn changed() {
     let host = with_template();
-    let _leftovers = Leftovers(&host);
+    let _ends = PoolEnds(&host);
     host.mote(&["pool", "start", "none"])
         .expect_error(125, &["no template 'none'"]);
     host.mote(&["pool", "start", "t", "-n", "0"])
@@ -254,21 +233,21 @@ pub(super) fn changed() {
     run(1);
     make(&host, &["--memory", "48m", "--replace"]);
     run(2);
-    assert_eq!(taken(&host), 2);
+    assert_eq!(host.taken(), 2);
     // Made again by the first one that comes across it.
     host.write("kernel", [&job_kernel()[..], b"more"].concat());
     assert!(run(3).stderr.contains("made again"));
     run(4);
-    assert_eq!(taken(&host), 4);
+    assert_eq!(host.taken(), 4);
     // Behind its back.
     let folder = host.path().join("data/mote/templates/t");
     let state = fs::read(folder.join("state")).unwrap();
     fs::write(folder.join("state.new"), state).unwrap();
     fs::rename(folder.join("state.new"), folder.join("state")).unwrap();
     run(5);
-    assert_eq!(taken(&host), 4);
+    assert_eq!(host.taken(), 4);
     run(6);
-    assert_eq!(taken(&host), 5);
+    assert_eq!(host.taken(), 5);
     // One that cannot get ready any more.
     let memory = fs::read_dir(&folder)
         .unwrap()
@@ -292,7 +271,7 @@ pub(super) fn changed() {
             status
         );
     }
-    until("a failure", || pool(&host)["failure"].as_str().map(drop));
+    until("a failure", || host.pool()["failure"].as_str().map(drop));
     let table = host.ask(&["pool", "ls"]);
     assert!(table.contains("memory"), "{table}");
     fs::rename(folder.join("away"), &memory).unwrap();
