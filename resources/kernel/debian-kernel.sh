@@ -9,17 +9,32 @@ debian_kernel_die() { echo "${0##*/}: $*" >&2; exit 1; }
 
 # debian_kernel_need PROGRAM=PACKAGE...: installs the packages whose programs are not there.
 debian_kernel_need() {
-    local pair missing="" as_root=""
-    for pair in "$@"; do
-        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null || missing+=" ${pair#*=}"
-    done
-    [ -n "$missing" ] || return 0
+    local as_root="" lock
+    debian_kernel_find_missing "$@"
+    [ -n "$debian_kernel_missing" ] || return 0
     [ "$(id -u)" = 0 ] || as_root=sudo
-    echo "${0##*/}: installing$missing" >&2
-    $as_root apt-get update -qq >&2 || true
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >&2 ||
-        debian_kernel_die "cannot install$missing"
+    # Another script may be installing the same: apt does not wait for another apt.
+    mkdir -p "${XDG_CACHE_HOME:-$HOME/.cache}/mote"
+    exec {lock}>"${XDG_CACHE_HOME:-$HOME/.cache}/mote/.apt.lock"
+    flock "$lock"
+    debian_kernel_find_missing "$@"
+    if [ -n "$debian_kernel_missing" ]; then
+        echo "${0##*/}: installing$debian_kernel_missing" >&2
+        $as_root apt-get update -qq >&2 || true
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $debian_kernel_missing >&2 ||
+            debian_kernel_die "cannot install$debian_kernel_missing"
+    fi
+    exec {lock}>&-
+}
+
+# Sets debian_kernel_missing to the packages of those PROGRAM=PACKAGE whose program is not there.
+debian_kernel_find_missing() {
+    local pair
+    debian_kernel_missing=""
+    for pair in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null || debian_kernel_missing+=" ${pair#*=}"
+    done
 }
 
 debian_kernel_ask_apt() {
