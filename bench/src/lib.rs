@@ -4,4 +4,7 @@
 //! started), `run` (one start, watched from exec until nothing is left of it), `startup` and `density` (whole measurements), then what is made of a record:
 //! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
 
+pub mod adapter;
 pub mod record;
+#[cfg(test)]
+mod schema;
