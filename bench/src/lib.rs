@@ -8,3 +8,4 @@ pub mod adapter;
 pub mod record;
 #[cfg(test)]
 mod schema;
+pub mod workload;
