@@ -152,6 +152,33 @@ impl Adapter {
         Ok(adapter)
     }
 
+    /// Whether a name of a place is used anywhere in it.
+    pub fn mentions(&self, name: &str) -> bool {
+        let scripts = [&self.prepare, &self.before, &self.clean, &self.finish];
+        let has = |text: &str| {
+            text.contains(&format!("${{{name}}}")) || text.contains(&format!("${name}"))
+        };
+        self.texts().any(|(_, text)| has(text))
+            || scripts.into_iter().flatten().any(|text| has(text))
+    }
+
+    /// What has places in it, and in which field.
+    fn texts(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let requests = self.requests.iter().flat_map(|request| {
+            let texts = [&request.socket, &request.path].into_iter();
+            texts
+                .chain(request.body.as_ref())
+                .map(|text| ("requests", text))
+        });
+        (self.run.iter().map(|text| ("run", text)))
+            .chain(self.version.iter().map(|text| ("version", text)))
+            .chain(self.needs_files.iter().map(|text| ("needs_files", text)))
+            .chain(self.env.values().map(|text| ("env", text)))
+            .chain(self.files.values().map(|text| ("files", text)))
+            .chain(self.input.iter().map(|text| ("input", text)))
+            .chain(requests)
+    }
+
     fn check(&self, origin: &str) -> Result<(), Error> {
         let wrong = |field: &str, what: String| Error::Field {
             name: origin.into(),
@@ -183,19 +210,7 @@ impl Adapter {
             }
         }
         // What is unknown is found before anything runs.
-        let texts = (self.run.iter().map(|text| ("run", text)))
-            .chain(self.version.iter().map(|text| ("version", text)))
-            .chain(self.needs_files.iter().map(|text| ("needs_files", text)))
-            .chain(self.env.values().map(|text| ("env", text)))
-            .chain(self.files.values().map(|text| ("files", text)))
-            .chain(self.input.iter().map(|text| ("input", text)));
-        let requests = self.requests.iter().flat_map(|request| {
-            [&request.socket, &request.path]
-                .into_iter()
-                .chain(request.body.as_ref())
-                .map(|text| ("requests", text))
-        });
-        for (field, text) in texts.chain(requests) {
+        for (field, text) in self.texts() {
             Places::check(text).map_err(|unknown| wrong(field, unknown.to_string()))?;
         }
         Ok(())

@@ -6,6 +6,8 @@
 
 pub mod adapter;
 pub mod record;
+pub mod run;
 #[cfg(test)]
 mod schema;
+pub mod session;
 pub mod workload;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// What there is, and what it stands for.
-pub const NAMES: [(&str, &str); 17] = [
+const NAMES: [(&str, &str); 17] = [
     ("dir", "the adapter's own directory, empty at first"),
     ("id", "name of the instance, another one each time"),
     ("token", "what the program prints"),
@@ -60,6 +60,11 @@ impl Places {
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
         debug_assert!(NAMES.iter().any(|(known, _)| *known == name));
         self.0.insert(name, value.into());
+    }
+
+    /// Leaves a name as it is.
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name);
     }
 
     /// All of them: variables for scripts.
