@@ -5,9 +5,11 @@
 //! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
 
 pub mod adapter;
+pub mod host;
 pub mod record;
 pub mod run;
 #[cfg(test)]
 mod schema;
 pub mod session;
+pub mod startup;
 pub mod workload;
