@@ -124,7 +124,7 @@ pub(crate) fn choose(
 }
 
 /// The tuned kernel where it is cached, else the packaged one with its modules.
-fn default_kernel(cache: &Cache) -> Option<(PathBuf, Option<PathBuf>)> {
+pub(crate) fn default_kernel(cache: &Cache) -> Option<(PathBuf, Option<PathBuf>)> {
     let kernels = cache.root()?.join("kernel");
     let tuned = kernels.join("tuned/vmlinux");
     if tuned.exists() {

@@ -8,6 +8,7 @@
 //! guests are found), `ctl` (commands that talk to them), `doctor`.
 
 mod args;
+mod bench;
 mod config_file;
 mod console;
 mod copies;
@@ -132,6 +133,7 @@ fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
                 Status::MoteError
             }
         },
+        Command::Bench(args) => bench::execute(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Ctl(command) => ctl::execute(&command),
     }

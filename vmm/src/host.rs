@@ -6,6 +6,7 @@
     reason = "asks the kernel for features by raw system calls"
 )]
 
+use std::arch::x86_64::__cpuid;
 use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -93,6 +94,34 @@ const USEFUL: [(Cap, &str); 5] = [
 const MIN_LOOP_SPEED: f64 = 5e6;
 /// How long the self-test guest may take.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What this host itself runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hypervisor {
+    /// The twelve letters by which it names itself (CPUID, leaf 0x4000_0000).
+    pub signature: String,
+    /// The emulator that it is, if it is one: its times are not those of hardware.
+    pub emulator: Option<&'static str>,
+}
+
+/// Asks the CPU; none on hardware.
+pub fn hypervisor() -> Option<Hypervisor> {
+    const PRESENT: u32 = 1 << 31;
+    if __cpuid(1).ecx & PRESENT == 0 {
+        return None;
+    }
+    let name = __cpuid(0x4000_0000);
+    let bytes: Vec<u8> = ([name.ebx, name.ecx, name.edx].into_iter())
+        .flat_map(u32::to_le_bytes)
+        .filter(|byte| *byte != 0)
+        .collect();
+    let signature = String::from_utf8_lossy(&bytes).into_owned();
+    let emulator = (signature == "TCGTCGTCGTCG").then_some("QEMU's CPU emulator (TCG)");
+    Some(Hypervisor {
+        signature,
+        emulator,
+    })
+}
 
 /// Looks at everything.
 pub fn examine(kvm_device: &Path) -> Vec<Finding> {

@@ -1,0 +1,82 @@
+//! `mote bench`: virtual machines beside containers, measured on the host that it runs on. What is measured and how is in the crate `bench`; here are
+//! flags, files and what is printed.
+
+mod adapters;
+mod facts;
+mod guests;
+mod output;
+mod startup;
+
+use std::io;
+use std::path::PathBuf;
+
+use ::bench::{adapter, session};
+use clap::Subcommand;
+use thiserror::Error;
+
+use crate::message::{chain, say};
+use crate::status::Status;
+
+/// `mote bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Time how long a program takes to start in virtual machines and containers, in turn
+    Startup(startup::Args),
+    /// List the runtimes that are known, or print how one is started
+    Adapters(adapters::Args),
+}
+
+/// Why nothing was measured or shown.
+#[derive(Debug, Error)]
+enum Error {
+    /// How a runtime is started.
+    #[error(transparent)]
+    Adapter(#[from] adapter::Error),
+    /// The host.
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    /// The guest kernel.
+    #[error(transparent)]
+    Kernel(#[from] image::kernel::Error),
+    /// A file.
+    #[error("Cannot {action} {}", .path.display())]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something of this host.
+    #[error("Cannot {what}")]
+    Host {
+        /// What was to be done.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// What was given is of no use.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// Does it.
+pub(crate) fn execute(args: &Args) -> Status {
+    let done = match &args.command {
+        Command::Startup(args) => startup::startup(args),
+        Command::Adapters(args) => adapters::adapters(args),
+    };
+    done.unwrap_or_else(|error| {
+        say(&chain(&error));
+        Status::MoteError
+    })
+}

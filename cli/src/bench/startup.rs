@@ -1,0 +1,110 @@
+//! `mote bench startup`.
+
+use std::env;
+use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ::bench::record::{FORMAT, Measured, Purpose, Record, Run};
+use ::bench::session::Session;
+use ::bench::startup::{Plan, Progress, measure};
+
+use super::Error;
+use super::adapters::Choice;
+use super::facts::facts;
+use super::guests::Guests;
+use super::output::Output;
+use crate::quantity::parse_duration;
+use crate::signals::Signals;
+use crate::status::Status;
+
+/// `mote bench startup`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A B C A B C …: each start prints a word of its own and exits with a status of its own, or does not count.
+What is killed by Ctrl-C is removed, and what was measured until then is printed.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    choice: Choice,
+
+    /// Starts of each runtime that count
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: u32,
+
+    /// Starts of each before them, which fill caches
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    warmups: u32,
+
+    /// Starts of each after them in which the first instruction shows itself and, as root, the kernel's trace points are on: for the
+    /// waterfalls
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    traced: u32,
+
+    /// Between two starts
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = parse_duration)]
+    pause: Duration,
+
+    /// The row that the others are compared with [default: the first container]
+    #[arg(long, value_name = "NAME")]
+    baseline: Option<String>,
+
+    #[command(flatten)]
+    guests: Guests,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Tells nobody.
+struct Silent;
+
+impl Progress for Silent {
+    fn prepares(&mut self, _: &str) {}
+    fn begins(&mut self, _: &[String], _: u64) {}
+    fn starts(&mut self, _: usize, _: Purpose) {}
+    fn ran(&mut self, _: usize, _: &Run) {}
+}
+
+pub(super) fn startup(args: &Args) -> Result<Status, Error> {
+    let adapters = args.choice.adapters()?;
+    if let Some(name) = &args.baseline
+        && !adapters.iter().any(|adapter| adapter.name == *name)
+    {
+        return Err(Error::Usage(format!(
+            "--baseline {name} is none of the runtimes that are measured"
+        )));
+    }
+    let settings = args.guests.settings()?;
+    let signals = Signals::catch().map_err(|source| Error::Host {
+        what: "catch signals",
+        source,
+    })?;
+    let began = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let plan = Plan {
+        runs: args.runs,
+        warmups: args.warmups,
+        traced: args.traced,
+        pause: args.pause,
+        baseline: args.baseline.clone(),
+    };
+    let session = Session::begin(settings, signals.as_fd())?;
+    let cgroup = session.cgroup();
+    let measured = measure(&session, adapters, &plan, &mut Silent);
+    drop(session);
+    let record = Record {
+        format: FORMAT.into(),
+        began: telemetry::rfc3339(began),
+        mote: env!("CARGO_PKG_VERSION").into(),
+        command: env::args().collect(),
+        host: facts(cgroup),
+        interrupted: measured.interrupted,
+        missing: measured.missing,
+        measured: Measured::Startup(measured.startup),
+    };
+    args.output.write(&record)?;
+    match signals.first() {
+        Some(signal) => Ok(Status::Signal(signal)),
+        None => Ok(Status::Success),
+    }
+}
