@@ -57,6 +57,9 @@ pub struct Adapter {
     /// What it gets as standard input, which stays open.
     #[serde(default)]
     pub input: Option<String>,
+    /// Its standard input and output are a terminal's.
+    #[serde(default)]
+    pub terminal: bool,
     /// What is asked of its API, one after the other, as soon as its socket is there.
     #[serde(default)]
     pub requests: Vec<Request>,

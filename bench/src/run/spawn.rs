@@ -11,8 +11,10 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// In linux/sched.h; libc's is too narrow.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -28,6 +30,8 @@ pub struct Program {
     pub environment: Vec<CString>,
     /// Where it works.
     pub directory: CString,
+    /// Its standard input and output are a terminal, which passes on what it gets as it is.
+    pub terminal: bool,
 }
 
 /// A process.
@@ -51,8 +55,13 @@ pub struct Child {
 /// ends that calls this.
 pub fn spawn(program: &Program, group: Option<&File>) -> io::Result<Child> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC);
-    let (stdin_end, stdin) = pipe()?;
-    let (stdout, stdout_end) = pipe()?;
+    let (stdin_end, stdin, stdout, stdout_end) = if program.terminal {
+        let (ours, theirs) = terminal()?;
+        (theirs.try_clone()?, ours.try_clone()?, ours, theirs)
+    } else {
+        let ((stdin_end, stdin), (stdout, stdout_end)) = (pipe()?, pipe()?);
+        (stdin_end, stdin, stdout, stdout_end)
+    };
     let (stderr, stderr_end) = pipe()?;
     let (executed, executed_end) = pipe()?;
     for end in [&stdout, &stderr] {
@@ -108,6 +117,20 @@ pub fn spawn(program: &Program, group: Option<&File>) -> io::Result<Child> {
         stdout: stdout.into(),
         stderr: stderr.into(),
     })
+}
+
+/// A terminal: our end and the program's.
+fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let theirs = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
+    let mut settings = tcgetattr(&theirs)?;
+    settings.make_raw();
+    tcsetattr(&theirs, OptionalActions::Now, &settings)?;
+    Ok((ours, theirs))
 }
 
 /// What the child needs, made before it is there: between fork and exec nothing may be allocated, as another thread may have held the lock.
@@ -171,6 +194,7 @@ mod tests {
             arguments: words.iter().map(|it| word(it)).collect(),
             environment: vec![word("COLOUR=red")],
             directory: word("/"),
+            terminal: false,
         }
     }
 
@@ -195,6 +219,21 @@ mod tests {
         let mut executed = Vec::new();
         child.executed.read_to_end(&mut executed).unwrap();
         assert!(executed.is_empty());
+    }
+
+    #[test]
+    fn a_program_can_have_a_terminal() {
+        let mut program = program(
+            "/bin/sh",
+            &["sh", "-c", "test -t 0 && test -t 1 && head -c 3"],
+        );
+        program.terminal = true;
+        let mut child = spawn(&program, None).unwrap();
+        io::Write::write_all(&mut child.stdin, b"a\nb").unwrap();
+        assert_eq!(status(&child), 0);
+        let mut text = [0; 3];
+        child.stdout.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"a\nb");
     }
 
     #[test]

@@ -397,6 +397,8 @@ fn read_some(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<Option<usize
             Ok(count) => Ok(Some(count)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // Nobody has the other end of a terminal any more.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(Some(0)),
             Err(error) => Err(error),
         };
     }

@@ -430,7 +430,8 @@ impl Prepared<'_, '_> {
             .iter()
             .map(|word| fill(&places, word))
             .collect();
-        let program = self.program(&words, &places, &id)?;
+        let mut program = self.program(&words, &places, &id)?;
+        program.terminal = self.adapter.terminal;
         let input = self
             .adapter
             .input
@@ -577,6 +578,7 @@ impl Prepared<'_, '_> {
                 .collect::<Result<_, _>>()?,
             environment,
             directory: word(self.directory.as_os_str().as_bytes())?,
+            terminal: false,
         })
     }
 }
