@@ -49,7 +49,7 @@ pub struct Adapter {
     /// Script that is run before each start, and not timed.
     #[serde(default)]
     pub before: Option<String>,
-    /// Files to be written before each start, by their path in the adapter's directory.
+    /// Files to be written before each start, by their path in its directory.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
     /// The command that is timed: a program and its arguments.
@@ -208,7 +208,7 @@ impl Adapter {
             if path.as_os_str().is_empty() || !path.components().all(stays) {
                 return Err(wrong(
                     "files",
-                    format!("{path:?} leaves the adapter's directory"),
+                    format!("{path:?} leaves the directory of the start"),
                 ));
             }
         }

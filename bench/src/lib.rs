@@ -5,6 +5,7 @@
 //! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
 
 pub mod adapter;
+pub mod density;
 pub mod host;
 pub mod record;
 pub mod run;

@@ -3,12 +3,14 @@
 
 mod mounts;
 mod prepared;
+mod programs;
+mod room;
 
-use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -71,7 +73,7 @@ pub struct Session<'a> {
     /// Never readable: for what has to be done to its end.
     never: (OwnedFd, OwnedFd),
     /// Numbers of starts.
-    next: Cell<u32>,
+    next: AtomicU32,
 }
 
 impl<'a> Session<'a> {
@@ -92,7 +94,7 @@ impl<'a> Session<'a> {
             directory,
             stop,
             never: pipe_with(PipeFlags::CLOEXEC)?,
-            next: Cell::new(1),
+            next: AtomicU32::new(1),
         })
     }
 
@@ -116,7 +118,7 @@ impl<'a> Session<'a> {
     }
 
     fn number(&self) -> u32 {
-        self.next.replace(self.next.get() + 1)
+        self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     fn directory(&self) -> &Path {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// What there is, and what it stands for.
-const NAMES: [(&str, &str); 17] = [
+const NAMES: [(&str, &str); 18] = [
     ("dir", "the adapter's own directory, empty at first"),
+    ("run_dir", "a directory for this start, empty at first"),
     ("id", "name of the instance, another one each time"),
     ("token", "what the program prints"),
     ("mode", "the program's second argument"),
@@ -60,11 +61,6 @@ impl Places {
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
         debug_assert!(NAMES.iter().any(|(known, _)| *known == name));
         self.0.insert(name, value.into());
-    }
-
-    /// Leaves a name as it is.
-    pub fn remove(&mut self, name: &str) {
-        self.0.remove(name);
     }
 
     /// All of them: variables for scripts.

@@ -324,6 +324,15 @@ impl Watched {
         }
     }
 
+    /// Its status, if it has ended.
+    pub fn try_status(&mut self) -> Option<i32> {
+        if self.exit.is_none() {
+            // One that cannot be asked is taken for one that runs.
+            let _ = self.reap();
+        }
+        self.status
+    }
+
     /// What is wrong with its output or its status.
     pub fn fault(&self, expected: Expected, status: u8) -> Option<String> {
         let of_output = || Some(self.output.fault(expected)? + &self.said_behind());

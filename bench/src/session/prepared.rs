@@ -1,21 +1,19 @@
 //! An adapter that has been prepared, and its starts.
 
-use std::env;
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Access, access};
-
-use super::Session;
+use super::programs::{fill, fill_all, program, what_is_missing};
+use super::room::Room;
+use super::{Session, mounts};
 use crate::adapter::{Adapter, Places};
 use crate::record::{Milestones, Missing, Purpose, Run, Runtime};
 use crate::run::cgroup::Group;
-use crate::run::{Expected, Goal, HttpRequest, Program, Seen, Trouble, Watched, marked, ms};
+use crate::run::{Expected, Goal, HttpRequest, Trouble, Watched, marked, ms};
 use crate::workload::write_bundle;
 
 /// What a script may take that makes snapshots or loads images.
@@ -26,8 +24,8 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 /// How long what is left of a start may be there after its end.
 const LEFT_LIMIT: Duration = Duration::from_secs(5);
-/// Where programs are looked for if nothing says where.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How often it is looked for where there are no control groups.
+const INTERVAL: Duration = Duration::from_millis(1);
 
 /// Why an adapter cannot be used.
 #[derive(Debug)]
@@ -52,7 +50,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Run => "run",
             Self::Mark => "mark",
@@ -75,24 +73,23 @@ pub struct Prepared<'s, 'a> {
     places: Places,
 }
 
-/// A start that has not ended.
+/// A start that has not been removed. It is killed, and what it had is removed, when it is dropped.
 #[derive(Debug)]
 pub struct Running {
     watched: Watched,
-    group: Option<Group>,
-    id: String,
-    token: String,
-    places: Places,
+    room: Room,
 }
 
 impl Running {
+    /// Why it is not running any more; none if it is.
+    pub fn has_ended(&mut self) -> Option<String> {
+        let status = self.watched.try_status()?;
+        Some(format!("exit status {status}"))
+    }
+
     /// The proportional set sizes of all its processes together, in bytes; none if one of them cannot be read.
     pub fn pss(&self) -> Option<u64> {
-        let processes = match &self.group {
-            Some(group) => group.processes(),
-            None => marked::processes(&self.id),
-        };
-        processes.into_iter().map(pss).sum()
+        self.room.processes().into_iter().map(pss).sum()
     }
 }
 
@@ -122,51 +119,39 @@ impl<'a> Session<'a> {
                 why,
             }));
         }
-        let mark = format!("{}-{}", std::process::id(), adapter.name);
-        let group = self
-            .base
-            .as_ref()
-            .and_then(|base| base.group(&adapter.name).ok());
+        let runtime = Runtime {
+            name: adapter.name.clone(),
+            about: adapter.about.clone(),
+            kind: adapter.kind,
+            version: None,
+            command: fill_all(&places, &adapter.run),
+            requests: (adapter.requests.iter())
+                .map(|request| format!("{} {}", request.method, request.path))
+                .collect(),
+            uncounted: adapter.uncounted.clone(),
+        };
+        let mark = format!("bench-{}-{}", std::process::id(), adapter.name);
         places.set("id", mark.clone());
         let mut prepared = Prepared {
-            runtime: Runtime {
-                name: adapter.name.clone(),
-                about: adapter.about.clone(),
-                kind: adapter.kind,
-                version: None,
-                command: adapter
-                    .run
-                    .iter()
-                    .map(|word| fill(&places_of_a_record(&places), word))
-                    .collect(),
-                requests: (adapter.requests.iter())
-                    .map(|request| format!("{} {}", request.method, request.path))
-                    .collect(),
-                uncounted: adapter.uncounted.clone(),
-            },
+            group: self
+                .base
+                .as_ref()
+                .and_then(|base| base.group(&adapter.name).ok()),
             session: self,
             adapter,
+            runtime,
             directory,
-            group,
             mark,
             places,
         };
-        prepared.runtime.version = prepared.version();
-        let made = fs::create_dir(&prepared.directory).map_err(|error| error.to_string());
-        let script = prepared.adapter.prepare.clone();
-        let done = made.and_then(|()| match script {
-            Some(script) => prepared
-                .script(&script, &prepared.places, PREPARE_LIMIT, self.stop)
-                .map_err(|error| chain(&error)),
-            None => Ok(()),
-        });
+        let done = prepared.set_up();
         match done {
             Ok(()) => Ok(prepared),
             Err(_) if self.is_stopped() => Err(Absent::Stopped),
-            Err(why) => Err(Absent::Failed(
-                Box::new(prepared.runtime.clone()),
-                format!("cannot be prepared: {why}"),
-            )),
+            Err(trouble) => {
+                let why = format!("cannot be prepared: {}", chain(&trouble));
+                Err(Absent::Failed(Box::new(prepared.runtime.clone()), why))
+            }
         }
     }
 
@@ -178,7 +163,6 @@ impl<'a> Session<'a> {
         places.set("dir", path(directory));
         places.set("program", path(&self.workload.program));
         places.set("rootfs", path(&self.workload.rootfs));
-        places.set("bundle", path(&directory.join("bundle")));
         places.set("image", path(&self.workload.image));
         places.set("kernel", optional(&settings.kernel));
         places.set("bzimage", optional(&settings.bzimage));
@@ -191,69 +175,19 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Without what is different in each run.
-fn places_of_a_record(places: &Places) -> Places {
-    let mut places = places.clone();
-    places.remove("id");
-    places
-}
-
-/// All names were known when the adapter was read.
-fn fill(places: &Places, text: &str) -> String {
-    places.fill(text).unwrap_or_else(|_| text.into())
-}
-
-/// What an adapter needs and is not there.
-fn what_is_missing(adapter: &Adapter, places: &Places) -> Option<String> {
-    let program = adapter
-        .needs
-        .iter()
-        .find(|program| find_program(program).is_none());
-    if let Some(program) = program {
-        return Some(format!("there is no program {program}"));
-    }
-    for file in &adapter.needs_files {
-        let path = fill(places, file);
-        if path.is_empty() {
-            return Some(format!("there is nothing for {file}"));
-        }
-        if !Path::new(&path).exists() {
-            return Some(format!("there is no {path}"));
-        }
-    }
-    if adapter.needs_root && !rustix::process::geteuid().is_root() {
-        return Some("it needs root".into());
-    }
-    for (name, what) in [
-        ("kernel", "guest kernel"),
-        ("jobs_initrd", "initial RAM disk of mote's own"),
-    ] {
-        if adapter.mentions(name) && fill(places, &format!("${{{name}}}")).is_empty() {
-            return Some(format!("there is no {what}"));
-        }
-    }
-    None
-}
-
-/// Where a program is.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let can_run = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
-    if name.contains('/') {
-        let path = PathBuf::from(name);
-        return can_run(&path).then_some(path);
-    }
-    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    // Debian's root has the last two, others have not.
-    let directories = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    directories
-        .map(|directory| directory.join(name))
-        .find(|path| can_run(path))
-}
-
 impl Prepared<'_, '_> {
     /// The runtime, for a record.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+
+    fn set_up(&mut self) -> Result<(), Trouble> {
+        fs::create_dir(&self.directory)?;
+        self.runtime.version = self.version();
+        match &self.adapter.prepare {
+            Some(script) => self.script(script, &self.places, PREPARE_LIMIT, self.session.stop),
+            None => Ok(()),
+        }
     }
 
     /// Starts it once, from beginning to end. None: the measurement is to end.
@@ -268,6 +202,10 @@ impl Prepared<'_, '_> {
             .tracer
             .as_ref()
             .filter(|_| purpose == Purpose::Traced);
+        if let Some(tracer) = tracer {
+            // What cannot be traced has fewer milestones.
+            let _ = tracer.begin();
+        }
         let mut run = Run {
             purpose,
             at,
@@ -276,35 +214,29 @@ impl Prepared<'_, '_> {
             cpu: None,
             peak_memory: None,
         };
-        if let Some(tracer) = tracer {
-            // What cannot be traced has fewer milestones.
-            let _ = tracer.begin();
-        }
         match self.start(mode) {
             Ok(mut running) => {
                 let ended = self.watch_to_its_end(&mut running);
-                if let (Some(tracer), true) = (tracer, ended.is_ok()) {
-                    let watched = &running.watched;
-                    let group = self.path_of(running.group.as_ref());
-                    let seen = tracer.end(watched.pid(), watched.clock(), group.as_deref());
-                    add(&mut run.milestones, seen.unwrap_or_default());
+                let Running { watched, room } = &running;
+                run.milestones = watched.milestones(&room.token);
+                if let Some(tracer) = tracer {
+                    let seen = tracer.end(
+                        watched.pid(),
+                        watched.clock(),
+                        self.path_of(room).as_deref(),
+                    );
+                    let seen = seen.unwrap_or_default();
+                    run.milestones.environment = seen.environment.map(ms);
+                    run.milestones.guest = seen.guest.map(ms);
                 }
-                let seen = running.watched.milestones(&running.token);
-                run.milestones = Milestones {
-                    environment: run.milestones.environment,
-                    guest: run.milestones.guest,
-                    ..seen
-                };
-                run.cpu = running.group.as_ref().and_then(Group::cpu).map(ms);
-                run.peak_memory = running.group.as_ref().and_then(Group::peak_memory);
-                let failure = match ended {
-                    Ok(()) => running
-                        .watched
-                        .fault(self.expected(&running.token), self.adapter.status),
-                    Err(why) => Some(why),
-                };
-                run.failure = failure.map(|why| self.without_names(&why, &running));
-                self.remove(running, run.failure.is_some());
+                run.cpu = room.group.as_ref().and_then(Group::cpu).map(ms);
+                run.peak_memory = room.group.as_ref().and_then(Group::peak_memory);
+                let fault = || watched.fault(self.expected(&room.token), self.adapter.status);
+                let failure = ended.err().or_else(fault);
+                run.failure = failure.map(|why| self.without_names(&why, room));
+                if run.failure.is_some() {
+                    self.cut_off(running);
+                }
             }
             Err(trouble) => run.failure = Some(chain(&trouble)),
         }
@@ -318,43 +250,34 @@ impl Prepared<'_, '_> {
     /// Starts an instance that stays, and waits for its output: with it the time until then, in milliseconds.
     pub fn hold(&self) -> Result<(Running, f64), String> {
         let mut running = self.start(Mode::Hold).map_err(|trouble| chain(&trouble))?;
-        let waited = running
-            .watched
-            .wait(Goal::Output(&running.token), self.session.stop);
-        let output = running.watched.milestones(&running.token).output;
-        match (waited, output) {
-            (Ok(()), Some(output)) => Ok((running, output)),
-            (waited, _) => {
-                let why = match waited {
-                    Err(trouble) => chain(&trouble),
-                    Ok(()) => (running
-                        .watched
-                        .fault(self.expected(&running.token), self.adapter.status))
-                    .unwrap_or_else(|| "ended".into()),
-                };
-                let why = self.without_names(&why, &running);
-                self.remove(running, true);
-                Err(why)
+        let Running { watched, room } = &mut running;
+        let waited = watched.wait(Goal::Output(&room.token), self.session.stop);
+        let output = watched.milestones(&room.token).output;
+        let why = match (waited, output) {
+            (Ok(()), Some(output)) => return Ok((running, output)),
+            (Err(trouble), _) => chain(&trouble),
+            (Ok(()), None) => {
+                let fault = watched.fault(self.expected(&room.token), self.adapter.status);
+                fault.unwrap_or_else(|| "it ended".into())
             }
-        }
+        };
+        let why = self.without_names(&why, room);
+        self.cut_off(running);
+        Err(why)
     }
 
-    /// Ends an instance, and removes what it had.
-    pub fn remove(&self, mut running: Running, is_cut_off: bool) {
-        if is_cut_off {
-            running.watched.kill();
-            if let Some(group) = &running.group {
-                group.end();
-            }
-            marked::end(&running.id);
-            if let Some(script) = &self.adapter.clean {
-                // There may be nothing left to clean.
-                let _ = self.script(script, &running.places, SCRIPT_LIMIT, self.session.never());
-            }
-        }
-        if let Some(group) = &running.group {
-            group.end();
-            group.remove();
+    /// Ends an instance that would not end by itself, and removes what it had.
+    pub fn cut_off(&self, mut running: Running) {
+        running.watched.kill();
+        running.room.end_all();
+        if let Some(script) = &self.adapter.clean {
+            // There may be nothing left to clean.
+            let _ = self.script(
+                script,
+                &running.room.places,
+                SCRIPT_LIMIT,
+                self.session.never(),
+            );
         }
     }
 
@@ -366,84 +289,61 @@ impl Prepared<'_, '_> {
     }
 
     /// Without what is different in each run, so that the same failures have the same words.
-    fn without_names(&self, text: &str, running: &Running) -> String {
+    fn without_names(&self, text: &str, room: &Room) -> String {
         let directory = self.directory.display().to_string();
-        text.replace(&running.id, "${id}")
-            .replace(&running.token, "${token}")
+        let text = text.replace(&room.directory.display().to_string(), "${run_dir}");
+        text.replace(&room.id, "${id}")
+            .replace(&room.token, "${token}")
             .replace(&directory, "${dir}")
     }
 
-    fn path_of(&self, group: Option<&Group>) -> Option<String> {
-        Some(self.session.base.as_ref()?.path_of(group?))
+    fn path_of(&self, room: &Room) -> Option<String> {
+        Some(self.session.base.as_ref()?.path_of(room.group.as_ref()?))
     }
 
     fn start(&self, mode: Mode) -> Result<Running, Trouble> {
-        let id = format!("bench-{}-{}", std::process::id(), self.session.number());
-        let token = token();
-        let mut places = self.places.clone();
-        places.set("id", id.clone());
-        places.set("token", token.clone());
-        places.set("mode", mode.word());
-        let group = match &self.session.base {
-            Some(base) => Some(base.group(&id)?),
-            None => None,
-        };
-        let main = group
-            .as_ref()
-            .map(|group| group.inner("main"))
-            .transpose()?;
-        let path = self.path_of(group.as_ref());
-        let inner = path.map_or_else(|| format!("/{id}"), |path| format!("{path}/box"));
-        places.set("cgroup", inner.clone());
-        let directory = group
-            .as_ref()
-            .map(|group| group.directory().join("box").display().to_string());
-        places.set("cgroup_dir", directory.unwrap_or_default());
-
+        let room = Room::make(self.session, &self.directory, &self.places, mode)?;
         if let Some(script) = &self.adapter.before {
-            self.script(script, &places, SCRIPT_LIMIT, self.session.stop)?;
+            self.script(script, &room.places, SCRIPT_LIMIT, self.session.stop)?;
         }
         for (name, text) in &self.adapter.files {
-            let path = self.directory.join(name);
+            let path = room.directory.join(name);
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
-            fs::write(path, fill(&places, text))?;
+            fs::write(path, fill(&room.places, text))?;
         }
         if self.adapter.mentions("bundle") {
-            let words = ["/program", &token, mode.word()];
-            let cgroup = if self.session.base.is_some() {
-                &*inner
-            } else {
-                ""
-            };
+            let words = ["/program", &room.token, mode.word()];
+            let cgroup = room.group.as_ref().map(|_| room.inner.as_str());
             write_bundle(
-                &self.directory.join("bundle"),
+                &room.bundle(),
                 &self.session.workload.rootfs,
                 &words,
                 cgroup,
             )?;
         }
-        let words: Vec<String> = self
-            .adapter
-            .run
-            .iter()
-            .map(|word| fill(&places, word))
-            .collect();
-        let mut program = self.program(&words, &places, &id)?;
+        let words = fill_all(&room.places, &self.adapter.run);
+        let mut program = program(
+            &words,
+            &self.adapter,
+            &room.places,
+            &room.id,
+            &self.directory,
+        )?;
         program.terminal = self.adapter.terminal;
         let input = self
             .adapter
             .input
             .as_ref()
-            .map(|input| fill(&places, input));
+            .map(|input| fill(&room.places, input));
         let requests = self.adapter.requests.iter().map(|request| HttpRequest {
-            socket: fill(&places, &request.socket).into(),
+            socket: fill(&room.places, &request.socket).into(),
             method: request.method.clone(),
-            path: fill(&places, &request.path),
-            body: request.body.as_ref().map(|body| fill(&places, body)),
+            path: fill(&room.places, &request.path),
+            body: request.body.as_ref().map(|body| fill(&room.places, body)),
         });
-        let entry = main.as_ref().map(Group::open).transpose()?;
+        let entry = room.main.as_ref().map(Group::open).transpose()?;
         let limit = self.session.settings.limit;
         let watched = Watched::start(
             &program,
@@ -452,19 +352,13 @@ impl Prepared<'_, '_> {
             requests.collect(),
             limit,
         )?;
-        Ok(Running {
-            watched,
-            group,
-            id,
-            token,
-            places,
-        })
+        Ok(Running { watched, room })
     }
 
     /// Watches it until nothing is left of it; otherwise says why it was given up.
     fn watch_to_its_end(&self, running: &mut Running) -> Result<(), String> {
         let stop = self.session.stop;
-        let watched = &mut running.watched;
+        let Running { watched, room } = running;
         if let Err(trouble) = watched.wait(Goal::Exit, stop) {
             let said = watched
                 .said()
@@ -472,33 +366,34 @@ impl Prepared<'_, '_> {
                 .unwrap_or_default();
             return Err(chain(&trouble) + &said);
         }
-        let is_gone = match &running.group {
-            Some(group) => watched
-                .wait_until_gone(group, LEFT_LIMIT, stop)
-                .map_err(|trouble| chain(&trouble))?,
-            None => false,
+        let left = |processes: &[u32]| {
+            Err(format!(
+                "left processes behind: {}",
+                marked::names(processes)
+            ))
         };
-        // One may have left the group.
+        if let Some(group) = &room.group {
+            let gone = watched.wait_until_gone(group, LEFT_LIMIT, stop);
+            if !gone.map_err(|trouble| chain(&trouble))? {
+                return left(&group.processes());
+            }
+        }
+        // Where there is no group, and those that have left it.
         let began = Instant::now();
         loop {
-            let left = marked::processes(&running.id);
-            if left.is_empty() && (is_gone || running.group.is_none()) {
+            let processes = marked::processes(&room.id);
+            if processes.is_empty() {
                 break;
             }
-            if began.elapsed() > LEFT_LIMIT || (running.group.is_some() && !is_gone) {
-                let in_group = running
-                    .group
-                    .as_ref()
-                    .map(Group::processes)
-                    .unwrap_or_default();
-                let names = marked::names(&[left, in_group].concat());
-                return Err(format!("left processes behind: {names}"));
+            if began.elapsed() > LEFT_LIMIT {
+                return left(&processes);
             }
             if self.session.is_stopped() {
                 return Err(chain(&Trouble::Stopped));
             }
+            thread::sleep(INTERVAL);
         }
-        if running.group.is_none() {
+        if room.group.is_none() {
             watched.is_gone();
         }
         Ok(())
@@ -513,9 +408,7 @@ impl Prepared<'_, '_> {
         stop: BorrowedFd,
     ) -> Result<(), Trouble> {
         let words = ["sh", "-euc", text].map(str::to_owned);
-        let program = self.program(&words, places, &self.mark)?;
-        let entry = self.group.as_ref().map(Group::open).transpose()?;
-        let mut watched = Watched::start(&program, entry.as_ref(), None, Vec::new(), limit)?;
+        let mut watched = self.own(&words, places, limit)?;
         watched.wait(Goal::Exit, stop)?;
         match watched.status_fault(0) {
             None => Ok(()),
@@ -527,18 +420,8 @@ impl Prepared<'_, '_> {
         if self.adapter.version.is_empty() {
             return None;
         }
-        let words: Vec<String> = self
-            .adapter
-            .version
-            .iter()
-            .map(|word| fill(&self.places, word))
-            .collect();
-        let mut program = self.program(&words, &self.places, &self.mark).ok()?;
-        // Its own directory is not there yet.
-        program.directory = c"/".into();
-        let entry = self.group.as_ref().and_then(|group| group.open().ok());
-        let mut watched =
-            Watched::start(&program, entry.as_ref(), None, Vec::new(), VERSION_LIMIT).ok()?;
+        let words = fill_all(&self.places, &self.adapter.version);
+        let mut watched = self.own(&words, &self.places, VERSION_LIMIT).ok()?;
         watched.wait(Goal::Exit, self.session.stop).ok()?;
         let text = watched.printed();
         let line = text
@@ -547,39 +430,11 @@ impl Prepared<'_, '_> {
         Some(line.trim().chars().take(80).collect())
     }
 
-    fn program(&self, words: &[String], places: &Places, id: &str) -> Result<Program, Trouble> {
-        let name = words.first().map(String::as_str).unwrap_or_default();
-        let path =
-            find_program(name).ok_or_else(|| Trouble::Exec(io::ErrorKind::NotFound.into()))?;
-        let own: Vec<(&str, String)> =
-            (places.iter().map(|(name, value)| (name, value.to_owned())))
-                .chain(
-                    self.adapter
-                        .env
-                        .iter()
-                        .map(|(name, value)| (name.as_str(), fill(places, value))),
-                )
-                .chain([(marked::VARIABLE, id.to_owned())])
-                .collect();
-        let mut environment = Vec::new();
-        for (name, value) in env::vars_os() {
-            if !own.iter().any(|(other, _)| name == *other) {
-                environment.push(word(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
-            }
-        }
-        for (name, value) in &own {
-            environment.push(word(format!("{name}={value}").as_bytes())?);
-        }
-        Ok(Program {
-            path: word(path.as_os_str().as_bytes())?,
-            arguments: words
-                .iter()
-                .map(|it| word(it.as_bytes()))
-                .collect::<Result<_, _>>()?,
-            environment,
-            directory: word(self.directory.as_os_str().as_bytes())?,
-            terminal: false,
-        })
+    /// Starts what is not an instance.
+    fn own(&self, words: &[String], places: &Places, limit: Duration) -> Result<Watched, Trouble> {
+        let program = program(words, &self.adapter, places, &self.mark, &self.directory)?;
+        let entry = self.group.as_ref().map(Group::open).transpose()?;
+        Watched::start(&program, entry.as_ref(), None, Vec::new(), limit)
     }
 }
 
@@ -594,26 +449,9 @@ impl Drop for Prepared<'_, '_> {
             group.remove();
         }
         marked::end(&self.mark);
-        super::mounts::unmount_below(&self.directory);
+        mounts::unmount_below(&self.directory);
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-fn word(bytes: &[u8]) -> io::Result<CString> {
-    Ok(CString::new(bytes)?)
-}
-
-fn add(milestones: &mut Milestones, seen: Seen) {
-    milestones.environment = seen.environment.map(ms);
-    milestones.guest = seen.guest.map(ms);
-}
-
-/// Another one for each start, so that no output of an earlier one can be taken for it.
-fn token() -> String {
-    let mut bytes = [0; 8];
-    // Fails only before the kernel has any randomness.
-    let _ = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An error with its causes.

@@ -7,19 +7,19 @@ use std::path::Path;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec};
 
-/// Writes the bundle `directory`: what `runc spec` makes, with a read-only root, for these words, in this control group.
+/// Writes the bundle `directory`: what `runc spec` makes, with a read-only root, for these words, in this control group if one is given.
 pub fn write_bundle(
     directory: &Path,
     rootfs: &Path,
     words: &[&str],
-    cgroup: &str,
+    cgroup: Option<&str>,
 ) -> io::Result<()> {
     let spec = spec(rootfs, words, cgroup).map_err(io::Error::other)?;
     fs::create_dir_all(directory)?;
     fs::write(directory.join("config.json"), serde_json::to_vec(&spec)?)
 }
 
-fn spec(rootfs: &Path, words: &[&str], cgroup: &str) -> Result<Spec, OciSpecError> {
+fn spec(rootfs: &Path, words: &[&str], cgroup: Option<&str>) -> Result<Spec, OciSpecError> {
     let mut spec = Spec::default();
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     let process = ProcessBuilder::default()
@@ -30,7 +30,7 @@ fn spec(rootfs: &Path, words: &[&str], cgroup: &str) -> Result<Spec, OciSpecErro
     spec.set_root(Some(
         RootBuilder::default().path(rootfs).readonly(true).build()?,
     ));
-    if !cgroup.is_empty() {
+    if let Some(cgroup) = cgroup {
         let mut linux = spec
             .linux()
             .clone()

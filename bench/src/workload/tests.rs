@@ -79,7 +79,7 @@ fn a_bundle_is_for_its_words() {
         directory.as_path(),
         Path::new("/x"),
         &["/program", "a"],
-        "/group/1",
+        Some("/group/1"),
     )
     .unwrap();
     let text = fs::read(directory.as_path().join("config.json")).unwrap();
