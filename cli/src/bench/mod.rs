@@ -2,6 +2,7 @@
 //! flags, files and what is printed.
 
 mod adapters;
+mod density;
 mod facts;
 mod guests;
 mod output;
@@ -15,6 +16,7 @@ use clap::Subcommand;
 use thiserror::Error;
 
 use crate::message::{chain, say};
+use crate::signals::Signals;
 use crate::status::Status;
 
 /// `mote bench`.
@@ -28,6 +30,8 @@ pub(crate) struct Args {
 enum Command {
     /// Time how long a program takes to start in virtual machines and containers, in turn
     Startup(startup::Args),
+    /// Hold instances of virtual machines and containers side by side: what each takes of memory, and how many start in a second
+    Density(density::Args),
     /// List the runtimes that are known, or print how one is started
     Adapters(adapters::Args),
 }
@@ -69,10 +73,19 @@ enum Error {
     Usage(String),
 }
 
+/// Catches what asks to end from now on.
+fn catch_signals() -> Result<Signals, Error> {
+    Signals::catch().map_err(|source| Error::Host {
+        what: "catch signals",
+        source,
+    })
+}
+
 /// Does it.
 pub(crate) fn execute(args: &Args) -> Status {
     let done = match &args.command {
         Command::Startup(args) => startup::startup(args),
+        Command::Density(args) => density::density(args),
         Command::Adapters(args) => adapters::adapters(args),
     };
     done.unwrap_or_else(|error| {

@@ -1,20 +1,17 @@
 //! `mote bench startup`.
 
-use std::env;
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use ::bench::record::{FORMAT, Measured, Purpose, Record, Run};
+use ::bench::record::{Measured, Purpose, Run};
 use ::bench::session::Session;
 use ::bench::startup::{Plan, Progress, measure};
 
-use super::Error;
 use super::adapters::Choice;
-use super::facts::facts;
 use super::guests::Guests;
-use super::output::Output;
+use super::output::{Made, Output};
+use super::{Error, catch_signals};
 use crate::quantity::parse_duration;
-use crate::signals::Signals;
 use crate::status::Status;
 
 /// `mote bench startup`.
@@ -74,13 +71,8 @@ pub(super) fn startup(args: &Args) -> Result<Status, Error> {
         )));
     }
     let settings = args.guests.settings()?;
-    let signals = Signals::catch().map_err(|source| Error::Host {
-        what: "catch signals",
-        source,
-    })?;
-    let began = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let signals = catch_signals()?;
+    let made = Made::now();
     let plan = Plan {
         runs: args.runs,
         warmups: args.warmups,
@@ -92,19 +84,8 @@ pub(super) fn startup(args: &Args) -> Result<Status, Error> {
     let cgroup = session.cgroup();
     let measured = measure(&session, adapters, &plan, &mut Silent);
     drop(session);
-    let record = Record {
-        format: FORMAT.into(),
-        began: telemetry::rfc3339(began),
-        mote: env!("CARGO_PKG_VERSION").into(),
-        command: env::args().collect(),
-        host: facts(cgroup),
-        interrupted: measured.interrupted,
-        missing: measured.missing,
-        measured: Measured::Startup(measured.startup),
-    };
+    let startup = Measured::Startup(measured.startup);
+    let record = made.record(cgroup, measured.interrupted, measured.missing, startup);
     args.output.write(&record)?;
-    match signals.first() {
-        Some(signal) => Ok(Status::Signal(signal)),
-        None => Ok(Status::Success),
-    }
+    Ok(signals.first().map_or(Status::Success, Status::Signal))
 }
