@@ -5,3 +5,8 @@
 //! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
 
 pub mod record;
+pub mod stats;
+pub mod summary;
+
+#[cfg(test)]
+mod sample;
