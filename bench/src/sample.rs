@@ -1,6 +1,8 @@
 //! Records for tests. What is random in them is the same each time.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use fastrand::Rng;
 use statrs::distribution::{ContinuousCDF, LogNormal};
@@ -148,7 +150,7 @@ pub(crate) fn starts() -> Record {
         ("podman", 212.0),
         ("firecracker", 98.0),
     ]) {
-        rows.push(row(name, &times(median, 50, seed)));
+        rows.push(row(name, &times(median, 20, seed)));
     }
     for run in &mut rows[3].runs[..2] {
         run.failure = Some("the exit status is 1, not 7".into());
@@ -176,4 +178,20 @@ pub(crate) fn crowd() -> Record {
     rows[3].ended = Some("start 1 failed: no output within 30 s".into());
     rows[3].rate = None;
     record(Measured::Density(density(rows)))
+}
+
+/// Compares a text with the one that is kept in a file, whose path is from the folder of this crate on. `UPDATE=1 cargo test -p bench`
+/// writes it instead.
+pub(crate) fn golden(path: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, text).expect("the sources can be written to");
+        return;
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        kept == text,
+        "{} is not up to date: UPDATE=1 cargo test -p bench. It would be:\n{text}",
+        path.display()
+    );
 }

@@ -7,10 +7,14 @@
 //! - The same holds for CPU time and memory.
 //! - Ratios are those of medians to the baseline's ([`ratio_of_medians`]). If nothing counts of the baseline, there are none.
 
+mod density;
+
 use std::collections::BTreeMap;
 
 use crate::record::{Milestones, Purpose, Run, Startup, StartupRow, Summary};
 use crate::stats::{distribution, ratio_of_medians};
+
+pub use density::{DensitySummary, density};
 
 /// Milestones by name, in the order in which they are reached.
 #[must_use]
@@ -38,6 +42,12 @@ pub fn by_name(milestones: &Milestones) -> [(&'static str, Option<f64>); 7] {
 /// The runs that count.
 pub fn counted(row: &StartupRow) -> impl Iterator<Item = &Run> {
     samples(row).filter(|run| run.failure.is_none())
+}
+
+/// How many would count if they had not failed.
+#[must_use]
+pub fn failed(row: &StartupRow) -> usize {
+    samples(row).filter(|run| run.failure.is_some()).count()
 }
 
 /// Those that would if nothing had failed.
@@ -130,8 +140,6 @@ fn summary(row: &StartupRow, compared: Option<&BTreeMap<&str, Vec<f64>>>) -> Sum
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
     use crate::sample;
 
