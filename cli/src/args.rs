@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::bench;
 use crate::ctl;
 use crate::pool;
 use crate::quantity::{parse_duration, parse_size};
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Template(Box<template::Args>),
     /// Have guests of a template ready before they are asked for
     Pool(pool::Args),
+    /// Measure how runtimes of containers and virtual machines start, beside each other
+    Bench(bench::Args),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
     /// Talk to guests that run
