@@ -9,7 +9,7 @@ use crate::compare::{Comparison, LEAST_EFFECT, Quantity, SIGNIFICANT, Side, Unit
 /// Columns of a name; longer ones take several lines.
 const NAME: u16 = 20;
 /// Columns of a verdict.
-const VERDICT: u16 = 26;
+const VERDICT: u16 = 30;
 
 /// A comparison as text; the names are what the two are called, such as their files.
 #[must_use]
@@ -30,12 +30,12 @@ pub fn comparison(comparison: &Comparison, a: &str, b: &str) -> String {
             .map(|found| vec![found.what.clone(), found.a.clone(), found.b.clone()])
             .collect(),
     );
-    if comparison.rows.is_empty() {
-        text += &paragraph("\nNo runtime is in both");
+    text.push('\n');
+    text += &if comparison.rows.is_empty() {
+        paragraph("No runtime is in both")
     } else {
-        text.push('\n');
-        text += &figures(comparison);
-    }
+        figures(comparison)
+    };
     let notes = comparison.rows.iter().flat_map(|row| {
         let notes = row.notes.iter();
         notes.map(|note| vec![row.name.clone(), note.clone()])

@@ -127,6 +127,10 @@ fn comparisons() {
     crate::summary::summarize(of);
     let found = compare(&a, &b).unwrap();
     golden("comparison", &comparison(&found, "a.json", "b.json"));
+    startup(&mut b).rows.drain(..4);
+    startup(&mut b).rows.truncate(1);
+    let others = comparison(&compare(&a, &b).unwrap(), "a.json", "b.json");
+    assert!(others.contains("\n\nNo runtime is in both\n"), "{others}");
     let found = compare(&sample::crowd(), &sample::crowd()).unwrap();
     golden(
         "comparison-density",
