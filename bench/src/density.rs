@@ -29,14 +29,14 @@ pub struct Plan {
     pub settle: Duration,
 }
 
-/// Who wants to know how far it is.
+/// Who wants to know how far it is. A row is the place of an adapter among those that were given.
 pub trait Progress: Sync {
     /// An adapter is prepared.
-    fn prepares(&self, name: &str);
+    fn prepares(&self, row: usize);
     /// So many of its instances run.
-    fn holds(&self, name: &str, count: u32, limit: u32);
+    fn holds(&self, row: usize, count: u32);
     /// So many starts side by side are done.
-    fn started(&self, name: &str, count: u32, starts: u32);
+    fn started(&self, row: usize, count: u32);
 }
 
 /// What has been measured.
@@ -59,17 +59,21 @@ pub fn measure(
 ) -> Measured {
     let mut missing = Vec::new();
     let mut rows = Vec::new();
-    for adapter in adapters {
+    for (index, adapter) in adapters.into_iter().enumerate() {
         if session.is_stopped() {
             break;
         }
-        progress.prepares(&adapter.name);
+        progress.prepares(index);
+        let told = Told {
+            progress,
+            row: index,
+        };
         match session.prepare(adapter) {
             Ok(prepared) => {
                 let mut row = empty(prepared.runtime().clone(), None);
-                hold(session, &prepared, plan, &mut row, progress);
+                hold(session, &prepared, plan, &mut row, told);
                 if plan.starts > 0 && row.points.len() > 1 && !session.is_stopped() {
-                    row.rate = Some(rate(session, &prepared, plan, progress));
+                    row.rate = Some(rate(session, &prepared, plan, told));
                 }
                 rows.push(row);
             }
@@ -90,6 +94,13 @@ pub fn measure(
     }
 }
 
+/// Whom to tell of which row.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    progress: &'a dyn Progress,
+    row: usize,
+}
+
 fn empty(runtime: Runtime, ended: Option<String>) -> DensityRow {
     DensityRow {
         runtime,
@@ -100,13 +111,7 @@ fn empty(runtime: Runtime, ended: Option<String>) -> DensityRow {
 }
 
 /// Adds instances one by one, and removes them all.
-fn hold(
-    session: &Session,
-    prepared: &Prepared,
-    plan: &Plan,
-    row: &mut DensityRow,
-    progress: &dyn Progress,
-) {
+fn hold(session: &Session, prepared: &Prepared, plan: &Plan, row: &mut DensityRow, told: Told) {
     // What is not counted is not in their processes.
     let is_whole = row.runtime.uncounted.is_none();
     let mut instances: Vec<Running> = Vec::new();
@@ -136,7 +141,7 @@ fn hold(
                 instances.push(instance);
                 let point = look(&instances, Some(start));
                 row.points.push(point);
-                progress.holds(&row.runtime.name, count, plan.limit);
+                told.progress.holds(told.row, count);
                 if point.available < least && count < plan.limit {
                     row.ended = Some("the host's memory is nearly used up".into());
                     break;
@@ -163,13 +168,12 @@ fn hold(
 }
 
 /// Starts some side by side, each to its end.
-fn rate(session: &Session, prepared: &Prepared, plan: &Plan, progress: &dyn Progress) -> Rate {
+fn rate(session: &Session, prepared: &Prepared, plan: &Plan, told: Told) -> Rate {
     let next = AtomicU32::new(0);
     let done = AtomicU32::new(0);
     let started = AtomicU32::new(0);
     let failures: Mutex<BTreeMap<String, u32>> = Mutex::default();
     let began = Instant::now();
-    let name = &prepared.runtime().name;
     thread::scope(|scope| {
         for _ in 0..plan.concurrency.min(plan.starts) {
             scope.spawn(|| {
@@ -189,7 +193,8 @@ fn rate(session: &Session, prepared: &Prepared, plan: &Plan, progress: &dyn Prog
                             *failures.entry(why).or_default() += 1;
                         }
                     }
-                    progress.started(name, done.fetch_add(1, Ordering::Relaxed) + 1, plan.starts);
+                    told.progress
+                        .started(told.row, done.fetch_add(1, Ordering::Relaxed) + 1);
                 }
             });
         }

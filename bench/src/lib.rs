@@ -2,15 +2,23 @@
 //!
 //! Reading order: `record` (what a measurement is: the JSON document that everything else makes or reads), `adapter` (how a runtime is
 //! started), `run` (one start, watched from exec until nothing is left of it), `startup` and `density` (whole measurements), then what is made of a record:
-//! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
+//! `document` (a record from a file), `stats`, `summary`, `table`, `compare`, `plot`, `page`; and `live`, what is shown meanwhile.
 
 pub mod adapter;
+pub mod compare;
 pub mod density;
+pub mod document;
 pub mod host;
+pub mod live;
 pub mod record;
 pub mod run;
-#[cfg(test)]
-mod schema;
+pub mod schema;
 pub mod session;
 pub mod startup;
+pub mod stats;
+pub mod summary;
+pub mod table;
 pub mod workload;
+
+#[cfg(test)]
+mod sample;

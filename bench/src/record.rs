@@ -16,6 +16,7 @@ pub const FORMAT: &str = "mote-bench/1";
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// The format's version, "mote-bench/1".
+    #[schemars(extend("const" = FORMAT))]
     pub format: String,
     /// When it began: UTC, as in RFC 3339.
     pub began: String,

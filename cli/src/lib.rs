@@ -5,7 +5,7 @@
 //! foreground), `guest` (which kernel, initrd and command line), `devices` with `options`,
 //! `config_file`, `console` with `terminal` and `keys`, `signals`, `logger`, `process`, `footprint`,
 //! `status` (exit codes), `copies` (guests that nobody waits for), `template` and `pool` (guests that have been booted before), `service` (`mote vmm`: a guest that is told what to do through the API), `rundir` (where running
-//! guests are found), `ctl` (commands that talk to them), `doctor`.
+//! guests are found), `ctl` (commands that talk to them), `bench` (measurements), `doctor`.
 
 mod args;
 mod bench;

@@ -3,13 +3,14 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use ::bench::density::{Plan, Progress, measure};
+use ::bench::density::{Plan, measure};
 use ::bench::record::Measured;
 use ::bench::session::Session;
 
 use super::adapters::Choice;
 use super::guests::Guests;
 use super::output::{Made, Output};
+use super::view::Instances;
 use super::{Error, catch_signals};
 use crate::quantity::parse_duration;
 use crate::status::Status;
@@ -59,19 +60,15 @@ pub(super) fn density(args: &Args) -> Result<Status, Error> {
     };
     let session = Session::begin(settings, signals.as_fd())?;
     let cgroup = session.cgroup();
-    let measured = measure(&session, adapters, &plan, &Silent);
-    drop(session);
+    let names: Vec<String> = adapters
+        .iter()
+        .map(|adapter| adapter.name.clone())
+        .collect();
+    let view = Instances::new(&names, args.limit, args.starts);
+    let measured = measure(&session, adapters, &plan, &view);
+    drop((view, session));
     let density = Measured::Density(measured.density);
     let record = made.record(cgroup, measured.interrupted, measured.missing, density);
     args.output.write(&record)?;
     Ok(signals.first().map_or(Status::Success, Status::Signal))
-}
-
-/// Tells nobody.
-struct Silent;
-
-impl Progress for Silent {
-    fn prepares(&self, _: &str) {}
-    fn holds(&self, _: &str, _: u32, _: u32) {}
-    fn started(&self, _: &str, _: u32, _: u32) {}
 }

@@ -18,6 +18,10 @@ pub(super) fn facts(cgroup: Option<u32>) -> Host {
     let kvm = Path::new(vmm::DEFAULT_DEVICE)
         .exists()
         .then(|| told.join("; "));
-    let emulated = hypervisor().and_then(|hypervisor| hypervisor.emulator);
-    host::facts(kvm, emulated.map(str::to_owned), cgroup)
+    host::facts(kvm, emulator().map(str::to_owned), cgroup)
+}
+
+/// What shows that this host is itself emulated.
+pub(super) fn emulator() -> Option<&'static str> {
+    hypervisor()?.emulator
 }

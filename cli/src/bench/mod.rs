@@ -6,12 +6,14 @@ mod density;
 mod facts;
 mod guests;
 mod output;
+mod report;
 mod startup;
+mod view;
 
 use std::io;
 use std::path::PathBuf;
 
-use ::bench::{adapter, session};
+use ::bench::{adapter, compare, document, session};
 use clap::Subcommand;
 use thiserror::Error;
 
@@ -32,6 +34,8 @@ enum Command {
     Startup(startup::Args),
     /// Hold instances of virtual machines and containers side by side: what each takes of memory, and how many start in a second
     Density(density::Args),
+    /// Show a measurement that was kept with --json, or say what is different in a second one
+    Report(report::Args),
     /// List the runtimes that are known, or print how one is started
     Adapters(adapters::Args),
 }
@@ -45,6 +49,12 @@ enum Error {
     /// The host.
     #[error(transparent)]
     Session(#[from] session::Error),
+    /// A record.
+    #[error(transparent)]
+    Document(#[from] document::Error),
+    /// Two records that have nothing in common.
+    #[error(transparent)]
+    Compare(#[from] compare::Error),
     /// The guest kernel.
     #[error(transparent)]
     Kernel(#[from] image::kernel::Error),
@@ -86,6 +96,7 @@ pub(crate) fn execute(args: &Args) -> Status {
     let done = match &args.command {
         Command::Startup(args) => startup::startup(args),
         Command::Density(args) => density::density(args),
+        Command::Report(args) => report::report(args),
         Command::Adapters(args) => adapters::adapters(args),
     };
     done.unwrap_or_else(|error| {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, fs};
 
 use ::bench::record::{FORMAT, Measured, Missing, Record};
+use ::bench::table;
 
 use super::Error;
 use super::facts::facts;
@@ -70,6 +71,7 @@ impl Output {
                 source,
             })?;
         }
+        print(&table::text(record));
         Ok(())
     }
 }

@@ -3,13 +3,15 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use ::bench::record::{Measured, Purpose, Run};
+use ::bench::record::Measured;
 use ::bench::session::Session;
-use ::bench::startup::{Plan, Progress, measure};
+use ::bench::startup::{Plan, measure};
+use ::bench::summary::summarize;
 
 use super::adapters::Choice;
 use super::guests::Guests;
 use super::output::{Made, Output};
+use super::view::Starts;
 use super::{Error, catch_signals};
 use crate::quantity::parse_duration;
 use crate::status::Status;
@@ -51,16 +53,6 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// Tells nobody.
-struct Silent;
-
-impl Progress for Silent {
-    fn prepares(&mut self, _: &str) {}
-    fn begins(&mut self, _: &[String], _: u64) {}
-    fn starts(&mut self, _: usize, _: Purpose) {}
-    fn ran(&mut self, _: usize, _: &Run) {}
-}
-
 pub(super) fn startup(args: &Args) -> Result<Status, Error> {
     let adapters = args.choice.adapters()?;
     if let Some(name) = &args.baseline
@@ -82,8 +74,10 @@ pub(super) fn startup(args: &Args) -> Result<Status, Error> {
     };
     let session = Session::begin(settings, signals.as_fd())?;
     let cgroup = session.cgroup();
-    let measured = measure(&session, adapters, &plan, &mut Silent);
-    drop(session);
+    let mut view = Starts::default();
+    let mut measured = measure(&session, adapters, &plan, &mut view);
+    drop((view, session));
+    summarize(&mut measured.startup);
     let startup = Measured::Startup(measured.startup);
     let record = made.record(cgroup, measured.interrupted, measured.missing, startup);
     args.output.write(&record)?;
