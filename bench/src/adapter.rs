@@ -115,13 +115,14 @@ pub enum Error {
         source: io::Error,
     },
     /// Its text.
-    #[error("Cannot use the adapter {name}")]
+    #[error("Cannot use the adapter {name}: line {line}: {what}")]
     Parse {
         /// Its path, or name.
         name: String,
-        /// Where, and what.
-        #[source]
-        source: toml::de::Error,
+        /// Where, from 1 on.
+        line: usize,
+        /// What is wrong there.
+        what: String,
     },
     /// What it says.
     #[error("Cannot use the adapter {name}: {field} {what}")]
@@ -147,9 +148,13 @@ impl Adapter {
 
     /// Takes the text of a file apart; `origin` names it in errors.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        let adapter: Self = toml::from_str(text).map_err(|source| Error::Parse {
-            name: origin.into(),
-            source,
+        let adapter: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            Error::Parse {
+                name: origin.into(),
+                line: before.unwrap_or_default().matches('\n').count() + 1,
+                what: error.message().replace('\n', " "),
+            }
         })?;
         adapter.check(origin)?;
         Ok(adapter)

@@ -4,7 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::adapter::Adapter;
-use crate::record::{Milestones, Missing, Purpose, Run, Runtime, Startup, StartupRow, Summary};
+use crate::record::{
+    Kind, Milestones, Missing, Purpose, Run, Runtime, Startup, StartupRow, Summary,
+};
 use crate::run::ms;
 use crate::session::{Absent, Prepared, Session};
 
@@ -19,7 +21,7 @@ pub struct Plan {
     pub traced: u32,
     /// Between two starts: what the one before has left to the kernel is done by then.
     pub pause: Duration,
-    /// Name of the row that the others are compared with; none: the first container, or the first row.
+    /// Name of the row that the others are compared with; none: the first container that can be started, or the first row.
     pub baseline: Option<String>,
 }
 
@@ -139,14 +141,16 @@ fn baseline(plan: &Plan, rows: &[StartupRow]) -> String {
         .baseline
         .as_ref()
         .filter(|name| rows.iter().any(|row| row.runtime.name == **name));
-    let container = || {
-        rows.iter()
-            .find(|row| row.runtime.kind == crate::record::Kind::Container)
+    let counts = |row: &&StartupRow| {
+        let counts = |run: &Run| run.purpose == Purpose::Sample && run.failure.is_none();
+        row.runs.iter().any(counts)
     };
+    let is_container = |row: &&StartupRow| row.runtime.kind == Kind::Container;
+    let container = || rows.iter().filter(counts).find(is_container);
+    let any = || rows.iter().find(counts).or(rows.first());
     let chosen = || {
-        container()
-            .or(rows.first())
-            .map(|row| row.runtime.name.clone())
+        let row = container().or_else(any)?;
+        Some(row.runtime.name.clone())
     };
     named.cloned().or_else(chosen).unwrap_or_default()
 }

@@ -7,6 +7,7 @@
 mod api;
 mod bad_input;
 mod balloon;
+mod bench;
 mod bench_report;
 mod block;
 mod boot;
@@ -80,6 +81,7 @@ fn main() {
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
         ("bad_input", bad_input::CRASH_CASES, &no_kvm),
         ("bad_input", bad_input::MUTANT_CASES, &no_kvm),
+        ("bench", bench::CASES, &None),
         ("bench_report", bench_report::CASES, &None),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),

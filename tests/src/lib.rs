@@ -5,6 +5,7 @@
 //! something takes: deadlines only end what hangs.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+pub mod bench;
 pub mod ctl;
 pub mod description;
 pub mod disk;

@@ -22,6 +22,11 @@ use crate::record::Milestones;
 const ERRORS_KEPT: usize = 64 << 10;
 /// How often it is looked whether processes are left. The kernel tells it too, but not more often than each 10 ms.
 const INTERVAL: Duration = Duration::from_micros(100);
+/// How long a request has to say what it was waiting for.
+const LAST_WORDS: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 /// After this much time less often.
 const SOON: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_millis(2);
@@ -179,6 +184,11 @@ impl Watched {
     fn step(&mut self, goal: Goal, stop: BorrowedFd) -> Result<(), Trouble> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
+            if let Some((told, _)) = &self.requests {
+                // Its time is up as well: what it waits for says more.
+                let _ = poll(&mut [PollFd::new(told, PollFlags::IN)], Some(&LAST_WORDS));
+                self.read()?;
+            }
             let what = match goal {
                 Goal::Output(_) => "printed nothing of the program's",
                 Goal::Exit => "did not end",
