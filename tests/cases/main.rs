@@ -8,6 +8,7 @@ mod api;
 mod bad_input;
 mod balloon;
 mod bench;
+mod bench_linux;
 mod bench_report;
 mod block;
 mod boot;
@@ -83,6 +84,7 @@ fn main() {
         ("bad_input", bad_input::MUTANT_CASES, &no_kvm),
         ("bench", bench::CASES, &None),
         ("bench_report", bench_report::CASES, &None),
+        ("bench_linux", bench_linux::CASES, &no_linux),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
         ("attach", ctl::LINUX_CASES, &no_linux),
