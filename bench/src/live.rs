@@ -28,6 +28,32 @@ pub struct Live {
     view: View,
 }
 
+/// A line of a terminal that says what is being prepared, until it goes away. Elsewhere it says nothing.
+pub struct Preparing(ProgressBar);
+
+impl Default for Preparing {
+    fn default() -> Self {
+        Self(
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+                .with_style(style("{wide_msg}")),
+        )
+    }
+}
+
+impl Preparing {
+    /// It is this runtime now.
+    pub fn now(&self, name: &str) {
+        self.0.set_message(format!("preparing {}", clean(name)));
+        self.0.force_draw();
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// What has been seen of a runtime.
 struct Row {
     name: String,

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use ::bench::live::Live;
+use ::bench::live::{Live, Preparing};
 use ::bench::record::{Purpose, Run};
 use ::bench::{density, startup};
 
@@ -10,23 +10,29 @@ use super::facts::emulator;
 
 /// Of starts.
 #[derive(Default)]
-pub(super) struct Starts(Option<Live>);
+pub(super) struct Starts {
+    preparing: Option<Preparing>,
+    live: Option<Live>,
+}
 
 impl startup::Progress for Starts {
-    fn prepares(&mut self, _: &str) {}
+    fn prepares(&mut self, name: &str) {
+        self.preparing.get_or_insert_default().now(name);
+    }
 
     fn begins(&mut self, rows: &[String], starts: u64) {
-        self.0 = Some(Live::new(rows, starts, emulator()));
+        self.preparing = None;
+        self.live = Some(Live::new(rows, starts, emulator()));
     }
 
     fn starts(&mut self, row: usize, purpose: Purpose) {
-        if let Some(live) = &mut self.0 {
+        if let Some(live) = &mut self.live {
             live.begins(row, purpose);
         }
     }
 
     fn ran(&mut self, row: usize, run: &Run) {
-        if let Some(live) = &mut self.0 {
+        if let Some(live) = &mut self.live {
             live.ran(row, run);
         }
     }
