@@ -96,10 +96,14 @@ fn find_mount(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// Has the groups in `directory` counted by the controllers that matter. One that is not there cannot be.
+/// Has the groups in `directory` counted by all controllers that there are. One that cannot be is left out.
 fn delegate(directory: &Path) {
-    for controller in ["+cpu", "+memory", "+pids"] {
-        let _ = fs::write(directory.join("cgroup.subtree_control"), controller);
+    let controllers = fs::read_to_string(directory.join("cgroup.controllers"));
+    for controller in controllers.unwrap_or_default().split_whitespace() {
+        let _ = fs::write(
+            directory.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
     }
 }
 
@@ -113,6 +117,11 @@ impl Group {
     /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Has the groups in it counted as it is itself, before a runtime does that in the time that it is given.
+    pub fn delegate(&self) {
+        delegate(&self.directory);
     }
 
     /// Makes a group in it.

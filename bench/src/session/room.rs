@@ -50,6 +50,7 @@ impl Room {
             group,
         };
         if let (Some(base), Some(group)) = (&session.base, &room.group) {
+            group.delegate();
             room.main = Some(group.inner("main")?);
             room.inner = format!("{}/box", base.path_of(group));
             let inner = group.directory().join("box");
