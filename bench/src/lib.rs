@@ -4,4 +4,6 @@
 //! started), `run` (one start, watched from exec until nothing is left of it), `startup` and `density` (whole measurements), then what is made of a record:
 //! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
 
+pub mod page;
+pub mod plot;
 pub mod record;
