@@ -23,6 +23,7 @@ mod machine;
 mod memory;
 mod mmds;
 mod net;
+mod page;
 mod pci;
 mod pmem;
 mod service;
@@ -79,6 +80,7 @@ fn main() {
         ("bad_input", bad_input::HOST_CASES, &no_kvm_to_replace),
         ("bad_input", bad_input::CRASH_CASES, &no_kvm),
         ("bad_input", bad_input::MUTANT_CASES, &no_kvm),
+        ("page", page::CASES, &page::no_browser()),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
         ("attach", ctl::LINUX_CASES, &no_linux),
