@@ -48,6 +48,8 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
     frame.beside("runs that are over, %", |share| format!("{share}"))?;
     for (place, lane) in lanes.iter().enumerate() {
         let (ink, dashes) = Ink::series(lane.kind(), lane.number);
+        // A cross is no line of the series.
+        let dashes = if lane.values.is_empty() { &[] } else { dashes };
         let y = top + 8.0 + place as f64 * LINE;
         sheet.canvas.open(lane.name(), &hover(lane), dashes);
         let swatch = line(ink, 2.4);
