@@ -10,6 +10,8 @@ pub mod density;
 pub mod document;
 pub mod host;
 pub mod live;
+pub mod page;
+pub mod plot;
 pub mod record;
 pub mod run;
 pub mod schema;

@@ -26,6 +26,7 @@ mod machine;
 mod memory;
 mod mmds;
 mod net;
+mod page;
 mod pci;
 mod pmem;
 mod service;
@@ -85,6 +86,7 @@ fn main() {
         ("bench", bench::CASES, &None),
         ("bench_report", bench_report::CASES, &None),
         ("bench_linux", bench_linux::CASES, &no_linux),
+        ("page", page::CASES, &page::no_browser()),
         ("boot", boot::CASES, &no_linux),
         ("end", end::CASES, &no_linux),
         ("attach", ctl::LINUX_CASES, &no_linux),

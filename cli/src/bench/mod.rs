@@ -13,7 +13,7 @@ mod view;
 use std::io;
 use std::path::PathBuf;
 
-use ::bench::{adapter, compare, document, session};
+use ::bench::{adapter, compare, document, page, plot, session};
 use clap::Subcommand;
 use thiserror::Error;
 
@@ -55,6 +55,12 @@ enum Error {
     /// Two records that have nothing in common.
     #[error(transparent)]
     Compare(#[from] compare::Error),
+    /// The page.
+    #[error(transparent)]
+    Page(#[from] page::PageError),
+    /// The plots.
+    #[error(transparent)]
+    Plot(#[from] plot::PlotError),
     /// The guest kernel.
     #[error(transparent)]
     Kernel(#[from] image::kernel::Error),

@@ -6,6 +6,7 @@ use ::bench::compare::compare;
 use ::bench::{document, table};
 
 use super::Error;
+use super::output::Pictures;
 use crate::ctl::print;
 use crate::status::Status;
 
@@ -23,6 +24,9 @@ pub(super) struct Args {
     /// Print the comparison as JSON for scripts
     #[arg(long, requires = "b")]
     json: bool,
+
+    #[command(flatten)]
+    pictures: Pictures,
 }
 
 /// Prints what the files say.
@@ -33,6 +37,7 @@ pub(super) fn report(args: &Args) -> Result<Status, Error> {
 
 fn text(args: &Args) -> Result<String, Error> {
     let a = document::read(&args.a)?;
+    args.pictures.write(&a)?;
     let Some(path) = &args.b else {
         return Ok(table::text(&a));
     };

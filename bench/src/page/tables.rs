@@ -1,0 +1,264 @@
+//! The figures of a page.
+
+use maud::{Markup, html};
+
+use crate::plot::{EMULATED, number};
+use crate::record::{
+    Density, DensityRow, Distribution, Estimate, Kind, Measured, Record, Runtime, Startup,
+    StartupRow,
+};
+
+/// Bytes of a mebibyte.
+const MIB: f64 = (1 << 20) as f64;
+
+/// The headline figures, and why what is not among them is not.
+pub(super) fn figures(record: &Record) -> Markup {
+    html! {
+        @match &record.measured {
+            Measured::Startup(startup) => (starts(record, startup)),
+            Measured::Density(density) => (crowds(record, density)),
+        }
+    }
+}
+
+/// What the figures are, and again if they are not those of hardware: tables are copied without their page.
+fn caption(record: &Record, about: &str) -> Markup {
+    html! {
+        p.caption {
+            @if record.host.emulated.is_some() { strong { (EMULATED) ". " } }
+            (about)
+        }
+    }
+}
+
+/// The first cell of a row.
+fn who(runtime: &Runtime) -> Markup {
+    let (class, kind) = match runtime.kind {
+        Kind::Process => ("process", "process"),
+        Kind::Container => ("container", "container"),
+        Kind::Vm => ("vm", "VM"),
+    };
+    html! {
+        th.name.kind.(class) scope="row" title=(runtime.about) {
+            (runtime.name)
+            small { (kind) @if let Some(version) = &runtime.version { " · " (version) } }
+        }
+    }
+}
+
+fn missing(record: &Record, columns: usize) -> Markup {
+    html! {
+        @for missing in &record.missing {
+            tr {
+                th.name.kind.quiet scope="row" { (missing.name) small { "missing" } }
+                td.text.quiet colspan=(columns) { (missing.why) }
+            }
+        }
+    }
+}
+
+/// A figure, or that it is not known.
+fn cell(value: Option<f64>) -> Markup {
+    html! { td { (value.map_or("–".to_owned(), number)) } }
+}
+
+fn starts(record: &Record, startup: &Startup) -> Markup {
+    let exit = |row: &StartupRow| row.summary.milestones.get("exit").map(|all| all.p50);
+    let mut rows: Vec<_> = startup.rows.iter().collect();
+    rows.sort_by(|one, other| {
+        let rank = |row: &StartupRow| exit(row).unwrap_or(f64::INFINITY);
+        rank(one).total_cmp(&rank(other))
+    });
+    let about = format!(
+        "Times in milliseconds, memory in MiB. {} runs of each in turn after {} that are not counted; guests have {} MiB. The fastest comes first.",
+        startup.runs,
+        startup.warmups,
+        startup.memory >> 20
+    );
+    html! {
+        (caption(record, &about))
+        div.wide {
+            table {
+                thead {
+                    tr {
+                        th.name { "Runtime" }
+                        th title="Runs whose output, status and end are right" { "Counted" } th { "Failed" }
+                        th title="Median until the first byte of output" { "Output p50" }
+                        th { "Exit p50" } th { "p90" } th { "p99" }
+                        th title="Median until no process is left" { "Gone p50" }
+                        th title="Median of user and system time" { "CPU" }
+                        th title="Median of the most memory at a time" { "Memory" }
+                        th title={ "Median exit time divided by that of " (startup.baseline) } {
+                            "Exit ÷ " span.baseline { (startup.baseline) }
+                        }
+                    }
+                }
+                tbody {
+                    @for row in &rows { (start(row, startup)) }
+                    (missing(record, 10))
+                }
+            }
+        }
+        @if rows.iter().any(|row| !row.summary.failures.is_empty()) {
+            h3 { "Failures" }
+            div.wide {
+                table.narrow {
+                    thead { tr { th.name { "Runtime" } th { "Runs" } th.name { "Why" } } }
+                    tbody {
+                        @for row in &rows {
+                            @for (why, count) in &row.summary.failures {
+                                tr { th.name scope="row" { (row.runtime.name) } td.bad { (count) } td.text { (why) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn start(row: &StartupRow, startup: &Startup) -> Markup {
+    let summary = &row.summary;
+    let of = |name: &str, pick: fn(&Distribution) -> f64| summary.milestones.get(name).map(pick);
+    let marked = row.runtime.uncounted.as_deref();
+    let resource = |all: &Option<Distribution>, unit: f64| {
+        let value = all.map_or("–".to_owned(), |all| number(all.p50 / unit));
+        html! {
+            td title=[marked.map(|what| format!("leaves out {what}"))] {
+                (value) @if marked.is_some() && all.is_some() { " †" }
+            }
+        }
+    };
+    html! {
+        tr {
+            (who(&row.runtime))
+            td { (summary.counted) }
+            td.bad[summary.failed > 0] { (summary.failed) }
+            (cell(of("output", |all| all.p50)))
+            (cell(of("exit", |all| all.p50)))
+            (cell(of("exit", |all| all.p90)))
+            (cell(of("exit", |all| all.p99)))
+            (cell(of("gone", |all| all.p50)))
+            (resource(&summary.cpu, 1.0))
+            (resource(&summary.peak_memory, MIB))
+            (ratio(summary.ratios.get("exit"), row.runtime.name == startup.baseline))
+        }
+    }
+}
+
+fn ratio(ratio: Option<&Estimate>, baseline: bool) -> Markup {
+    html! {
+        @match ratio {
+            Some(ratio) => td title={ "interval of " (number(100.0 * ratio.confidence)) " % confidence" } {
+                (number(ratio.value)) " " small { "(" (number(ratio.low)) "–" (number(ratio.high)) ")" }
+            },
+            None if baseline => td.quiet { "baseline" },
+            None => td { "–" },
+        }
+    }
+}
+
+fn crowds(record: &Record, density: &Density) -> Markup {
+    let about = format!(
+        "Memory in MiB that one instance adds, times in milliseconds. At most {} instances at once; guests have {} MiB.",
+        density.limit,
+        density.memory >> 20
+    );
+    html! {
+        (caption(record, &about))
+        div.wide {
+            table {
+                thead {
+                    tr {
+                        th.name { "Runtime" }
+                        th { "Instances" }
+                        th title="By how much MemAvailable falls, for each instance" { "MemAvailable" }
+                        th title="Proportional set sizes of the processes, for each instance" { "PSS" }
+                        th { "First start" } th { "Last start" }
+                        th title={ "With " (density.concurrency) " being started at a time" } { "Starts a second" }
+                        th { "Failed" }
+                        th.name { "Ended by" }
+                    }
+                }
+                tbody {
+                    @for row in &density.rows { (crowd(row, density.limit)) }
+                    (missing(record, 8))
+                }
+            }
+        }
+        @if density.rows.iter().any(|row| row.rate.iter().any(|rate| !rate.failures.is_empty())) {
+            h3 { "Failures of starts side by side" }
+            div.wide {
+                table.narrow {
+                    thead { tr { th.name { "Runtime" } th { "Starts" } th.name { "Why" } } }
+                    tbody {
+                        @for row in &density.rows {
+                            @for (why, count) in row.rate.iter().flat_map(|rate| &rate.failures) {
+                                tr { th.name scope="row" { (row.runtime.name) } td.bad { (count) } td.text { (why) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn crowd(row: &DensityRow, limit: u32) -> Markup {
+    let (first, last) = (row.points.first(), row.points.last());
+    let count = last.map_or(0, |point| point.count);
+    let each =
+        |bytes: Option<u64>| Some(bytes? as f64 / MIB / f64::from(count)).filter(|_| count > 0);
+    let used = first
+        .zip(last)
+        .map(|(first, last)| first.available.saturating_sub(last.available));
+    let mut starts = row.points.iter().filter_map(|point| point.start);
+    let (first_start, last_start) = (starts.clone().next(), starts.next_back());
+    let ended = if count < limit { "–" } else { "the limit" };
+    let rate = row.rate.as_ref();
+    let speed = rate
+        .filter(|rate| rate.seconds > 0.0)
+        .map(|rate| f64::from(rate.started) / rate.seconds);
+    let failed: Option<u32> = rate.map(|rate| rate.failures.values().sum());
+    html! {
+        tr {
+            (who(&row.runtime))
+            td { (count) }
+            (cell(each(used)))
+            (cell(each(last.and_then(|point| point.pss))))
+            (cell(first_start))
+            (cell(last_start))
+            (cell(speed))
+            td.bad[failed.is_some_and(|failed| failed > 0)] { (failed.map_or("–".to_owned(), |failed| failed.to_string())) }
+            td.text { (row.ended.as_deref().unwrap_or(ended)) }
+        }
+    }
+}
+
+/// Words as a shell takes them.
+pub(super) fn quoted(words: &[String]) -> String {
+    let plain = |word: &str| {
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./{}-".contains(&byte);
+        !word.is_empty() && word.bytes().all(safe)
+    };
+    let quoted: Vec<_> = words
+        .iter()
+        .map(|word| match plain(word) {
+            true => word.clone(),
+            false => format!("'{}'", word.replace('\'', "'\\''")),
+        })
+        .collect();
+    quoted.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_take_them_apart() {
+        let words = ["sh", "-c", "echo it's {token}", "", "--id={id}", "$HOME"].map(str::to_owned);
+        let expected = r"sh -c 'echo it'\''s {token}' '' --id={id} '$HOME'";
+        assert_eq!(quoted(&words), expected);
+    }
+}
