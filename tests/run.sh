@@ -63,9 +63,11 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: snapshot:: snapshot_devices:: template:: fork:: client:: attach:: live::)
+linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: snapshot:: snapshot_devices:: template:: fork:: bench_linux:: client:: attach:: live::)
 # What the library that the case of client:: runs needs beside a Linux guest, as Debian's packages.
 client_packages=(python3-minimal libpython3-stdlib openssh-client dropbear-bin iptables)
+# The runtimes that the cases of bench_linux:: measure.
+runtime_packages=(crun runc podman containerd qemu-system-x86)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1
@@ -77,7 +79,7 @@ suite() {
 in_emulated_host() {
     local tuned packaged package tool tools=()
     for tool in mke2fs mksquashfs mkfs.erofs ip; do tools+=(--file "$(realpath "$(command -v $tool)"):/usr/sbin/$tool"); done
-    for package in "${client_packages[@]}"; do tools+=(--package "$package"); done
+    for package in "${client_packages[@]}" "${runtime_packages[@]}"; do tools+=(--package "$package"); done
     tuned=$(readlink -f "$kernels/tuned")
     packaged=$(readlink -f "$kernels/packaged")
     tests/emulated-host/run --memory 12G --timeout 2400 \
@@ -89,7 +91,7 @@ in_emulated_host() {
         --file "$probe:/usr/bin/guest-probe" --file "$live:/usr/bin/mote-live" "${tools[@]}" \
         --file "$tuned:/root/.cache/mote/kernel/tuned" \
         --file "$packaged:/root/.cache/mote/kernel/packaged" \
-        -- cases --test-threads 1 ${filter:+"$filter"} --skip bad_input:: --skip api:: --skip ctl:: --skip page::
+        -- cases --test-threads 1 ${filter:+"$filter"} --skip bad_input:: --skip api:: --skip bench:: --skip bench_report:: --skip ctl:: --skip page::
 }
 
 if [ -z "$filter" ]; then
@@ -97,7 +99,7 @@ if [ -z "$filter" ]; then
     suite unit cargo test --quiet --workspace --exclude tests
 fi
 if "$mote" doctor >"$log/doctor"; then
-    for package in "${client_packages[@]}"; do dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package"); done
+    for package in "${client_packages[@]}" "${runtime_packages[@]}"; do dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package"); done
     install_missing
     say "end-to-end tests"
     suite cases env "MOTE=$mote" "MOTE_LIVE=$live" "GUEST_PROBE=$probe" "$cases" ${filter:+"$filter"}

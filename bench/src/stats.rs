@@ -52,6 +52,13 @@ pub fn distribution(values: &[f64]) -> Option<Distribution> {
     })
 }
 
+/// The value below which this share of the values is, as in [`distribution`]; none of nothing.
+#[must_use]
+pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    let values = usable(values);
+    (!values.is_empty()).then(|| Data::new(values).quantile(share))
+}
+
 /// The median; none of nothing.
 #[must_use]
 pub fn median(values: &[f64]) -> Option<f64> {

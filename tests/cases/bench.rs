@@ -166,7 +166,7 @@ fn unprivileged() {
     let mote = bench.host.path().join("mote");
     fs::copy(monitor::path(), &mote).unwrap();
     let open = |path: &std::path::Path| {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap()
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
     };
     let leaves = bench.script(
         "leaves",

@@ -6,9 +6,10 @@ use super::canvas::Drawn;
 use super::distribution::{Time, kinds};
 use super::font;
 use super::ink::Ink;
-use super::lane::{Lane, lanes, quantile};
+use super::lane::{Lane, lanes};
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, Type, WIDTH, fill, line};
 use crate::record::{Density, Record, Run, Startup};
+use crate::stats::quantile;
 
 /// How high a lane is.
 const LANE: f64 = 26.0;

@@ -5,9 +5,10 @@ use super::axis::{Axis, number};
 use super::canvas::Drawn;
 use super::font;
 use super::ink::Ink;
-use super::lane::{Lane, lanes, quantile};
+use super::lane::{Lane, lanes};
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, THIN, Type, WIDTH, fill, line};
 use crate::record::{Kind, Record, Run, Startup};
+use crate::stats::quantile;
 
 /// How high a lane is.
 const LANE: f64 = 32.0;

@@ -1,6 +1,7 @@
 //! What one runtime's runs come to, as plots show it.
 
 use crate::record::{Kind, Milestones, Purpose, Run, Startup, StartupRow};
+use crate::stats;
 
 /// One runtime's values of one kind.
 pub(super) struct Lane<'a> {
@@ -27,7 +28,7 @@ impl Lane<'_> {
     }
 
     pub(super) fn median(&self) -> Option<f64> {
-        quantile(&self.values, 0.5)
+        stats::median(&self.values)
     }
 
     /// How many runs failed, in words; none if none did.
@@ -79,21 +80,6 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     values
-}
-
-/// The value below which this share of sorted values is, between the two that are nearest; none of no values.
-pub(super) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
-    let at = share * sorted.len().saturating_sub(1) as f64;
-    let (low, high) = (
-        sorted.get(at.floor() as usize)?,
-        sorted.get(at.ceil() as usize)?,
-    );
-    Some(low + (high - low) * at.fract())
-}
-
-/// The median of what is known.
-pub(super) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    quantile(&sorted(values), 0.5)
 }
 
 /// One part of a start, that ends with a milestone.
@@ -149,7 +135,8 @@ pub(super) fn parts(row: &StartupRow) -> Vec<Part> {
     };
     let seen = times(&run.milestones);
     let traced: [Option<f64>; 7] = std::array::from_fn(|number| {
-        median(good(Purpose::Traced).filter_map(|run| times(&run.milestones)[number]))
+        let seen = good(Purpose::Traced).filter_map(|run| times(&run.milestones)[number]);
+        stats::median(&sorted(seen))
     });
     let mut parts: Vec<Part> = Vec::new();
     for number in 0..NAMES.len() {
@@ -187,15 +174,6 @@ fn placed(seen: &[Option<f64>], traced: &[Option<f64>], number: usize) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles() {
-        assert_eq!(quantile(&[], 0.5), None);
-        assert_eq!(quantile(&[3.0], 0.99), Some(3.0));
-        assert_eq!(quantile(&[1.0, 2.0, 3.0, 4.0], 0.5), Some(2.5));
-        assert_eq!(quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], 0.25), Some(2.0));
-        assert_eq!(median([5.0, f64::NAN, 1.0].into_iter()), Some(3.0));
-    }
 
     #[test]
     fn traced_milestones_are_put_between_those_that_both_have() {

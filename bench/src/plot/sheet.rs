@@ -339,8 +339,13 @@ impl Sheet {
     pub(super) fn finish(self, record: &Record) -> Drawn<Plot> {
         let host = &record.host;
         let mut facts = format!(
-            "mote {} · {} · {} CPUs · {} · {}",
-            record.mote, host.cpu, host.cpus, host.kernel, record.began
+            "mote {} · {} · {} CPU{} · {} · {}",
+            record.mote,
+            host.cpu,
+            host.cpus,
+            if host.cpus == 1 { "" } else { "s" },
+            host.kernel,
+            record.began
         );
         if record.interrupted {
             facts.insert_str(0, "interrupted: fewer runs than asked for · ");

@@ -221,7 +221,7 @@ impl Group {
             for _ in 0..REMOVE_TRIES {
                 match fs::remove_dir(directory) {
                     Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                        thread::sleep(INTERVAL)
+                        thread::sleep(INTERVAL);
                     }
                     _ => break,
                 }

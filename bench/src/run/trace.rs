@@ -42,10 +42,7 @@ impl Tracer {
     /// Makes one; none where this process may not.
     pub fn make() -> Option<Self> {
         let mounted = |place: &&str| Path::new(place).join("instances").is_dir();
-        let place = match PLACES.iter().find(|place| mounted(place)) {
-            Some(place) => place,
-            None => return None,
-        };
+        let place = PLACES.iter().find(|place| mounted(place))?;
         let directory = Path::new(place)
             .join("instances")
             .join(format!("mote-bench-{}", std::process::id()));
@@ -122,10 +119,10 @@ fn find(trace: &str, process: u32, began: Duration, group: Option<&str>) -> Seen
                 what.split(' ')
                     .find_map(|word| word.strip_prefix(name)?.parse().ok())
             };
-            if let (Some(parent), Some(child)) = (number("pid="), number("child_pid=")) {
-                if family.contains(&parent) {
-                    family.insert(child);
-                }
+            if let (Some(parent), Some(child)) = (number("pid="), number("child_pid="))
+                && family.contains(&parent)
+            {
+                family.insert(child);
             }
         } else if let Some(what) = event.strip_prefix("cgroup_mkdir: ") {
             let path = what.split_once("path=").map(|(_, path)| path);
