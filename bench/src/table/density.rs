@@ -8,7 +8,7 @@ use crate::record::Density;
 use crate::summary::{bytes, density};
 
 /// Columns of a name; longer ones take several lines.
-const NAME: u16 = 24;
+const NAME: u16 = 26;
 
 pub(super) fn text(measured: &Density, interrupted: bool, label: &str) -> String {
     let mut text = label.to_owned();

@@ -8,9 +8,9 @@ use crate::record::{Purpose, Startup, StartupRow};
 use crate::summary::bytes;
 
 /// Columns of a name; longer ones take several lines.
-const NAME: u16 = 24;
+const NAME: u16 = 26;
 /// Columns of a version.
-const VERSION: u16 = 20;
+const VERSION: u16 = 18;
 /// Kinds of failure of one row that are printed; a runtime can fail in another way each time.
 const FAILURES: usize = 5;
 
@@ -114,7 +114,7 @@ fn resources(startup: &Startup) -> String {
         };
         table.add_row(vec![
             left(&row.runtime.name),
-            left(row.runtime.version.as_deref().unwrap_or(NONE)),
+            left((row.runtime.version.as_deref()).map_or(NONE, version)),
             right(&or_none(summary.cpu, |cpu| number(cpu.p50))),
             right(&or_none(summary.peak_memory, |memory| size(memory.p50))),
             right(&times("output")),
@@ -123,6 +123,16 @@ fn resources(startup: &Startup) -> String {
     }
     narrow(&mut table, &[(0, NAME), (1, VERSION)]);
     finished(table)
+}
+
+/// The word of what a program says of its version that looks like one; all of it if none does.
+pub(super) fn version(said: &str) -> &str {
+    let is_version = |word: &&str| {
+        let number = word.strip_prefix('v').unwrap_or(word);
+        number.starts_with(|first: char| first.is_ascii_digit()) && number.contains('.')
+    };
+    let word = said.split_whitespace().find(is_version);
+    word.map_or(said, |word| word.trim_end_matches(','))
 }
 
 /// What ratios are to, and how sure.

@@ -227,3 +227,22 @@ fn extreme(words: &str, value: f64) {
     let found = compare(&record, &record).unwrap();
     fits(&comparison(&found, &words(), &words()));
 }
+
+#[test]
+fn a_version_is_the_word_that_looks_like_one() {
+    for (said, expected) in [
+        ("crun version 1.8.1", "1.8.1"),
+        (
+            "Docker version 20.10.24+dfsg1, build 297e128",
+            "20.10.24+dfsg1",
+        ),
+        ("Firecracker v1.17.0-dev", "v1.17.0-dev"),
+        (
+            "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20",
+            "1.6.20~ds1",
+        ),
+        ("release 7", "release 7"),
+    ] {
+        assert_eq!(super::startup::version(said), expected);
+    }
+}
