@@ -5,3 +5,4 @@
 //! `stats`, `summary`, `table`, `compare`, `plot`, `page`.
 
 pub mod record;
+pub mod waterfall;
