@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::ctl;
+use crate::explain;
 use crate::pool;
 use crate::quantity::{parse_duration, parse_size};
 use crate::service::args::{RestoreArgs, VmmArgs};
@@ -50,7 +51,7 @@ fn parse_alone<A: Args>(name: &'static str, line: &[OsString]) -> Option<A> {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest in the foreground, its console on the terminal
-    Run(Box<RunArgs>),
+    Run(Box<RunCommand>),
     /// Serve Firecracker's API on a Unix socket, and the guest that it is told to run
     Vmm(Box<VmmArgs>),
     /// Have a guest go on that was written by `mote snapshot`, its console on the terminal
@@ -100,7 +101,24 @@ const MACHINE_FLAGS: [&str; 22] = [
     "api_sock",
 ];
 
-/// `mote run`.
+/// `mote run`, and what is to be told of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunCommand {
+    /// The guest.
+    #[command(flatten)]
+    pub run: RunArgs,
+
+    /// Say on standard error, when all is over, where the time of this start went: as a table, or as one
+    /// line of JSON there or in a FILE
+    #[arg(long, value_name = "text|json|json:FILE", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub explain: Option<explain::Form>,
+
+    /// Descriptor that what is known of this start is written to
+    #[arg(long, value_name = "FD", hide = true)]
+    pub explain_report: Option<i32>,
+}
+
+/// The guest of `mote run`.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[command(after_help = "\
 EXIT STATUS

@@ -260,9 +260,10 @@ impl Step {
 }
 
 fn dashed(name: &str) -> String {
-    let word = |letter: char| match letter.to_ascii_lowercase() {
-        letter if letter.is_ascii_alphanumeric() => letter,
-        _ => '-',
-    };
-    name.chars().map(word).collect()
+    let words = name.split(|letter: char| !letter.is_ascii_alphanumeric());
+    let words: Vec<String> = words
+        .filter(|word| !word.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect();
+    words.join("-")
 }
