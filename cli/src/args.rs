@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::bench;
 use crate::ctl;
 use crate::explain;
 use crate::pool;
@@ -60,6 +61,8 @@ pub(crate) enum Command {
     Template(Box<template::Args>),
     /// Have guests of a template ready before they are asked for
     Pool(pool::Args),
+    /// Measure what starts take
+    Bench(bench::Args),
     /// Check whether this host can run Linux guests, and what it lacks
     Doctor(DoctorArgs),
     /// Talk to guests that run

@@ -20,10 +20,10 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use bench::waterfall::build::{Mark, Report};
-use bench::waterfall::console::Console as Heard;
-use bench::waterfall::step::Step;
-use bench::waterfall::{Facts, Origin};
+use ::bench::waterfall::build::{Mark, Report};
+use ::bench::waterfall::console::Console as Heard;
+use ::bench::waterfall::step::Step;
+use ::bench::waterfall::{Facts, Origin};
 use devices::console_beside::Listener;
 use devices::lock;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -84,6 +84,8 @@ struct Recorder {
 struct Noted {
     marks: Vec<Mark>,
     facts: Facts,
+    /// A pool's guest has done it.
+    by_pool: bool,
 }
 
 /// Now, in nanoseconds of the monotonic clock, which all processes of a host share.
@@ -218,7 +220,11 @@ pub(crate) fn take_report() -> Option<Report> {
     let noted = std::mem::take(&mut *lock(&recorder.noted));
     Some(Report {
         marks: noted.marks,
-        origin: recorder.origin,
+        origin: if noted.by_pool {
+            Origin::Pool
+        } else {
+            recorder.origin
+        },
         facts: noted.facts,
     })
 }
@@ -230,7 +236,7 @@ pub(crate) fn replied(report: Report) {
     };
     let mut noted = lock(&recorder.noted);
     noted.marks.extend(report.marks);
-    noted.facts = report.facts;
+    (noted.facts, noted.by_pool) = (report.facts, true);
     noted.marks.push(Mark {
         step: Step::Replied,
         at: now(),

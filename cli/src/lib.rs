@@ -5,9 +5,10 @@
 //! foreground), `guest` (which kernel, initrd and command line), `devices` with `options`,
 //! `config_file`, `console` with `terminal` and `keys`, `signals`, `logger`, `process`, `footprint`,
 //! `explain` (where the time of a start goes), `status` (exit codes), `copies` (guests that nobody waits for), `template` and `pool` (guests that have been booted before), `service` (`mote vmm`: a guest that is told what to do through the API), `rundir` (where running
-//! guests are found), `ctl` (commands that talk to them), `doctor`.
+//! guests are found), `ctl` (commands that talk to them), `bench` (what starts take), `doctor`.
 
 mod args;
+mod bench;
 mod config_file;
 mod console;
 mod copies;
@@ -150,6 +151,7 @@ fn execute(cli: Cli, line: &[OsString], started: Instant, meet: impl FnOnce(&mut
                 Status::MoteError
             }
         },
+        Command::Bench(args) => bench::execute(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Ctl(command) => ctl::execute(&command),
     }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::bench::waterfall::step::Step;
 use ::devices::mmds::Mmds;
 use api::types::{BootSource, HugePages, Serial, VmConfig};
 use arch::boot;
 use arch::kernel::Protocol;
-use bench::waterfall::step::Step;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use image::initramfs::Purpose;
 use thiserror::Error;

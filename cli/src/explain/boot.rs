@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use bench::waterfall::step::Step;
-use bench::waterfall::{Initrd, Kernel, KernelKind, Origin};
+use ::bench::waterfall::step::Step;
+use ::bench::waterfall::{Initrd, Kernel, KernelKind, Origin};
 use devices::lock;
 use vmm::Insight;
 use vmm::config::{Config, HugePages};

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bench::waterfall::step::Step;
-use bench::waterfall::{Origin, Place as PlaceFact};
+use ::bench::waterfall::step::Step;
+use ::bench::waterfall::{Origin, Place as PlaceFact};
 use devices::lock;
 use vmm::{Access, Place, Witness};
 
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!((facts[0].span, facts[0].busy), (5.0, 0.9));
         let mut steps = Vec::new();
         places.steps(Origin::Boot, &mut |step, then| {
-            steps.extend(then.map(|then| (step, then)))
+            steps.extend(then.map(|then| (step, then)));
         });
         assert_eq!(steps, [(Step::Place("8259".into()), start)]);
         places.steps(Origin::Template, &mut |_, then| assert_eq!(then, None));

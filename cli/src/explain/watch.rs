@@ -6,13 +6,13 @@ use std::fs::File;
 use std::io::{self, Read, Write, stderr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use bench::waterfall::Waterfall;
-use bench::waterfall::build::{Report, Watched};
+use ::bench::waterfall::build::{Report, Watched};
+use ::bench::waterfall::{Origin, Waterfall};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -65,24 +65,14 @@ fn host<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Error {
 /// Has another process do what the command line says but for `--explain`, and tells where its time went. The status is that
 /// one's.
 pub(crate) fn run(line: &[OsString], form: &Form) -> Status {
-    let done = begin(line, form).and_then(|(watcher, file)| {
-        let (watched, report) = watcher.watch()?;
-        let status = Status::Other(watched.status);
-        tell(
-            &Waterfall::new(env!("CARGO_PKG_VERSION"), watched, report),
-            form,
-            file,
-        )?;
-        Ok(status)
-    });
-    done.unwrap_or_else(|error| {
+    explained(line, form).unwrap_or_else(|error| {
         say(&chain(&error));
         Status::MoteError
     })
 }
 
-/// Everything that can fail, before there is a guest.
-fn begin(line: &[OsString], form: &Form) -> Result<(Watcher, Option<File>), Error> {
+fn explained(line: &[OsString], form: &Form) -> Result<Status, Error> {
+    // What can fail does so before there is a guest.
     let file = match form {
         Form::File(path) => Some(File::create(path).map_err(|source| Error::Write {
             path: path.clone(),
@@ -90,7 +80,17 @@ fn begin(line: &[OsString], form: &Form) -> Result<(Watcher, Option<File>), Erro
         })?),
         Form::Text | Form::Json => None,
     };
-    Ok((Watcher::start(line)?, file))
+    let (waterfall, _) = Watcher::start(line, Streams::Own)?.explain()?;
+    tell(&waterfall, form, file)?;
+    Ok(Status::Other(waterfall.status))
+}
+
+/// Where the standard streams of the other process lead.
+pub(crate) enum Streams {
+    /// Where those of this one do.
+    Own,
+    /// Nowhere; but what mote says goes to this file.
+    Apart(File),
 }
 
 /// The words of the same line for the other process.
@@ -109,7 +109,7 @@ fn without_explain(line: &[OsString], fd: i32) -> Vec<OsString> {
 }
 
 /// A process that is watched.
-struct Watcher {
+pub(crate) struct Watcher {
     child: Child,
     process: OwnedFd,
     signals: Signals,
@@ -119,7 +119,8 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(line: &[OsString]) -> Result<Self, Error> {
+    /// Starts it: what this command line says, but for `--explain`.
+    pub(crate) fn start(line: &[OsString], streams: Streams) -> Result<Self, Error> {
         // What is left of the guest when its process has gone comes to this one, which sees it go.
         set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(host("wait for what is left of a guest"))?;
@@ -132,6 +133,12 @@ impl Watcher {
         command.args(words);
         if let Some(name) = line.first() {
             command.arg0(name);
+        }
+        if let Streams::Apart(said) = streams {
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(said);
         }
         let began = now();
         let child = command.spawn().map_err(host("start mote"))?;
@@ -150,8 +157,9 @@ impl Watcher {
         })
     }
 
-    /// Passes on signals until it has ended and nothing is left of it.
-    fn watch(self) -> Result<(Watched, Report), Error> {
+    /// Passes on signals until it has ended and nothing is left of it. Where its time went, and the signal that this process
+    /// got meanwhile.
+    pub(crate) fn explain(self) -> Result<(Waterfall, Option<i32>), Error> {
         let Self {
             mut child,
             process,
@@ -203,21 +211,21 @@ impl Watcher {
         let gone = wait_for_the_rest();
         while hears && read_some(&mut report, &mut bytes) {}
         // One that was killed has said nothing.
-        let report = serde_json::from_slice(&bytes).unwrap_or_default();
-        let report: Report = report;
+        let report: Report = serde_json::from_slice(&bytes).unwrap_or_default();
         let watched = Watched {
             command,
             began,
             exited,
             gone: match report.origin {
                 // It is not this process's.
-                bench::waterfall::Origin::Pool => None,
+                Origin::Pool => None,
                 _ => gone,
             },
             status: code(status),
             emulated: emulated().map(str::to_owned),
         };
-        Ok((watched, report))
+        let waterfall = Waterfall::new(env!("CARGO_PKG_VERSION"), watched, report);
+        Ok((waterfall, passed_on))
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, stderr, stdin, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use bench::waterfall::step::Step;
+use ::bench::waterfall::step::Step;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::wire::{self, Reply, Request};

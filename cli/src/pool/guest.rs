@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use bench::waterfall::Origin;
-use bench::waterfall::step::Step;
+use ::bench::waterfall::Origin;
+use ::bench::waterfall::step::Step;
 use devices::virtio::console::ConsoleControl;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::process::{Signal, set_parent_process_death_signal};

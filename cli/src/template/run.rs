@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ::bench::waterfall::step::Step;
 use agent::Job;
 use api::command::State;
 use api::types::{
     Logger, MemBackend, MemBackendType, Metrics, Serial, SnapshotLoad, VsockOverride,
 };
-use bench::waterfall::step::Step;
 use devices::mmds::{DEFAULT_LIMIT, Mmds};
 use vmm::control::{Control, Copies, Face, Settings};
 use vmm::snapshot::directory;
