@@ -159,6 +159,8 @@ pub struct Facts {
     pub places: Vec<Place>,
     /// Page faults of the process, those that the host's kernel took for the guest included.
     pub faults: u64,
+    /// Those of them since the machine was there: nearly all for memory that the guest touched first.
+    pub guest_faults: u64,
 }
 
 /// A kernel that was booted.

@@ -326,7 +326,7 @@ fn signals() {
             "{rest}"
         );
         assert_eq!(waterfall.status, 128 + number);
-        expect_phases(&waterfall, &["entry", "output", "ended", "exit", "gone"]);
+        expect_phases(&waterfall, &["entry", "ended", "exit", "gone"]);
         assert!(test_kill_process(child).is_err());
     }
     // Whoever waits goes, and the guest with it.
@@ -521,7 +521,7 @@ fn linux() {
             "console-opened",
             "init",
             "command",
-            "output",
+            "printed",
             "ended",
             "taken-down",
             "exit",
@@ -614,13 +614,7 @@ fn devices() {
     }
     expect_phases(
         &waterfall,
-        &[
-            "driver-virtio-console",
-            "init",
-            "command",
-            "output",
-            "ended",
-        ],
+        &["driver-virtio-console", "init", "command", "ended"],
     );
     assert!(
         waterfall
@@ -665,7 +659,7 @@ fn debian_kernel() {
     println!("{}", waterfall.text());
     expect_phases(
         &waterfall,
-        &["entry", "console-opened", "output", "ended", "gone"],
+        &["entry", "console-opened", "printed", "ended", "gone"],
     );
     assert!(
         waterfall
@@ -704,7 +698,7 @@ fn linux_template() {
             "pre-fault",
             "entry",
             "job",
-            "output",
+            "printed",
             "ended",
             "gone",
         ],
@@ -717,7 +711,7 @@ fn linux_template() {
     expect_phases(
         &waterfall,
         &[
-            "asked", "taken", "given", "entry", "job", "output", "ended", "replied", "exit",
+            "asked", "taken", "given", "entry", "job", "printed", "ended", "replied", "exit",
         ],
     );
 }
@@ -738,7 +732,7 @@ fn linux_side_by_side() {
     println!("{text}");
     for name in [
         "kernel, until init runs",
-        "kernel, until it looks at the PCI configuration",
+        "kernel, until PCI configuration",
         "all ",
     ] {
         assert!(text.contains(name), "no {name}: {text}");

@@ -55,6 +55,7 @@ impl fmt::Display for Place {
             Self::Pci => "PCI configuration",
             Self::Job => "job port",
             Self::BootTimer => "boot timer",
+            Self::Virtio(name) if name.starts_with("virtio") => name,
             Self::Virtio(name) => return write!(f, "virtio {name}"),
             Self::Other => "other device",
         })

@@ -92,9 +92,16 @@ fn about_kernel(waterfall: &Waterfall, say: Say<'_>) {
         let why = "this is the packaged kernel; mote's own has what a guest needs built in, and looks for little else";
         say("resources/kernel/build.sh", boot(waterfall), why.into());
     }
-    if kernel.unpacked {
-        let why = "the bzImage was unpacked in this start; later ones find it unpacked if the cache can be written";
-        say("the next start", ms_of(waterfall, &["files"]), why.into());
+    let made = waterfall.facts.initrd.is_some_and(|initrd| initrd.made);
+    let what = match (kernel.unpacked, made) {
+        (true, true) => Some("the bzImage was unpacked and the default initial RAM disk made"),
+        (true, false) => Some("the bzImage was unpacked"),
+        (false, true) => Some("the default initial RAM disk was made"),
+        (false, false) => None,
+    };
+    if let Some(what) = what {
+        let why = format!("{what} in this one; later ones find that if the cache can be written");
+        say("the next start", ms_of(waterfall, &["files"]), why);
     }
     if kernel.unpacks_itself {
         let why = "the bzImage unpacked itself in the guest, as mote could not (-v says why): a vmlinux need not";
@@ -135,10 +142,6 @@ fn about_initrd(waterfall: &Waterfall, say: Say<'_>) {
     let Some(initrd) = waterfall.facts.initrd else {
         return;
     };
-    if initrd.made {
-        let why = "the default initial RAM disk was made in this start; later ones find it if the cache can be written";
-        say("the next start", ms_of(waterfall, &["files"]), why.into());
-    }
     let mib = initrd.bytes as f64 / f64::from(1 << 20);
     let unpacking = ms_of(waterfall, &["line-unpacked"]);
     if unpacking > 0.0 {
@@ -175,10 +178,10 @@ fn about_machine(waterfall: &Waterfall, say: Say<'_>) {
         let why = format!("{} vCPUs are made, and started by the kernel", facts.cpus);
         say("fewer --cpus", others, why);
     }
-    if !facts.huge_pages && facts.faults > MANY_FAULTS {
+    if !facts.huge_pages && facts.guest_faults > MANY_FAULTS {
         let why = format!(
-            "the host took {} page faults in this start, most of them for memory that the guest touched first",
-            facts.faults
+            "the host took {} page faults for memory that the guest touched first",
+            facts.guest_faults
         );
         say(
             "--huge-pages",

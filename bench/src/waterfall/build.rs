@@ -117,7 +117,8 @@ fn phases(began: u64, mut marks: Vec<Mark>) -> Vec<Phase> {
         current = match step {
             Step::Entry => Part::Kernel,
             Step::Init => Part::Init,
-            Step::Command | Step::Job | Step::Output => Part::Program,
+            // What was printed before the end may be written after it.
+            Step::Command | Step::Job | Step::Printed | Step::Output => part.max(Part::Program),
             Step::Ended => Part::End,
             _ => part,
         };

@@ -5,8 +5,10 @@ use super::step::LINES;
 
 /// Bytes of a line that are looked at.
 const MAX_LINE: usize = 256;
-/// Well-known lines that are remembered.
-const MAX_LINES: usize = 64;
+/// Messages that are remembered.
+const MAX_MESSAGES: usize = 4096;
+/// How far a guest's clock is trusted to go as the host's, in nanoseconds.
+const TRUSTED: u64 = 500_000_000;
 
 /// Listens to a console.
 #[derive(Debug, Default)]
@@ -18,9 +20,10 @@ pub struct Console {
     line: Vec<u8>,
     line_at: u64,
     line_bytes: u64,
-    lines: Vec<(&'static str, f64)>,
-    /// The least time between a message's own time and its arrival, in nanoseconds: where the kernel's clock began.
-    began: Option<f64>,
+    /// Messages of the kernel: their own times, in nanoseconds, and when they came.
+    messages: Vec<(u64, u64)>,
+    /// Well-known ones: their ids, and which message it is.
+    lines: Vec<(&'static str, usize)>,
 }
 
 /// What was heard.
@@ -74,33 +77,36 @@ impl Console {
             return;
         };
         self.printed.kernel_bytes += bytes;
-        let began = from as f64 - seconds * 1e9;
-        self.began = Some(self.began.map_or(began, |before| before.min(began)));
-        let known = LINES.iter().find(|(text, _, _)| message.contains(text));
-        if let Some((_, id, _)) = known
-            && self.lines.len() < MAX_LINES
-        {
-            self.lines.push((id, seconds));
+        if self.messages.len() >= MAX_MESSAGES {
+            return;
         }
+        let known = LINES.iter().find(|(text, _, _)| message.contains(text));
+        if let Some((_, id, _)) = known {
+            self.lines.push((id, self.messages.len()));
+        }
+        self.messages.push(((seconds * 1e9) as u64, from));
     }
 
-    /// All that was heard. A kernel's clock begins at `entered` at the earliest, in nanoseconds: when its CPU did.
+    /// When a message was made: it had come when it came, and those after it came no sooner than they were made. Those from before
+    /// the console come all at once.
+    fn made(&self, index: usize) -> u64 {
+        let (time, came) = self.messages[index];
+        let later = self.messages[index..].iter();
+        let trusted = later.take_while(|(later, _)| later.saturating_sub(time) < TRUSTED);
+        let bounds = trusted.map(|(later, came)| came.saturating_sub(later.saturating_sub(time)));
+        bounds.min().map_or(came, |bound| bound.min(came))
+    }
+
+    /// All that was heard. No message of the kernel was made before `entered`, in nanoseconds: when its CPU entered the guest.
     pub fn heard(&self, entered: u64) -> Heard {
-        let began = self
-            .began
-            .map_or(entered, |began| (began.max(0.0) as u64).max(entered));
-        let at = |seconds: f64| began + (seconds * 1e9) as u64;
         let is_output =
             self.line_bytes > 0 && self.line.iter().any(|byte| !byte.is_ascii_whitespace());
+        let at = |(id, index): &(&'static str, usize)| (*id, self.made(*index).max(entered));
         Heard {
             printed: self.printed,
             output: self.output.or(is_output.then_some(self.line_at)),
             last_output: self.last_output.or(is_output.then_some(self.line_at)),
-            lines: self
-                .lines
-                .iter()
-                .map(|(id, seconds)| (*id, at(*seconds)))
-                .collect(),
+            lines: self.lines.iter().map(at).collect(),
         }
     }
 }
@@ -123,6 +129,8 @@ fn may_be_message(beginning: &[u8]) -> bool {
     };
     let mut time = rest.iter().skip_while(|byte| **byte == b' ');
     match time.find(|byte| !byte.is_ascii_digit() && **byte != b'.') {
+        // What is behind it is to come.
+        Some(b']') if beginning.ends_with(b"]") => true,
         Some(b']') => message(&String::from_utf8_lossy(beginning)).is_some(),
         Some(_) => false,
         None => rest.len() < MAX_LINE / 2,

@@ -77,6 +77,8 @@ pub enum Step {
     Init,
     /// It was about to start the command.
     Command,
+    /// The guest handed the first byte to its serial port. It may take a while until that has gone on from there.
+    Printed,
     /// A restored guest read its command.
     Job,
     /// The guest marked this point of its boot.
@@ -174,6 +176,7 @@ impl Step {
             Self::ConsoleOpened => "console-opened",
             Self::Init => "init",
             Self::Command => "command",
+            Self::Printed => "printed",
             Self::Job => "job",
             Self::Output => "output",
             Self::LastOutput => "last-output",
@@ -191,7 +194,7 @@ impl Step {
     /// What the time until then is called.
     pub(super) fn name(&self) -> String {
         let plain = match self {
-            Self::Place(name) => return format!("kernel, until it looks at the {name}"),
+            Self::Place(name) => return format!("kernel, until {name}"),
             Self::Driver(name) => return format!("driver of {name} is ready"),
             Self::Mark(value) => return format!("until the guest's mark {value}"),
             Self::Line(id) => {
@@ -231,8 +234,9 @@ impl Step {
             Self::Init => "kernel, until init runs",
             Self::Command => "init, until it starts the command",
             Self::Job => "guest, until it reads its command",
-            Self::Output => "until the first byte of output",
-            Self::LastOutput => "until the last byte of output",
+            Self::Printed => "until the guest prints the first byte",
+            Self::Output => "until the first byte of output is written",
+            Self::LastOutput => "until the last byte of output is written",
             Self::Ended => "until the guest's end",
             Self::Flushed => "console's output is written",
             Self::TakenDown => "vCPUs and devices are taken down",
@@ -248,7 +252,9 @@ impl Step {
     pub(super) fn part(&self) -> Option<Part> {
         Some(match self {
             // Where the first process was not seen to begin, nobody knows.
-            Self::Mark(_) | Self::Output | Self::LastOutput | Self::Ended => return None,
+            Self::Mark(_) | Self::Printed | Self::Output | Self::LastOutput | Self::Ended => {
+                return None;
+            }
             Self::Place(_) | Self::Driver(_) | Self::ConsoleOpened | Self::Line(_) => Part::Kernel,
             Self::Init | Self::Job => Part::Kernel,
             Self::Command => Part::Init,

@@ -271,13 +271,42 @@ fn output_is_told_from_messages_of_the_kernel() {
         (heard.output, heard.last_output),
         (Some(3_000_000), Some(9_000_000))
     );
-    // The second message came last, 0.5 ms after its time, as the kernel's clock began with the guest.
+    // The first message was made a millisecond before the second one, which had begun by then.
     assert_eq!(
         heard.lines,
         [("line-memory", 1_000_000), ("line-init", 2_000_000)]
     );
-    // It does not begin before the CPU.
-    assert_eq!(console.heard(700_000).lines[0].1, 1_700_000);
+    // None is made before the guest runs.
+    assert_eq!(console.heard(1_700_000).lines[0].1, 1_700_000);
+}
+
+#[test]
+fn messages_from_before_the_console_are_put_where_they_were_made() {
+    let mut console = Console::default();
+    let clock = [
+        (0.0, "Linux"),
+        (0.02, "Memory: 9"),
+        (0.08, "smp: Brought up 1"),
+        (0.1, "console"),
+    ];
+    for (seconds, text) in clock {
+        // A byte at a time.
+        for byte in format!("[    {seconds:.6}] {text}\n").bytes() {
+            console.printed(&[byte], 1_100_000_000);
+        }
+    }
+    // A clock that is slow by a tenth.
+    console.printed(b"[    1.000000] Run /init as init process\n", 2_100_000_000);
+    let heard = console.heard(1_000_000_000);
+    assert_eq!(heard.output, None);
+    assert_eq!(
+        heard.lines,
+        [
+            ("line-memory", 1_020_000_000),
+            ("line-smp", 1_080_000_000),
+            ("line-init", 2_100_000_000)
+        ]
+    );
 }
 
 #[test]
@@ -300,7 +329,9 @@ fn a_console_takes_anything() {
     assert_eq!(console.heard(0).output, Some(3));
     let many = "[    1.000000] Memory: 1\n".repeat(1000);
     console.printed(many.as_bytes(), 9);
-    assert_eq!(console.heard(0).lines.len(), 64);
+    assert_eq!(console.heard(0).lines.len(), 1000);
+    console.printed(many.repeat(10).as_bytes(), 9);
+    assert!(console.heard(0).lines.len() < 5000);
     let mut prompt = Console::default();
     prompt.printed(b"[", 7);
     assert_eq!(prompt.heard(0).output, Some(7));

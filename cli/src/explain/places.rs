@@ -12,6 +12,7 @@ use vmm::{Access, Place, Witness};
 const BUSY: Duration = Duration::from_millis(1);
 
 // Registers of the serial port, and their bits.
+const SERIAL_THR: u64 = 0;
 const SERIAL_IER: u64 = 1;
 const SERIAL_LCR: u64 = 3;
 const LCR_DLAB: u8 = 1 << 7;
@@ -35,6 +36,8 @@ struct Seen {
     latched: bool,
     /// Of the serial port: when its receive interrupt was enabled for the first time. Drivers do that when it is opened.
     opened: Option<Instant>,
+    /// Of the serial port: when the first byte was handed to it.
+    printed: Option<Instant>,
 }
 
 impl Seen {
@@ -52,6 +55,9 @@ impl Seen {
         self.accesses += 1;
         if let (true, Some(&[value, ..])) = (is_serial, access.written) {
             match access.offset {
+                SERIAL_THR if !self.latched => {
+                    self.printed.get_or_insert(now);
+                }
                 SERIAL_LCR => self.latched = value & LCR_DLAB != 0,
                 SERIAL_IER if !self.latched && value & IER_RECEIVED != 0 && value != IER_PROBE => {
                     self.opened.get_or_insert(now);
@@ -97,6 +103,13 @@ impl Places {
                 _ => {}
             }
         }
+    }
+
+    /// When the guest handed the first byte to its serial port.
+    pub(super) fn printed(&self) -> Option<Instant> {
+        let places = lock(&self.0);
+        let serial = places.iter().find(|(place, _)| *place == Place::Serial);
+        serial.and_then(|(_, seen)| lock(seen).printed)
     }
 
     /// How often the guest has looked at each.
