@@ -342,7 +342,7 @@ pub(crate) fn ended(vm: &Vm) {
     let entered = insight.first_run().map_or(0, |then| recorder.at(then));
     let heard = lock(&recorder.console).heard(entered);
     recorder.places.steps(recorder.origin, &mut note);
-    if heard.printed.kernel_bytes == 0 {
+    if heard.is_first {
         note(Step::Printed, recorder.places.printed());
     }
     let mut add = |step, at: Option<u64>| marks.extend(at.map(|at| Mark { step, at }));

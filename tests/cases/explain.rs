@@ -732,7 +732,7 @@ fn linux_side_by_side() {
     println!("{text}");
     for name in [
         "kernel, until init runs",
-        "kernel, until PCI configuration",
+        "kernel, until the PCI configuration",
         "all ",
     ] {
         assert!(text.contains(name), "no {name}: {text}");

@@ -33,6 +33,8 @@ pub struct Heard {
     pub printed: Printed,
     /// When the first byte came that is no message of the kernel, in nanoseconds.
     pub output: Option<u64>,
+    /// Whether no message of the kernel came before that.
+    pub is_first: bool,
     /// When the last such one came.
     pub last_output: Option<u64>,
     /// Well-known lines of the kernel, by their ids, and when it printed them by its own clock, in nanoseconds of the host's.
@@ -102,9 +104,12 @@ impl Console {
         let is_output =
             self.line_bytes > 0 && self.line.iter().any(|byte| !byte.is_ascii_whitespace());
         let at = |(id, index): &(&'static str, usize)| (*id, self.made(*index).max(entered));
+        let output = self.output.or(is_output.then_some(self.line_at));
+        let message = self.messages.first().map(|(_, came)| *came);
         Heard {
             printed: self.printed,
-            output: self.output.or(is_output.then_some(self.line_at)),
+            output,
+            is_first: output.is_some() && message.is_none_or(|came| Some(came) >= output),
             last_output: self.last_output.or(is_output.then_some(self.line_at)),
             lines: self.lines.iter().map(at).collect(),
         }

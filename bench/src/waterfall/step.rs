@@ -194,7 +194,7 @@ impl Step {
     /// What the time until then is called.
     pub(super) fn name(&self) -> String {
         let plain = match self {
-            Self::Place(name) => return format!("kernel, until {name}"),
+            Self::Place(name) => return format!("kernel, until the {name}"),
             Self::Driver(name) => return format!("driver of {name} is ready"),
             Self::Mark(value) => return format!("until the guest's mark {value}"),
             Self::Line(id) => {

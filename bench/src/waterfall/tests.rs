@@ -265,6 +265,7 @@ fn output_is_told_from_messages_of_the_kernel() {
     console.printed(b"y\n", 3_300_000);
     console.printed(b"$ ", 9_000_000);
     let heard = console.heard(0);
+    assert!(!heard.is_first);
     assert_eq!(heard.printed.bytes, 29 + 42 + 10);
     assert_eq!(heard.printed.kernel_bytes, 29 + 42);
     assert_eq!(
@@ -334,7 +335,10 @@ fn a_console_takes_anything() {
     assert!(console.heard(0).lines.len() < 5000);
     let mut prompt = Console::default();
     prompt.printed(b"[", 7);
-    assert_eq!(prompt.heard(0).output, Some(7));
+    assert_eq!(
+        (prompt.heard(0).output, prompt.heard(0).is_first),
+        (Some(7), true)
+    );
 }
 
 #[test]
