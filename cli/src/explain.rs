@@ -12,6 +12,7 @@ pub(crate) mod emulated;
 mod places;
 pub(crate) mod watch;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -39,6 +40,9 @@ const INIT_MARK: u8 = b'<';
 const COMMAND_MARK: u8 = b'>';
 /// The word on the kernel's command line that has it do so.
 const INIT_WORD: &str = "mote_explain=1";
+
+/// What the watcher says first to the process that it watches: the descriptor that all that is known goes to.
+const REPORT_FLAG: &str = "--explain-report=";
 
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
@@ -164,6 +168,12 @@ pub(crate) fn mark(step: Step) {
     if let Some(recorder) = RECORDER.get() {
         recorder.mark(step, recorder.now());
     }
+}
+
+/// The descriptor that a command line of the watcher's has.
+pub(crate) fn report_of(line: &[OsString]) -> Option<RawFd> {
+    let fd = line.get(2)?.to_str()?.strip_prefix(REPORT_FLAG)?;
+    fd.parse().ok()
 }
 
 /// Where what is known goes to.

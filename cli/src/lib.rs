@@ -108,7 +108,7 @@ fn serve(args: &VmmArgs, name: Name, started: Instant) -> Status {
 /// `mote run`.
 fn run_guest(command: RunCommand, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
     let mut args = command.run;
-    let report = match command.explain_report {
+    let report = match command.report {
         Some(fd) => match explain::begin(fd, started, &mut args) {
             Ok(report) => Some(report),
             Err(why) => {

@@ -237,9 +237,10 @@ fn forms() {
         "--explain-report=1",
         "--explain-report=77",
         "--explain-report=-1",
+        "--explain-report=x",
     ] {
         assert_eq!(
-            host.mote(&[&fixed[..], &[bad]].concat()).status,
+            host.mote(&[&["run", bad], &fixed[1..]].concat()).status,
             125,
             "{bad}"
         );

@@ -22,7 +22,7 @@ use rustix::process::{
 use thiserror::Error;
 
 use super::emulated::emulated;
-use super::{Form, now};
+use super::{Form, REPORT_FLAG, now};
 use crate::message::{chain, say};
 use crate::signals::Signals;
 use crate::status::Status;
@@ -95,7 +95,7 @@ pub(crate) enum Streams {
 
 /// The words of the same line for the other process.
 fn without_explain(line: &[OsString], fd: i32) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec!["run".into(), format!("--explain-report={fd}").into()];
+    let mut words: Vec<OsString> = vec!["run".into(), format!("{REPORT_FLAG}{fd}").into()];
     let mut is_command = false;
     for word in line.iter().skip(2) {
         is_command |= word == "--";
