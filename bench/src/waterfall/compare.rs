@@ -10,6 +10,8 @@ use super::{Part, Waterfall};
 
 /// The version of the format that this program writes.
 pub const FORMAT: &str = "mote-explained/1";
+/// What is less than a table shows is no difference, in milliseconds.
+const LEAST: f64 = 0.001;
 /// Runs of each side from which on their spread says something.
 const ENOUGH: usize = 3;
 
@@ -57,7 +59,8 @@ pub struct Row {
     pub b: Option<Times>,
     /// How much longer the median is in the other one, in milliseconds; none if one has none.
     pub difference: Option<f64>,
-    /// Whether that is more than the spread: each run of the one took longer than each of the other. None if it is not known.
+    /// Whether that is more than the spread: each run of the one took longer than each of the other, and a microsecond at least.
+    /// None if it is not known.
     pub real: Option<bool>,
 }
 
@@ -176,7 +179,8 @@ impl Row {
         let both = a.zip(b);
         let real = both.and_then(|(a, b)| {
             let enough = a.runs.min(b.runs) as usize >= ENOUGH;
-            enough.then_some(a.max < b.min || b.max < a.min)
+            let differs = (b.median - a.median).abs() >= LEAST;
+            enough.then_some(differs && (a.max < b.min || b.max < a.min))
         });
         Self {
             id: id.to_owned(),
