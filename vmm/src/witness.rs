@@ -156,6 +156,9 @@ mod tests {
 
     use super::*;
 
+    /// Where, at which offset, and what was written.
+    type Seen = (Place, u64, Option<Vec<u8>>);
+
     #[derive(Default)]
     struct Nowhere;
 
@@ -182,7 +185,7 @@ mod tests {
         }
         let mut before = [0; 4];
         let _ = buses.mmio.read(layout::IOAPIC_START + 0x10, &mut before);
-        let seen: Arc<Mutex<Vec<(Place, u64, Option<Vec<u8>>)>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let names = ["console".to_owned(), "disk".to_owned()];
         watch(&buses, &names, &|place| {
             let (seen, place) = (Arc::clone(&seen), place.clone());
