@@ -20,7 +20,8 @@ use crate::status::Status;
 #[command(after_help = "\
 A and B are each the flags of a `mote run` in one word, such as '--memory 64m -- true', or a file that
 `mote run --explain=json:FILE` has written (one that does not begin with a dash; it may have several
-documents). Flags are split as a shell splits them, and nothing is expanded. The two take turns.")]
+documents). Flags are split as a shell splits them, and nothing is expanded. The two take turns, after
+one start each that does not count.")]
 pub(crate) struct Args {
     /// The first configuration
     #[arg(allow_hyphen_values = true)]
@@ -30,7 +31,7 @@ pub(crate) struct Args {
     #[arg(allow_hyphen_values = true)]
     b: String,
 
-    /// How often each is started
+    /// How often each is started, and counts
     #[arg(short = 'n', long = "runs", value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: u32,
 
@@ -118,8 +119,8 @@ impl<'a> Side<'a> {
         Ok(Self { name, line, runs })
     }
 
-    /// Starts it once, if it is to be started; a signal that this was ended by.
-    fn start(&mut self) -> Result<Option<i32>, Error> {
+    /// Starts it once, if it is to be started; a signal that this was ended by. The first start fills caches, and does not count.
+    fn start(&mut self, is_first: bool) -> Result<Option<i32>, Error> {
         let Some(line) = &self.line else {
             return Ok(None);
         };
@@ -148,7 +149,9 @@ impl<'a> Side<'a> {
                 },
             });
         }
-        self.runs.push(waterfall);
+        if !is_first {
+            self.runs.push(waterfall);
+        }
         Ok(None)
     }
 }
@@ -193,9 +196,9 @@ pub(super) fn execute(args: &Args) -> Status {
 fn compare(args: &Args) -> Result<Status, Error> {
     let mut sides = [Side::new(&args.a)?, Side::new(&args.b)?];
     let mut signal = None;
-    'runs: for _ in 0..args.runs {
+    'runs: for run in 0..=args.runs {
         for side in &mut sides {
-            signal = side.start()?;
+            signal = side.start(run == 0)?;
             if signal.is_some() {
                 break 'runs;
             }
