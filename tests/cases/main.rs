@@ -17,6 +17,7 @@ mod ctl;
 mod end;
 mod entropy;
 mod explain;
+mod explain_linux;
 mod fork;
 mod golden;
 mod live;
@@ -107,7 +108,7 @@ fn main() {
         ("fork", fork::NETWORK_CASES, &no_networks),
         ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
-        ("explain", explain::LINUX_CASES, &no_linux),
+        ("explain", explain_linux::CASES, &no_linux),
         ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),
         ("memory", memory::CASES, &no_linux),
