@@ -63,7 +63,7 @@ cases=$(cargo test --quiet --no-run --message-format json -p tests --test cases 
 # --- Tests --------------------------------------------------------------------------------------
 failed=0
 # Groups of cases whose guests are Linux.
-linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: snapshot:: snapshot_devices:: template:: fork:: bench_linux:: client:: attach:: live::)
+linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net:: mmds:: vsock:: balloon:: entropy:: machine:: pci:: pmem:: memory:: service:: snapshot:: snapshot_devices:: template:: explain:: fork:: bench_linux:: client:: attach:: live::)
 # What the library that the case of client:: runs needs beside a Linux guest, as Debian's packages.
 client_packages=(python3-minimal libpython3-stdlib openssh-client dropbear-bin iptables)
 # The runtimes that the cases of bench_linux:: measure.

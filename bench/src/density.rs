@@ -133,6 +133,8 @@ fn hold(session: &Session, prepared: &Prepared, plan: &Plan, row: &mut DensityRo
             start,
         }
     };
+    // Fills caches; what is wrong with it is wrong with the next one too.
+    let _ = prepared.run(Purpose::Warmup, 0.0);
     row.points.push(look(&instances, None));
     let least = row.points[0].available / RESERVE;
     for count in 1..=plan.limit {

@@ -20,6 +20,7 @@ pub mod startup;
 pub mod stats;
 pub mod summary;
 pub mod table;
+pub mod waterfall;
 pub mod workload;
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench;
 use crate::ctl;
+use crate::explain;
 use crate::pool;
 use crate::quantity::{parse_duration, parse_size};
 use crate::service::args::{RestoreArgs, VmmArgs};
@@ -28,7 +29,7 @@ impl Cli {
     /// only those of the one that starts a guest are, unless the line has an error or asks for help.
     pub(crate) fn parse_line(line: &[OsString]) -> Result<Self, clap::Error> {
         let command = match line.get(1).and_then(|name| name.to_str()) {
-            Some("run") => parse_alone("mote run", line).map(Command::Run),
+            Some("run") => return Self::parse_run(line),
             Some("restore") => parse_alone("mote restore", line).map(Command::Restore),
             Some("vmm") => parse_alone("mote vmm", line).map(Command::Vmm),
             _ => None,
@@ -37,6 +38,32 @@ impl Cli {
             Some(command) => Ok(Self { command }),
             None => Self::try_parse_from(line),
         }
+    }
+
+    /// The same for the one that most starts are. What is only for `--explain` is no part of others.
+    fn parse_run(line: &[OsString]) -> Result<Self, clap::Error> {
+        let report = explain::report_of(line);
+        let without;
+        let line = match report {
+            Some(_) => {
+                without = [&line[..2], &line[3..]].concat();
+                &without[..]
+            }
+            None => line,
+        };
+        let command = match parse_alone("mote run", line) {
+            Some(run) => RunCommand {
+                run,
+                explain: None,
+                report,
+            },
+            None => match Self::try_parse_from(line)?.command {
+                Command::Run(command) => RunCommand { report, ..*command },
+                command => return Ok(Self { command }),
+            },
+        };
+        let command = Command::Run(Box::new(command));
+        Ok(Self { command })
     }
 }
 
@@ -51,7 +78,7 @@ fn parse_alone<A: Args>(name: &'static str, line: &[OsString]) -> Option<A> {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest in the foreground, its console on the terminal
-    Run(Box<RunArgs>),
+    Run(Box<RunCommand>),
     /// Serve Firecracker's API on a Unix socket, and the guest that it is told to run
     Vmm(Box<VmmArgs>),
     /// Have a guest go on that was written by `mote snapshot`, its console on the terminal
@@ -103,7 +130,24 @@ const MACHINE_FLAGS: [&str; 22] = [
     "api_sock",
 ];
 
-/// `mote run`.
+/// `mote run`, and what is to be told of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunCommand {
+    /// The guest.
+    #[command(flatten)]
+    pub run: RunArgs,
+
+    /// Say on standard error, when all is over, where the time of this start went: as a table, or as one
+    /// line of JSON there or in a FILE
+    #[arg(long, value_name = "text|json|json:FILE", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub explain: Option<explain::Form>,
+
+    /// Descriptor that what is known of this start is written to.
+    #[arg(skip)]
+    pub report: Option<i32>,
+}
+
+/// The guest of `mote run`.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[command(after_help = "\
 EXIT STATUS
@@ -282,6 +326,7 @@ mod tests {
     fn a_line_means_the_same_with_all_subcommands_defined() {
         for words in [
             "mote run --cpus 2 --memory 64m -vv --disk a --disk b -- echo --hello",
+            "mote run --cpus 2 --explain=json -- echo",
             "mote vmm --api-sock /tmp/a.sock --id x",
             "mote restore dir --id x --net e=tap1",
             "mote doctor --json",
@@ -290,6 +335,25 @@ mod tests {
             let alone = Cli::parse_line(&line).unwrap();
             let all = Cli::try_parse_from(&line).unwrap();
             assert_eq!(format!("{alone:?}"), format!("{all:?}"), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_another_process_of_mote_is_not_the_users() {
+        let parse = |words| Cli::parse_line(&line(words));
+        let Command::Run(command) = parse("mote run --explain-report=7 --cpus 2")
+            .unwrap()
+            .command
+        else {
+            panic!("another command");
+        };
+        assert_eq!((command.report, command.run.cpus), (Some(7), Some(2)));
+        for words in [
+            "mote run --cpus 2 --explain-report=7",
+            "mote run --explain-report=x",
+            "mote run --explain-report=7 --explain-report=8",
+        ] {
+            assert!(parse(words).is_err(), "{words}");
         }
     }
 

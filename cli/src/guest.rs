@@ -52,6 +52,8 @@ pub(crate) struct Guest {
     pub kernel: image::kernel::Kernel,
     /// Initial RAM disk, and where it came from.
     pub initrd: Option<(File, PathBuf)>,
+    /// That was made just now.
+    pub initrd_is_new: bool,
     /// Kernel command line.
     pub cmdline: String,
     /// Its console.
@@ -92,6 +94,7 @@ pub(crate) fn choose(
         .initrd
         .clone()
         .or(source.and_then(|source| source.initrd_path.as_ref().map(PathBuf::from)));
+    let mut initrd_is_new = false;
     let initrd = match initrd_path {
         Some(path) => Some((open_initrd(&path)?, path)),
         // A configuration file that names a kernel and no initrd means what it says.
@@ -111,6 +114,7 @@ pub(crate) fn choose(
                 Path::new(BUSYBOX),
                 purpose,
             )?;
+            initrd_is_new = initramfs.is_new;
             Some((initramfs.file, initramfs.path))
         }
     };
@@ -118,6 +122,7 @@ pub(crate) fn choose(
         kernel_path,
         kernel,
         initrd,
+        initrd_is_new,
         cmdline: cmdline(args, file, console, purpose),
         console,
     })

@@ -4,7 +4,7 @@
 //! Reading order: this file (subcommands, the error chain), `args` (flags), `run` (a guest in the
 //! foreground), `guest` (which kernel, initrd and command line), `devices` with `options`,
 //! `config_file`, `console` with `terminal` and `keys`, `signals`, `logger`, `process`, `footprint`,
-//! `status` (exit codes), `copies` (guests that nobody waits for), `template` and `pool` (guests that have been booted before), `service` (`mote vmm`: a guest that is told what to do through the API), `rundir` (where running
+//! `explain` (where the time of a start goes), `status` (exit codes), `copies` (guests that nobody waits for), `template` and `pool` (guests that have been booted before), `service` (`mote vmm`: a guest that is told what to do through the API), `rundir` (where running
 //! guests are found), `ctl` (commands that talk to them), `bench` (measurements), `doctor`.
 
 mod args;
@@ -16,6 +16,7 @@ mod ctl;
 pub mod devices;
 mod disaster;
 mod doctor;
+mod explain;
 mod footprint;
 mod guest;
 mod keys;
@@ -41,7 +42,7 @@ use std::time::Instant;
 use clap::Parser;
 use vmm::Vm;
 
-use args::{Cli, Command};
+use args::{Cli, Command, RunCommand};
 use message::{chain, say};
 use service::args::{FirecrackerCli, Name, VmmArgs};
 use status::Status;
@@ -57,7 +58,7 @@ pub fn main(
         return firecracker(&line, started);
     }
     match Cli::parse_line(&line) {
-        Ok(cli) => execute(cli, started, meet),
+        Ok(cli) => execute(cli, &line, started, meet),
         Err(error) => report_usage(&error, Status::MoteError),
     }
 }
@@ -104,25 +105,42 @@ fn serve(args: &VmmArgs, name: Name, started: Instant) -> Status {
     }
 }
 
-fn execute(cli: Cli, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
-    match cli.command {
-        Command::Run(args) => {
-            let ended = match &args.template {
-                Some(name) => template::run::run(&args, name, started),
-                None => {
-                    run::run(&args, started, meet).map(|(status, remains)| (status, Some(remains)))
-                }
-            };
-            match ended {
-                Ok((status, remains)) => {
-                    if let Some(remains) = remains {
-                        remains.leave_to_reaper();
-                    }
-                    status
-                }
-                Err(error) => fail(&error),
+/// `mote run`.
+fn run_guest(command: RunCommand, started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
+    let mut args = command.run;
+    let report = match command.report {
+        Some(fd) => match explain::begin(fd, started, &mut args) {
+            Ok(report) => Some(report),
+            Err(why) => {
+                say(&why);
+                return Status::MoteError;
             }
-        }
+        },
+        None => None,
+    };
+    let ended = match &args.template {
+        Some(name) => template::run::run(&args, name, started),
+        None => run::run(&args, started, meet).map(|(status, remains)| (status, Some(remains))),
+    };
+    let (status, remains) = match ended {
+        Ok(ended) => ended,
+        Err(error) => (fail(&error), None),
+    };
+    if let Some(report) = report {
+        report.write();
+    }
+    if let Some(remains) = remains {
+        remains.leave_to_reaper();
+    }
+    status
+}
+
+fn execute(cli: Cli, line: &[OsString], started: Instant, meet: impl FnOnce(&mut Vm)) -> Status {
+    match cli.command {
+        Command::Run(command) => match &command.explain {
+            Some(form) => explain::watch::run(line, form),
+            None => run_guest(*command, started, meet),
+        },
         Command::Template(args) => template::execute(&args),
         Command::Pool(args) => pool::execute(&args),
         Command::Vmm(args) => serve(&args, Name::Mote, started),

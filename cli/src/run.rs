@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::bench::waterfall::step::Step;
 use ::devices::mmds::Mmds;
 use api::types::{BootSource, HugePages, Serial, VmConfig};
 use arch::boot;
@@ -20,6 +21,7 @@ use crate::args::{Boot, RunArgs};
 use crate::config_file::{self, Unknown};
 use crate::console::{self, ConsoleKind, ConsoleOption};
 use crate::devices;
+use crate::explain;
 use crate::footprint::Trim;
 use crate::guest::{self, Guest};
 use crate::keys::{Target, Targets};
@@ -129,6 +131,8 @@ pub(crate) fn run(
         },
     };
     let (config, guest) = prepare(args, &file, &option, Purpose::Shell)?;
+    explain::mark(Step::Files);
+    explain::booting(args, &config, &guest);
     if args.verbose > 0 {
         describe(&config, &guest);
     }
@@ -165,10 +169,13 @@ pub(crate) fn run(
     if let Some(api) = &mut api {
         console = console.map(|console| api.console(console)).transpose()?;
     }
+    let console = console.map(explain::listen);
+    explain::mark(Step::Console);
     // Ends after the machine, for which it may wait.
     let mut served = None;
     let mut vm = Vm::build(&config, payload, console).map_err(|source| files.name_in(source))?;
     attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
+    explain::built(&vm);
 
     meet(&mut vm);
     if let (Some(api), Some(document)) = (api, document) {
@@ -176,6 +183,9 @@ pub(crate) fn run(
     }
     vm.start();
     let reason = vm.run(|mark| {
+        if explain::marked(&mark) {
+            return;
+        }
         report_mark(&mark, started);
         if let Some(served) = &served {
             served.marked(&mark);
@@ -184,9 +194,12 @@ pub(crate) fn run(
     if let Some(served) = &served {
         served.ended(&reason);
     }
+    explain::ended(&vm);
     drop(terminal);
     let status = report_end(&reason, &vm.console_tail(), id, symbols.as_ref());
-    Ok((status, vm.take_down()))
+    let remains = vm.take_down();
+    explain::mark(Step::TakenDown);
+    Ok((status, remains))
 }
 
 /// Connects a machine in the foreground to keys, signals, the size of the terminal if there is one, and the clock.

@@ -159,6 +159,20 @@ impl Bus {
         Some(range.device)
     }
 
+    /// Puts another device in the place of each one that is there: `wrap` is told where that starts.
+    pub fn wrap_each(
+        &self,
+        wrap: impl Fn(u64, Arc<Mutex<dyn BusDevice>>) -> Arc<Mutex<dyn BusDevice>>,
+    ) {
+        let _changing = lock(&self.changes);
+        let ranges = Vec::clone(&self.ranges.load());
+        let wrapped = ranges.into_iter().map(|range| Range {
+            device: wrap(range.base, range.device),
+            ..range
+        });
+        self.ranges.store(Arc::new(wrapped.collect()));
+    }
+
     /// Reads `data.len()` bytes at `addr`.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> Access {
         if let Some((device, offset)) = find(&self.ranges.load(), addr, data.len()) {

@@ -21,6 +21,17 @@ pub trait Listener: Debug + Send {
     fn printed(&mut self, bytes: &[u8]);
 }
 
+/// Two of them.
+#[derive(Debug)]
+pub(crate) struct Both(pub(crate) Box<dyn Listener>, pub(crate) Box<dyn Listener>);
+
+impl Listener for Both {
+    fn printed(&mut self, bytes: &[u8]) {
+        self.0.printed(bytes);
+        self.1.printed(bytes);
+    }
+}
+
 /// Types into a console from any thread. Clones are the same keyboard.
 #[derive(Clone, Debug)]
 pub struct Keyboard(Arc<Keys>);

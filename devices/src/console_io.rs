@@ -18,7 +18,7 @@ use event_manager::{EventOps, EventSet, Events};
 use crate::backend::host_fd::HostFd;
 use crate::backend::log_file::{LogFile, Opened};
 use crate::backend::pty::PtyEnd;
-use crate::console_beside::{Keyboard, Listener};
+use crate::console_beside::{Both, Keyboard, Listener};
 
 pub use crate::backend::log_file::FileOutput;
 pub use crate::backend::pty::Pty;
@@ -142,9 +142,12 @@ impl Output {
         Ok(Self::to(To::Pty(pty.end()?)))
     }
 
-    /// And `listener` hears of it, once it has gone there.
+    /// And `listener` hears of it, once it has gone there, after those that hear of it already.
     pub fn with_listener(mut self, listener: Box<dyn Listener>) -> Self {
-        self.listener = Some(listener);
+        self.listener = Some(match self.listener {
+            Some(other) => Box::new(Both(other, listener)),
+            None => listener,
+        });
         self
     }
 }

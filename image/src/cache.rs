@@ -47,6 +47,8 @@ pub struct CachedFile {
     /// The file's name. One that is only in memory is named `/proc/self/fd/<n>`, which is valid
     /// in this process as long as the file is open.
     pub path: PathBuf,
+    /// It was not there before.
+    pub is_new: bool,
 }
 
 impl Cache {
@@ -83,7 +85,11 @@ impl Cache {
         let file = File::open(&path).ok()?;
         record
             .matches(&file.metadata().ok()?)
-            .then_some(CachedFile { file, path })
+            .then_some(CachedFile {
+                file,
+                path,
+                is_new: false,
+            })
     }
 
     /// Records a file that [`Cache::find`] found under another key.
@@ -277,11 +283,19 @@ impl Draft {
             for key in keys {
                 Record::of(&metadata, &place.name).write(&place.area, key);
             }
-            return CachedFile { file, path };
+            return CachedFile {
+                file,
+                path,
+                is_new: true,
+            };
         }
         // In memory, or complete but not to be named: good for this start.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        CachedFile { file, path }
+        CachedFile {
+            file,
+            path,
+            is_new: true,
+        }
     }
 
     /// Goes on in memory with what is written so far: the disk may be full.

@@ -200,13 +200,17 @@ pub struct Kernel {
     pub kind: Kind,
     /// With [`Kind::BzImage`], why it could not be unpacked on the host.
     pub fallback: Option<Error>,
+    /// It was unpacked just now.
+    pub is_new: bool,
 }
 
 impl Kernel {
-    fn elf(CachedFile { file, path }: CachedFile) -> Self {
+    fn elf(found: CachedFile) -> Self {
+        let CachedFile { file, path, is_new } = found;
         Self {
             file,
             path,
+            is_new,
             kind: Kind::Elf,
             fallback: None,
         }
@@ -246,7 +250,8 @@ pub fn open(path: &Path, cache: &Cache) -> Result<Kernel, Error> {
             source,
         })?;
         let path = path.to_owned();
-        return Ok(Kernel::elf(CachedFile { file, path }));
+        let is_new = false;
+        return Ok(Kernel::elf(CachedFile { file, path, is_new }));
     }
     if !bzimage::is_bzimage(&head) {
         let what = NOT_KERNELS
@@ -272,6 +277,7 @@ pub fn open(path: &Path, cache: &Cache) -> Result<Kernel, Error> {
             path: path.to_owned(),
             kind: Kind::BzImage,
             fallback: Some(reason),
+            is_new: false,
         }),
         Err(error) => Err(error),
     }

@@ -19,6 +19,8 @@ mod console_virtio;
 mod ctl;
 mod end;
 mod entropy;
+mod explain;
+mod explain_linux;
 mod fork;
 mod golden;
 mod live;
@@ -75,6 +77,7 @@ fn main() {
         ("tiny", tiny::CASES, &no_kvm),
         ("api", api::CASES, &no_kvm),
         ("tiny", tiny_machine::CASES, &no_kvm),
+        ("tiny", explain::CASES, &no_kvm),
         ("ctl", ctl::CASES, &no_kvm),
         ("golden", golden::CASES, &no_kvm),
         ("golden", golden::WRITE, &golden::written_on_demand()),
@@ -113,6 +116,7 @@ fn main() {
         ("fork", fork::NETWORK_CASES, &no_networks),
         ("snapshot", snapshot_diff::CASES, &no_linux),
         ("template", template::CASES, &no_linux),
+        ("explain", explain_linux::CASES, &no_linux),
         ("client", client::CASES, &no_networks),
         ("pmem", pmem::CASES, &no_linux),
         ("memory", memory::CASES, &no_linux),

@@ -3,18 +3,16 @@
 
 mod checked;
 mod cpus;
+mod payload;
 mod serial;
 pub(crate) mod virtio;
 
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use arch::boot::BootInfo;
-use arch::kernel::{KernelImage, Protocol};
-use arch::regs::{CpuMode, Entry};
 use arch::{acpi, boot, cpu_config, cpuid, kernel, layout, mptable, regs};
 use devices::bus::{self, Bus};
 use devices::console_io::{Input, InputFilter, Output};
@@ -151,10 +149,11 @@ pub(crate) fn build(
 ) -> Result<Vm, Error> {
     let asked = Instant::now();
     let origin = Checked::new(Origin::Boot(payload), config)?;
+    let checked = Instant::now();
     let mut stage = Stage::new()?;
     let devices = stage.maker.make_all(config.devices())?;
     let mut parts = assemble(&mut stage, config, origin, console, devices, &mut None)?;
-    parts.times.asked = asked;
+    (parts.times.asked, parts.times.checked) = (asked, checked);
     Ok(Vm::new(stage, parts))
 }
 
@@ -185,6 +184,7 @@ pub(crate) struct Parts {
     pub(crate) vcpus: Vcpus,
     pub(crate) exits: Exits,
     pub(crate) times: BootTimes,
+    pub(crate) buses: Weak<Buses>,
     pub(crate) console: Option<SharedSerialWorker>,
     pub(crate) console_thread: Option<Arc<dyn EventLoop>>,
     pub(crate) serial_port: Option<SerialPort>,
@@ -250,12 +250,15 @@ fn assemble(
     let kvm = kvm::open(config.kvm_device())?;
     kvm::check_capabilities(&kvm, config.cpus(), config.cpu_config())?;
     cpus::check_capabilities(&kvm, config.cpu_config())?;
+    times.opened = Instant::now();
     let vm = Arc::new(kvm::create_vm(&kvm)?);
+    times.vm = Instant::now();
     let slots = kvm::set_memory(&vm, &memory, |start| above_ram.is_later(start))?;
     above_ram.connect(&vm, &memory, slots, kvm.get_nr_memslots())?;
     for device in &mut devices {
         device.set_place(|id, control| above_ram.place(id, control));
     }
+    times.slots = Instant::now();
     kvm::set_intel_addresses(&vm)?;
     kvm::split_irqchip(&vm, layout::ioapic_pins(config.virtio_slots()))?;
     times.kvm = Instant::now();
@@ -272,21 +275,25 @@ fn assemble(
     times.devices = Instant::now();
     let (supported, address_bits) = cpus::known(config, &kvm, &origin)?;
     above_ram.check_room(address_bits)?;
+    times.cpuid = Instant::now();
     let vcpus = cpus::create(config, &vm)?;
+    times.created = Instant::now();
     if let Some(supported) = supported {
         cpus::set_up(config, &vcpus, supported)?;
     }
     times.vcpus = Instant::now();
+    (times.kernel, times.initrd) = (times.vcpus, times.vcpus);
 
     let (mut memory_file, mut pre_fault) = (None, None);
     match origin {
         Checked::Boot { payload, image } => {
-            let entry = load(
+            let entry = payload::load(
                 config,
                 payload,
                 image.map(|image| *image),
                 &memory,
                 machine.console.is_some(),
+                &mut times,
             )?;
             regs::write_tables(&memory, entry.mode)?;
             if let Some(boot_vcpu) = vcpus.first() {
@@ -323,6 +330,7 @@ fn assemble(
         vcpus,
         exits,
         times,
+        buses: Arc::downgrade(&buses),
         console,
         console_thread,
         serial_port,
@@ -482,80 +490,6 @@ impl Machine {
             power_button: PowerButton(ged),
         })
     }
-}
-
-/// Puts the payload into guest memory, with all that it will look for there.
-fn load(
-    config: &Config,
-    payload: Payload,
-    image: Option<(KernelImage, u64)>,
-    memory: &GuestMemoryMmap,
-    serial: bool,
-) -> Result<Entry, Error> {
-    let (
-        Payload::Kernel {
-            kernel,
-            initrd,
-            cmdline,
-            ..
-        },
-        Some((image, initrd_size)),
-    ) = (&payload, image)
-    else {
-        let Payload::Code { bytes, gpa, mode } = payload else {
-            unreachable!("check_payload gives an image for every kernel");
-        };
-        memory::load_code(memory, &bytes, gpa)?;
-        return Ok(Entry {
-            mode,
-            instruction: gpa,
-            boot_info: 0,
-        });
-    };
-    memory::load_kernel(memory, config.huge_pages(), kernel, &image.segments)?;
-    let initrd = match initrd {
-        Some(file) if initrd_size > 0 => {
-            let gpa = boot::place_initrd(&image, initrd_size, config.memory())?;
-            memory::load_initrd(memory, config.huge_pages(), file, gpa, initrd_size)?;
-            Some((gpa, initrd_size))
-        }
-        _ => None,
-    };
-    mptable::write(
-        memory,
-        config.cpus(),
-        layout::ioapic_pins(config.virtio_slots()),
-    )?;
-    let rsdp = if is_acpi_off(cmdline) {
-        None
-    } else {
-        let tables = acpi::Config {
-            cpus: config.cpus(),
-            virtio_slots: config.virtio_slots(),
-            pci_slots: config.pci_slots(),
-            serial,
-            keyboard: config.keyboard(),
-        };
-        generation::renew(memory)?;
-        Some(acpi::write_tables(memory, &tables)?)
-    };
-    let info = BootInfo {
-        kernel: &image,
-        cmdline: &complete_cmdline(config, cmdline),
-        initrd,
-        ram_size: config.memory(),
-        rsdp,
-    };
-    let boot_info = boot::write(memory, &info)?;
-    let mode = match image.protocol {
-        Protocol::Linux64 => CpuMode::Long,
-        Protocol::Pvh => CpuMode::Protected,
-    };
-    Ok(Entry {
-        mode,
-        instruction: image.entry,
-        boot_info: boot_info.0,
-    })
 }
 
 /// Where faults of vCPUs are looked at, if what a restore takes is to be noted.

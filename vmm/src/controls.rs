@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use devices::backend::user_backend::UserNetControl;
 use devices::lock;
@@ -82,6 +83,8 @@ struct Entry {
     number: u64,
     control: Option<Control>,
     slot: Option<Slot>,
+    /// When its driver was ready for the first time.
+    activated: Option<Instant>,
 }
 
 type Entries = Arc<Mutex<BTreeMap<DeviceId, Entry>>>;
@@ -167,6 +170,16 @@ impl Controls {
         let entries = lock(&self.entries);
         let made = entries.iter().filter(|(_, entry)| entry.control.is_some());
         made.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Devices whose drivers have been ready (DRIVER_OK), each with when its was for the first time. Of a machine that was
+    /// saved: since it goes on.
+    pub fn activated(&self) -> Vec<(DeviceId, Instant)> {
+        let entries = lock(&self.entries);
+        let activated = entries
+            .iter()
+            .filter_map(|(id, entry)| Some((id, entry.activated?)));
+        activated.map(|(id, at)| (id.clone(), at)).collect()
     }
 
     /// By which device the guest was heard of since it was made.
@@ -331,6 +344,13 @@ impl Registration {
     pub(crate) fn set_slot(&self, slot: Slot) {
         self.change(|entry| entry.slot = Some(slot));
     }
+
+    /// The device's driver is ready.
+    fn activated(&self) {
+        self.change(|entry| {
+            entry.activated.get_or_insert_with(Instant::now);
+        });
+    }
 }
 
 impl Drop for Registration {
@@ -421,7 +441,9 @@ impl VirtioDevice for Registered {
     }
 
     fn activate(&mut self, resources: Resources) -> Result<(), ActivateError> {
-        self.device.activate(resources)
+        self.device.activate(resources)?;
+        self.registration.activated();
+        Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<Queue> {

@@ -75,6 +75,8 @@ pub(crate) struct Events {
     /// Set with the first reason to stop: vCPUs look at it after each exit.
     stopping: AtomicBool,
     first_run: OnceLock<Instant>,
+    pre_faulted: OnceLock<Instant>,
+    stopped: OnceLock<Instant>,
 }
 
 #[derive(Default)]
@@ -90,11 +92,15 @@ impl Events {
             pending: Mutex::default(),
             stopping: AtomicBool::new(false),
             first_run: OnceLock::new(),
+            pre_faulted: OnceLock::new(),
+            stopped: OnceLock::new(),
         })
     }
 
     /// The first reason counts; what comes after it is a consequence.
     pub(crate) fn stop(&self, reason: StopReason) {
+        // Before whoever waits for it is woken.
+        self.stopped.get_or_init(Instant::now);
         self.lock().stop.get_or_insert(reason);
         self.stopping.store(true, Ordering::Release);
         self.notify();
@@ -111,6 +117,19 @@ impl Events {
 
     pub(crate) fn first_run(&self) -> Option<Instant> {
         self.first_run.get().copied()
+    }
+
+    /// Called by the vCPU's thread that had KVM map pages, before that enters the guest.
+    pub(crate) fn note_pre_faulted(&self) {
+        let _ = self.pre_faulted.set(Instant::now());
+    }
+
+    pub(crate) fn pre_faulted(&self) -> Option<Instant> {
+        self.pre_faulted.get().copied()
+    }
+
+    pub(crate) fn stopped(&self) -> Option<Instant> {
+        self.stopped.get().copied()
     }
 
     pub(crate) fn take_stop(&self) -> Option<StopReason> {

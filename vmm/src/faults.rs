@@ -43,7 +43,7 @@ pub struct Faults {
 
 impl Faults {
     /// Of this process, in all its threads, since it began.
-    pub(crate) fn of_process() -> Self {
+    pub fn of_process() -> Self {
         Self::of(libc::RUSAGE_SELF)
     }
 

@@ -17,14 +17,32 @@ use crate::vcpu::Exits;
 pub struct BootTimes {
     /// The machine was asked for.
     pub asked: Instant,
+    /// What it is to boot had been looked at. Of one that was saved, this is not before [`Self::made`].
+    pub checked: Instant,
+    /// Its devices were there, and the event loop.
+    pub made: Instant,
     /// Guest memory was reserved.
     pub memory: Instant,
+    /// `/dev/kvm` was open, and can do what is needed.
+    pub opened: Instant,
+    /// KVM had made the VM.
+    pub vm: Instant,
+    /// KVM had the VM's memory.
+    pub slots: Instant,
     /// KVM had made the VM, with its memory and the interrupt controllers in the kernel.
     pub kvm: Instant,
     /// The devices were on their buses.
     pub devices: Instant,
+    /// What KVM can show a guest of the host's CPU was known.
+    pub cpuid: Instant,
+    /// KVM had made the vCPUs.
+    pub created: Instant,
     /// The vCPUs had their features and registers.
     pub vcpus: Instant,
+    /// The kernel was in guest memory. Of a machine that was saved, this and the next are not before [`Self::vcpus`].
+    pub kernel: Instant,
+    /// The initial RAM disk was in guest memory.
+    pub initrd: Instant,
     /// The kernel, and what it looks for, was in guest memory.
     pub loaded: Instant,
     /// The vCPUs had their threads.
@@ -37,10 +55,19 @@ impl BootTimes {
         let now = Instant::now();
         Self {
             asked: now,
+            checked: now,
+            made: now,
             memory: now,
+            opened: now,
+            vm: now,
+            slots: now,
             kvm: now,
             devices: now,
+            cpuid: now,
+            created: now,
             vcpus: now,
+            kernel: now,
+            initrd: now,
             loaded: now,
             built: now,
         }
@@ -78,6 +105,16 @@ impl Insight {
     /// When the boot vCPU first entered the guest.
     pub fn first_run(&self) -> Option<Instant> {
         self.events.first_run()
+    }
+
+    /// When KVM had mapped what a restored guest will touch first, if it was told to.
+    pub fn pre_faulted(&self) -> Option<Instant> {
+        self.events.pre_faulted()
+    }
+
+    /// When the first reason to stop the machine was there.
+    pub fn stopped(&self) -> Option<Instant> {
+        self.events.stopped()
     }
 
     /// By what the guest was heard of, if anything has come from it since the machine was made.

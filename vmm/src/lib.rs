@@ -9,7 +9,8 @@
 //! (the boot order), `kvm`, `memory`, `above_ram`, `vcpu` (threads, the kick protocol, THE match on exits),
 //! `interrupts`, `controls` and `pci` (what changes while the guest runs), `control` (what the API may
 //! ask), `event_loop`, `events` (what
-//! vCPUs and devices tell the event loop), `insight` (what a machine counts), `first_reply` (what a restored one has taken until it is heard of), `faults`, `crash`, `host` (what a host offers), `teardown`.
+//! vCPUs and devices tell the event loop), `insight` (what a machine counts), `first_reply` (what a restored one has taken until it is heard of), `faults`, `crash`, `host` (what a host offers), `teardown`,
+//! `witness` (who looks at a guest's accesses to devices).
 //!
 //! Knows nothing of HTTP or terminals: a face over it (the CLI, later the API) brings the console's
 //! file descriptors and adds its own subscribers to the event loop.
@@ -39,6 +40,7 @@ mod stage;
 mod teardown;
 mod vcpu;
 mod vm;
+mod witness;
 
 pub use above_ram::Error as AboveRamError;
 pub use builder::virtio::Error as DeviceError;
@@ -61,3 +63,4 @@ pub use stage::{Made, Maker, Order, OrderError, OrderQueue, Orders, Outcome, Sta
 pub use teardown::Remains;
 pub use vcpu::{ExitCounts, Exits};
 pub use vm::{BootMark, Error, MachineHandle, Vm};
+pub use witness::{Access, Place, Witness};

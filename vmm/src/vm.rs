@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use devices::legacy::job_port::JobTooLong;
@@ -22,7 +22,7 @@ use crate::event_loop::{EndOnDrop, Manager};
 use crate::events::{Events, StopReason, Stopper};
 use crate::first_reply::{self, EndFirstReplyOnDrop, FirstReply, Subject};
 use crate::handles::{Keyboard, PowerButton, SerialPort};
-use crate::hardware::Hardware;
+use crate::hardware::{Hardware, Virtio};
 use crate::insight::{BootTimes, Insight};
 use crate::pci::HotplugHandle;
 use crate::snapshot::history::History;
@@ -32,7 +32,8 @@ use crate::snapshot::working_set::Populating;
 use crate::snapshot::{Ending, Served};
 use crate::stage::{Maker, Orders, Stage};
 use crate::teardown::Remains;
-use crate::vcpu::{Exits, Vcpus};
+use crate::vcpu::{Buses, Exits, Vcpus};
+use crate::witness::{self, Place, Witness};
 
 /// How long a reader of the console may keep a stopped machine from ending.
 const CONSOLE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,6 +72,8 @@ pub struct Vm {
     vcpus: EndVcpusOnDrop,
     exits: Exits,
     times: BootTimes,
+    /// Its vCPUs have them.
+    buses: Weak<Buses>,
     event_manager: Manager,
     console: Option<SharedSerialWorker>,
     /// Where its worker is, if it has a thread of its own.
@@ -244,6 +247,7 @@ impl Vm {
             vcpus,
             exits,
             times,
+            buses,
             console,
             console_thread,
             serial_port,
@@ -290,6 +294,7 @@ impl Vm {
             },
             exits,
             times,
+            buses,
             event_manager: manager,
             console,
             _console_thread: console_thread,
@@ -448,6 +453,18 @@ impl Vm {
             events: Arc::clone(&self.events),
             serial: self.serial_port.clone(),
             keyboard: self.keyboard.clone(),
+        }
+    }
+
+    /// From now on, has a witness of each device that is on a bus see the guest's accesses to it, before the device does. Each
+    /// access takes longer from then on; without this call, none does.
+    pub fn watch(&self, witness: impl Fn(&Place) -> Witness) {
+        if let Some(buses) = self.buses.upgrade() {
+            let virtio = match &self.hardware.virtio {
+                Virtio::Mmio(devices) => devices.iter().map(|(name, _)| name.clone()).collect(),
+                Virtio::Pci(_) => Vec::new(),
+            };
+            witness::watch(&buses, &virtio, &witness);
         }
     }
 

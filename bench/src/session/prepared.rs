@@ -184,10 +184,12 @@ impl Prepared<'_, '_> {
     fn set_up(&mut self) -> Result<(), Trouble> {
         fs::create_dir(&self.directory)?;
         self.runtime.version = self.version();
-        match &self.adapter.prepare {
-            Some(script) => self.script(script, &self.places, PREPARE_LIMIT, self.session.stop),
-            None => Ok(()),
+        if let Some(script) = &self.adapter.prepare {
+            self.script(script, &self.places, PREPARE_LIMIT, self.session.stop)?;
+            // What it has written is not to be brought to the disk while something is timed.
+            rustix::fs::sync();
         }
+        Ok(())
     }
 
     /// Starts it once, from beginning to end. None: the measurement is to end.

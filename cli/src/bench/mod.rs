@@ -3,6 +3,7 @@
 
 mod adapters;
 mod density;
+mod explain;
 mod facts;
 mod guests;
 mod output;
@@ -36,6 +37,8 @@ enum Command {
     Density(density::Args),
     /// Show a measurement that was kept with --json, or say what is different in a second one
     Report(report::Args),
+    /// Set the starts of two configurations side by side, phase by phase
+    Explain(explain::Args),
     /// List the runtimes that are known, or print how one is started
     Adapters(adapters::Args),
 }
@@ -103,6 +106,7 @@ pub(crate) fn execute(args: &Args) -> Status {
         Command::Startup(args) => startup::startup(args),
         Command::Density(args) => density::density(args),
         Command::Report(args) => report::report(args),
+        Command::Explain(args) => return explain::execute(args),
         Command::Adapters(args) => adapters::adapters(args),
     };
     done.unwrap_or_else(|error| {

@@ -70,7 +70,7 @@ mod tests {
     fn arguments(flags: &[&str]) -> RunArgs {
         let all = ["mote", "run"].iter().chain(flags);
         match Cli::try_parse_from(all).unwrap().command {
-            Command::Run(args) => *args,
+            Command::Run(args) => args.run,
             _ => panic!("another command"),
         }
     }

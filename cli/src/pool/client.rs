@@ -5,11 +5,13 @@ use std::io::{self, stderr, stdin, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use ::bench::waterfall::step::Step;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::wire::{self, Reply, Request};
 use super::{Error, socket_of};
 use crate::args::RunArgs;
+use crate::explain;
 use crate::run::{self, host};
 use crate::rundir::RunDir;
 use crate::signals::{Resizes, Signals};
@@ -49,9 +51,11 @@ pub(crate) fn run(args: &RunArgs, name: &str, job: &[u8]) -> Result<Option<Statu
         id: args.id.clone(),
         timeout: args.timeout,
         is_interactive,
+        explain: explain::is_on(),
     };
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
     let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    explain::mark(Step::Asked);
     // What does not arrive is not begun.
     if wire::send(&waits.stream, &request, job, streams).is_err() {
         return Ok(None);
@@ -60,6 +64,10 @@ pub(crate) fn run(args: &RunArgs, name: &str, job: &[u8]) -> Result<Option<Statu
     drop(terminal);
     match reply {
         Ok(Some(Reply::Ended(status))) => Ok(Some(Status::Other(status))),
+        Ok(Some(Reply::Explained(status, report))) => {
+            explain::replied(*report);
+            Ok(Some(Status::Other(status)))
+        }
         Ok(Some(Reply::Outdated)) => Ok(None),
         // It had been connected with the socket, and with nobody behind it.
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),

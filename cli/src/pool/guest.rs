@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use ::bench::waterfall::Origin;
+use ::bench::waterfall::step::Step;
 use devices::virtio::console::ConsoleControl;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -19,6 +21,7 @@ use vmm::{Remains, StopRequest, Stopper, Vm};
 use super::wire::{self, RESIZED, Received, Reply, Request};
 use super::{GuestArgs, OUTDATED, READY, TAKEN};
 use crate::console;
+use crate::explain;
 use crate::keys::Targets;
 use crate::message::{self, chain, say};
 use crate::run::{self, host};
@@ -87,8 +90,12 @@ fn wait(name: &str) -> Result<Option<Guest>, run::Error> {
         };
         if Source::of(&state).ok().as_ref() != Some(&source) {
             let _ = tell(OUTDATED);
-            let _ = wire::reply(&stream, Reply::Outdated);
+            let _ = wire::reply(&stream, &Reply::Outdated);
             return Ok(None);
+        }
+        if received.request.explain {
+            explain::start(Instant::now(), Origin::Pool);
+            explain::mark(Step::Taken);
         }
         let _ = tell(TAKEN);
         return Ok(Some(Guest {
@@ -143,7 +150,11 @@ impl Guest {
             }
         };
         // Whoever asked may have gone.
-        let _ = replies.and_then(|stream| wire::reply(&stream, Reply::Ended(status.code())));
+        let reply = match explain::take_report() {
+            Some(report) => Reply::Explained(status.code(), Box::new(report)),
+            None => Reply::Ended(status.code()),
+        };
+        let _ = replies.and_then(|stream| wire::reply(&stream, &reply));
         if let Some(remains) = remains {
             remains.leave_to_reaper();
         }
@@ -161,9 +172,11 @@ fn serve(
     // Whoever asked has the terminal in raw mode, until the reply.
     message::set_raw(request.is_interactive);
     let console = console::on_streams(targets.clone(), request.is_interactive)?;
+    let console = explain::listen(console);
     vm.connect_console(console)
         .map_err(host("the console's other end"))?;
     give(&vm, job)?;
+    explain::mark(Step::Given);
     run::attend(&mut vm, &targets, false, request.timeout)?;
     stream
         .set_nonblocking(true)
@@ -173,11 +186,15 @@ fn serve(
         console: vm.controls().console(),
         stream,
     }));
+    explain::built(&vm);
     vm.start();
     let started = Instant::now();
     let reason = vm.run(|mark| run::report_mark(&mark, started))?;
+    explain::ended(&vm);
     let status = run::report_end(&reason, &vm.console_tail(), request.id.as_deref(), None);
-    Ok((status, vm.take_down()))
+    let remains = vm.take_down();
+    explain::mark(Step::TakenDown);
+    Ok((status, remains))
 }
 
 /// What whoever asked has to say while the guest runs.

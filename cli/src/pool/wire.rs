@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use ::bench::waterfall::build::Report;
 use devices::legacy::job_port::MAX_JOB;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -40,15 +41,20 @@ pub(super) struct Request {
     pub timeout: Option<Duration>,
     /// Its standard input is a terminal, of which whoever asks has the foreground.
     pub is_interactive: bool,
+    /// What the guest takes is to be explained.
+    #[serde(default)]
+    pub explain: bool,
 }
 
 /// What becomes of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Reply {
     /// Nothing: the guest is one of a template that has been made again since.
     Outdated,
     /// The guest has ended, and this is the status for it.
     Ended(i32),
+    /// The same, and what it has taken, which was asked for.
+    Explained(i32, Box<Report>),
 }
 
 /// A request that has come.
@@ -154,8 +160,8 @@ pub(super) fn receive(mut stream: &UnixStream) -> io::Result<Received> {
 }
 
 /// Says what has become of a request.
-pub(super) fn reply(mut stream: &UnixStream, reply: Reply) -> io::Result<()> {
-    stream.write_all(&serde_json::to_vec(&reply)?)
+pub(super) fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    stream.write_all(&serde_json::to_vec(reply)?)
 }
 
 /// Waits for what becomes of a request; nothing if whoever took it ended without a word.
@@ -180,6 +186,7 @@ mod tests {
             id: Some("web".into()),
             timeout: Some(Duration::from_millis(1500)),
             is_interactive: true,
+            explain: true,
         }
     }
 
@@ -203,7 +210,7 @@ mod tests {
         let mut byte = [0];
         reader.read_exact(&mut byte).unwrap();
         assert_eq!(byte, *b"x");
-        reply(&other, Reply::Ended(3)).unwrap();
+        reply(&other, &Reply::Ended(3)).unwrap();
         drop(other);
         assert_eq!(wait(&one).unwrap(), Some(Reply::Ended(3)));
         assert_eq!(wait(&one).unwrap(), None);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ::bench::waterfall::step::Step;
 use agent::Job;
 use api::command::State;
 use api::types::{
@@ -31,7 +32,7 @@ use crate::keys::Targets;
 use crate::message::say;
 use crate::run::{self, host};
 use crate::status::Status;
-use crate::{disaster, logger, pool, process, terminal};
+use crate::{disaster, explain, logger, pool, process, terminal};
 
 /// Name of a guest that has none.
 const HOSTNAME: &str = "mote";
@@ -51,6 +52,7 @@ pub(crate) fn run(
         rebuild(name)?;
         template = store.find(name)?;
     }
+    explain::mark(Step::Template);
     let job = job(args).ok_or_else(|| Error::Job("there is a zero byte in it".into()))?;
     if let Some(status) = pool::client::run(args, name, &job)? {
         return Ok((status, None));
@@ -61,16 +63,22 @@ pub(crate) fn run(
     };
     let targets = Targets::default();
     let (console, terminal) = console::open(&option, targets.clone())?;
+    let console = explain::listen(console);
+    explain::mark(Step::Console);
 
     let load = load(template.directory(), args.vsock.clone());
     let mut vm = build(name, &load, Purpose::Job, console)?;
     give(&vm, job)?;
+    explain::built(&vm);
     vm.go_on(true)?;
     run::attend(&mut vm, &targets, terminal.is_some(), args.timeout)?;
     let reason = vm.run(|mark| run::report_mark(&mark, started))?;
+    explain::ended(&vm);
     drop(terminal);
     let status = run::report_end(&reason, &vm.console_tail(), args.id.as_deref(), None);
-    Ok((status, Some(vm.take_down())))
+    let remains = vm.take_down();
+    explain::mark(Step::TakenDown);
+    Ok((status, Some(remains)))
 }
 
 /// Builds the machine of a template. It stands still.
@@ -95,6 +103,7 @@ pub(crate) fn build(
     let order = control
         .load(load, purpose)
         .map_err(|fault| run::Error::Device(fault.message))?;
+    explain::mark(Step::State);
     let vm = stage.build(order)?;
     // Somebody may cut the file of its memory.
     disaster::handle();

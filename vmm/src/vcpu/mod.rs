@@ -160,6 +160,7 @@ impl Vcpu {
         }
         if let Some(pre_fault) = self.pre_fault.take() {
             pre_fault.apply(&self.fd);
+            self.events.note_pre_faulted();
         }
         let mut has_run = false;
         loop {
