@@ -1,6 +1,5 @@
 //! `mote bench` with real runtimes, as Debian has them, beside mote's own guests.
 
-use std::collections::BTreeSet;
 use std::fs;
 
 use bench::record::{Kind, Measured, Purpose};
@@ -98,11 +97,11 @@ fn every_runtime() {
     }
 }
 
-/// Names of what runs.
-fn commands() -> BTreeSet<String> {
+/// What runs: each with its arguments.
+fn command_lines() -> impl Iterator<Item = String> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let names = entries.filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok());
-    names.map(|name| name.trim().to_owned()).collect()
+    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
 }
 
 fn namespaces() -> usize {
@@ -110,16 +109,10 @@ fn namespaces() -> usize {
 }
 
 fn interrupted() {
-    for (runtime, sign) in [
-        ("podman", "conmon"),
-        ("crun", "crun"),
-        ("mote-pool", "mote"),
-        ("mote", "mote"),
-        ("ctr", "ctr"),
-    ] {
+    for runtime in ["podman", "crun", "mote-pool", "mote", "ctr"] {
         let bench = Bench::default();
         let before = namespaces();
-        let live = Live::start(bench.command(&[
+        let arguments = [
             "startup",
             runtime,
             "-n",
@@ -128,21 +121,23 @@ fn interrupted() {
             "0",
             "--pause",
             "1ms",
-        ]));
-        // One that was started, not what prepares it.
-        let is_start = |line: &String| {
-            line.contains(sign) && line.contains("bench-") && !line.contains("bench startup")
+        ];
+        let live = Live::start(bench.command(&arguments));
+        // One that was started, not what prepares it: its name ends with a number.
+        let name = format!("bench-{}-", live.pid().as_raw_nonzero());
+        let is_start = |line: String| {
+            let behind = line.split(&name).nth(1).map(str::to_owned);
+            behind.is_some_and(|behind| behind.starts_with(|first: char| first.is_ascii_digit()))
         };
-        until(sign, || {
-            bench.processes().iter().any(is_start).then_some(())
-        });
+        until(runtime, || command_lines().any(is_start).then_some(()));
         kill_process(live.pid(), Signal::INT).unwrap();
         let ended = live.wait().expect_status(128 + 2);
         bench.expect_nothing_left();
         assert!(bench.record().interrupted, "{ended:?}");
-        let left = ["conmon", "crun", "containerd", "containerd-shim"]
-            .map(|name| commands().contains(name));
-        assert_eq!(left, [false; 4], "{runtime}");
+        let engines = ["conmon", "containerd", "crun run"];
+        let is_engine = |line: &String| engines.iter().any(|name| line.contains(name));
+        let left: Vec<String> = command_lines().filter(is_engine).collect();
+        assert!(left.is_empty(), "{runtime}: {left:?}");
         assert_eq!(namespaces(), before, "{runtime}");
     }
 }
