@@ -2,6 +2,8 @@
 //!
 //! Mapping costs page-table entries, not copies, and what no guest writes to is shared between all
 //! guests through the page cache. The mappings are private: a guest's writes never reach the file.
+//! What a kernel writes to at its boot is copied: on anonymous memory, which the host may give huge pages,
+//! it costs few page faults, and mapped it would be copied by the page, with two or three for each.
 //! Memory of huge pages cannot be mapped over by the page: there all is copied.
 #![expect(unsafe_code, reason = "maps files over guest memory")]
 
@@ -210,7 +212,7 @@ pub(crate) fn load_kernel(
     for segment in segments {
         // Two segments may share a page: the second one must not hide the first.
         let shares_page = page_in_use == Some(segment.gpa / PAGE_SIZE);
-        let to_copy = shares_page || huge_pages != HugePages::None;
+        let to_copy = segment.writable || shares_page || huge_pages != HugePages::None;
         load(memory, file, segment, to_copy, "kernel")?;
         page_in_use = Some((segment.gpa + segment.memory_size - 1) / PAGE_SIZE);
     }
@@ -230,6 +232,7 @@ pub(crate) fn load_initrd(
         file_size: size,
         gpa,
         memory_size: size,
+        writable: false,
     };
     load(
         memory,
