@@ -105,3 +105,44 @@ fn what_a_kernel_writes_to_is_copied_and_the_rest_mapped() {
     assert_eq!(byte(TEXT + 2 * PAGE_SIZE), 0);
     assert_eq!(byte(DATA + 3 * PAGE_SIZE), 0);
 }
+
+#[test]
+fn huge_pages_are_asked_for_where_only_writable_segments_are() {
+    const BLOCK: u64 = HUGE_PAGE_SIZE;
+    let segment = |gpa, memory_size, writable| Segment {
+        file_offset: 0,
+        file_size: 0,
+        gpa,
+        memory_size,
+        writable,
+    };
+    let blocks = |segments: &[Segment]| -> Vec<(u64, u64)> {
+        let blocks = writable_blocks(segments).into_iter();
+        blocks.map(|range| (range.start, range.end)).collect()
+    };
+    // The tuned kernel's.
+    let tuned = [
+        segment(0x100_0000, 0x94_207c, false),
+        segment(0x1a0_0000, 0xe_2000, true),
+        segment(0x1ae_2000, 0x2_2bd8, true),
+        segment(0x1b0_5000, 0x31_1000, true),
+    ];
+    assert_eq!(blocks(&tuned), [(0x1a0_0000, 0x1e0_0000)]);
+    // A page between two of them is somebody else's.
+    let apart = [
+        segment(BLOCK, BLOCK / 2, true),
+        segment(BLOCK * 3 / 2 + PAGE_SIZE, BLOCK, true),
+    ];
+    assert_eq!(blocks(&apart), []);
+    let read_only_between = [
+        segment(BLOCK, BLOCK, true),
+        segment(BLOCK * 2, BLOCK, false),
+        segment(BLOCK * 3, BLOCK + 1, true),
+    ];
+    assert_eq!(
+        blocks(&read_only_between),
+        [(BLOCK, BLOCK * 2), (BLOCK * 3, BLOCK * 4)]
+    );
+    assert_eq!(blocks(&[segment(BLOCK + 1, BLOCK, true)]), []);
+    assert_eq!(blocks(&[]), []);
+}
