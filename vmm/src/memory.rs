@@ -25,6 +25,9 @@ use vm_memory::{
 use crate::config::{HUGE_PAGE_SIZE, HugePages};
 
 const PAGE_SIZE: u64 = 4096;
+/// The largest segment that is copied because the kernel writes to it, in bytes of guest memory. In larger ones a
+/// distribution's kernel has megabytes that few boots touch: tables of its unwinder, memory for its own encryption.
+const COPIED_SEGMENT_MAX: u64 = 4 << 20;
 /// Where the kernel says how many huge pages there are.
 const HUGE_PAGES_DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
@@ -218,18 +221,24 @@ pub(crate) fn load_kernel(
     for segment in segments {
         // Two segments may share a page: the second one must not hide the first.
         let shares_page = page_in_use == Some(segment.gpa / PAGE_SIZE);
-        let to_copy = segment.writable || shares_page || huge_pages != HugePages::None;
+        let to_copy = is_copied(segment) || shares_page || huge_pages != HugePages::None;
         load(memory, file, segment, to_copy, "kernel")?;
         page_in_use = Some((segment.gpa + segment.memory_size - 1) / PAGE_SIZE);
     }
     Ok(())
 }
 
-/// What of guest memory lies, by whole huge pages, in segments that the kernel writes to, and in nothing else. All of it is
-/// written to: what the file has of it by [`load_kernel`], the rest by Linux, which clears its bss before anything else.
+/// Whether it is better copied than mapped.
+fn is_copied(segment: &Segment) -> bool {
+    segment.writable && segment.memory_size <= COPIED_SEGMENT_MAX
+}
+
+/// What of guest memory lies, by whole huge pages, in segments that are copied as the kernel writes to them, and in
+/// nothing else. All of it is written to: what the file has of it by [`load_kernel`], the rest by Linux, which clears its
+/// bss before anything else.
 fn writable_blocks(segments: &[Segment]) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
-    for segment in segments.iter().filter(|segment| segment.writable) {
+    for segment in segments.iter().filter(|segment| is_copied(segment)) {
         let first_page = segment.gpa / PAGE_SIZE * PAGE_SIZE;
         match runs.last_mut() {
             Some(run) if first_page <= run.end.next_multiple_of(PAGE_SIZE) => {

@@ -144,5 +144,6 @@ fn huge_pages_are_asked_for_where_only_writable_segments_are() {
         [(BLOCK, BLOCK * 2), (BLOCK * 3, BLOCK * 4)]
     );
     assert_eq!(blocks(&[segment(BLOCK + 1, BLOCK, true)]), []);
+    assert_eq!(blocks(&[segment(BLOCK, BLOCK * 3, true)]), []);
     assert_eq!(blocks(&[]), []);
 }
