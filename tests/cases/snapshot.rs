@@ -159,7 +159,7 @@ fn goes_on(machine: &Machine) {
         // One that ends with the process that it goes through.
         does(
             &mut service,
-            "rm -f /tmp/ended; (guest-probe vsock server 1000 >/tmp/listening 2>&1; echo $? >/tmp/ended) & \
+            "rm -f /tmp/ended /tmp/listening; (guest-probe vsock server 1000 >/tmp/listening 2>&1; echo $? >/tmp/ended) & \
              await grep LISTENING /tmp/listening",
         );
         let mut lost = vsock::connect(&vsock, 1000).unwrap();

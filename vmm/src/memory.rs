@@ -2,11 +2,14 @@
 //!
 //! Mapping costs page-table entries, not copies, and what no guest writes to is shared between all
 //! guests through the page cache. The mappings are private: a guest's writes never reach the file.
+//! What a kernel writes to at its boot is copied: on anonymous memory, which the host may give huge pages,
+//! it costs few page faults, and mapped it would be copied by the page, with two or three for each.
 //! Memory of huge pages cannot be mapped over by the page: there all is copied.
 #![expect(unsafe_code, reason = "maps files over guest memory")]
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use arch::boot::ram_ranges;
@@ -22,6 +25,9 @@ use vm_memory::{
 use crate::config::{HUGE_PAGE_SIZE, HugePages};
 
 const PAGE_SIZE: u64 = 4096;
+/// The largest segment that is copied because the kernel writes to it, in bytes of guest memory. In larger ones a
+/// distribution's kernel has megabytes that few boots touch: tables of its unwinder, memory for its own encryption.
+const COPIED_SEGMENT_MAX: u64 = 4 << 20;
 /// Where the kernel says how many huge pages there are.
 const HUGE_PAGES_DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
@@ -206,15 +212,69 @@ pub(crate) fn load_kernel(
     file: &File,
     segments: &[Segment],
 ) -> Result<(), Error> {
+    if huge_pages == HugePages::None {
+        for block in writable_blocks(segments) {
+            advise_huge_pages(memory, block);
+        }
+    }
     let mut page_in_use = None;
     for segment in segments {
         // Two segments may share a page: the second one must not hide the first.
         let shares_page = page_in_use == Some(segment.gpa / PAGE_SIZE);
-        let to_copy = shares_page || huge_pages != HugePages::None;
+        let to_copy = is_copied(segment) || shares_page || huge_pages != HugePages::None;
         load(memory, file, segment, to_copy, "kernel")?;
         page_in_use = Some((segment.gpa + segment.memory_size - 1) / PAGE_SIZE);
     }
     Ok(())
+}
+
+/// Whether it is better copied than mapped.
+fn is_copied(segment: &Segment) -> bool {
+    segment.writable && segment.memory_size <= COPIED_SEGMENT_MAX
+}
+
+/// What of guest memory lies, by whole huge pages, in segments that are copied as the kernel writes to them, and in
+/// nothing else. All of it is written to: what the file has of it by [`load_kernel`], the rest by Linux, which clears its
+/// bss before anything else.
+fn writable_blocks(segments: &[Segment]) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for segment in segments.iter().filter(|segment| is_copied(segment)) {
+        let first_page = segment.gpa / PAGE_SIZE * PAGE_SIZE;
+        match runs.last_mut() {
+            Some(run) if first_page <= run.end.next_multiple_of(PAGE_SIZE) => {
+                run.end = segment.end();
+            }
+            _ => runs.push(segment.gpa..segment.end()),
+        }
+    }
+    let blocks = runs.into_iter().map(|run| {
+        run.start.next_multiple_of(HUGE_PAGE_SIZE)..run.end / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE
+    });
+    blocks.filter(|blocks| !blocks.is_empty()).collect()
+}
+
+/// Tells the host that huge pages are welcome there. Where it has none, or gives them
+/// to those too that ask for nothing, little changes.
+fn advise_huge_pages(memory: &GuestMemoryMmap, range: Range<u64>) {
+    let Ok(bytes) = usize::try_from(range.end - range.start) else {
+        return;
+    };
+    let Ok(slice) = memory.get_slice(GuestAddress(range.start), bytes) else {
+        return;
+    };
+    let address = slice.ptr_guard_mut().as_ptr();
+    // KVM can only use a huge page that is one for the guest too.
+    if !(address as u64).is_multiple_of(HUGE_PAGE_SIZE) {
+        return;
+    }
+    // SAFETY: the range lies in one region of guest memory, a mapping of our own; the advice changes
+    // nothing of what is in it.
+    let advised = unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
+    if advised != 0 {
+        // EINVAL: the host's kernel is built without them.
+        let error = io::Error::last_os_error();
+        log::debug!("No huge pages for the kernel's data: {error}");
+    }
 }
 
 /// Puts an initrd of `size` bytes at `gpa`, which is page-aligned.
@@ -230,6 +290,7 @@ pub(crate) fn load_initrd(
         file_size: size,
         gpa,
         memory_size: size,
+        writable: false,
     };
     load(
         memory,

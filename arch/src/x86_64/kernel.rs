@@ -103,6 +103,8 @@ pub struct Segment {
     pub gpa: u64,
     /// How many bytes it takes in memory; what the file does not give is zero.
     pub memory_size: u64,
+    /// Whether the kernel says that it writes there.
+    pub writable: bool,
 }
 
 impl Segment {
@@ -232,6 +234,7 @@ fn parse_elf(
             file_size: header.p_filesz.get(LE),
             gpa: header.p_paddr.get(LE),
             memory_size: header.p_memsz.get(LE),
+            writable: header.p_flags.get(LE) & elf::PF_W == elf::PF_W,
         };
         match header.p_type.get(LE) {
             elf::PT_LOAD if segment.memory_size > 0 => {
@@ -409,6 +412,7 @@ fn parse_bzimage(file: &File, file_size: u64, protocol: Protocol) -> Result<Kern
             file_size: size,
             gpa,
             memory_size,
+            writable: false,
         }],
         entry: gpa + BZIMAGE_ENTRY_OFFSET,
         protocol,
