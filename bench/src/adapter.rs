@@ -54,7 +54,7 @@ pub struct Adapter {
     pub files: BTreeMap<String, String>,
     /// The command that is timed: a program and its arguments.
     pub run: Vec<String>,
-    /// What it gets as standard input, which stays open.
+    /// What it gets as standard input, which stays open: at most 4096 bytes.
     #[serde(default)]
     pub input: Option<String>,
     /// Its standard input and output are a terminal's.
@@ -97,6 +97,9 @@ pub struct Request {
 
 /// What the program of a start exits with.
 pub const PROGRAM_STATUS: u8 = 7;
+
+/// A pipe has room for it, whoever reads it.
+const LONGEST_INPUT: usize = 4096;
 
 fn program_status() -> u8 {
     PROGRAM_STATUS
@@ -216,6 +219,16 @@ impl Adapter {
                     format!("{path:?} leaves the directory of the start"),
                 ));
             }
+        }
+        if self
+            .input
+            .as_ref()
+            .is_some_and(|input| input.len() > LONGEST_INPUT)
+        {
+            return Err(wrong(
+                "input",
+                format!("is longer than {LONGEST_INPUT} bytes"),
+            ));
         }
         // What is unknown is found before anything runs.
         for (field, text) in self.texts() {

@@ -13,6 +13,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     ("one_record_is_a_table", one),
+    ("a_record_is_a_page_and_plots", pictures),
     ("two_records_are_compared", two),
     ("what_is_no_record_is_told", wrong),
 ];
@@ -104,6 +105,34 @@ fn one() {
         text.lines().all(|line| line.chars().count() <= 100),
         "{text}"
     );
+}
+
+fn pictures() {
+    let host = Host::new();
+    let path = write(&host, "a.json", &record(20.0));
+    let to = |name: &str| host.path().join(name).to_str().unwrap().to_owned();
+    let (page, svg, png) = (to("a.html"), to("deep/svg"), to("png"));
+    let arguments = [
+        "--html", &page, "--svg", &svg, "--png", &png, "--theme", "dark",
+    ];
+    host.ask(&[&["bench", "report", &path], &arguments[..]].concat());
+    let page = fs::read_to_string(page).unwrap();
+    assert!(
+        page.starts_with("<!DOCTYPE html>") && page.contains("some CPU"),
+        "{page}"
+    );
+    for (folder, begins) in [(&svg, &b"<svg"[..]), (&png, b"\x89PNG\r\n")] {
+        let files: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path())
+            .collect();
+        assert_eq!(files.len(), 5, "{files:?}");
+        for file in files {
+            assert!(fs::read(&file).unwrap().starts_with(begins), "{file:?}");
+        }
+    }
+    host.mote(&["bench", "report", &path, "--html", "/no/such/a.html"])
+        .expect_error(125, &["Cannot write /no/such/a.html"]);
 }
 
 fn two() {

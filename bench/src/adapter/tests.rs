@@ -37,6 +37,8 @@ fn what_is_wrong_is_told_with_its_place() {
     }
     let empty = error(&SMALL.replace(r#"["${program}", "${token}", "${mode}"]"#, "[]"));
     assert!(empty.contains("names no program"), "{empty}");
+    let long = error(&format!("{SMALL}\ninput = {:?}", "x".repeat(4097)));
+    assert!(long.contains("input is longer than 4096 bytes"), "{long}");
     for path in ["/etc/passwd", "../x", "a/../../x", ""] {
         let file = error(&format!("{SMALL}\n[files]\n{path:?} = \"\""));
         assert!(file.contains("leaves the directory"), "{file}");

@@ -240,7 +240,12 @@ impl Prepared<'_, '_> {
                     self.cut_off(running);
                 }
             }
-            Err(trouble) => run.failure = Some(chain(&trouble)),
+            Err(trouble) => {
+                run.failure = Some(chain(&trouble));
+                if let Some(tracer) = tracer {
+                    tracer.give_up();
+                }
+            }
         }
         if self.session.is_stopped() {
             None
