@@ -44,6 +44,9 @@ const INIT_WORD: &str = "mote_explain=1";
 /// What the watcher says first to the process that it watches: the descriptor that all that is known goes to.
 const REPORT_FLAG: &str = "--explain-report=";
 
+/// Room for all that happens. A guest that marks more points of its boot has the rest of them left out.
+const MAX_MARKS: usize = 512;
+
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
 /// How what is known is told.
@@ -117,7 +120,11 @@ impl Recorder {
             base: base(),
             origin,
             prints_marks,
-            noted: Mutex::default(),
+            noted: Mutex::new(Noted {
+                // Nothing is allocated while the guest runs: that changes the memory of this process, for which vCPUs then wait.
+                marks: Vec::with_capacity(MAX_MARKS),
+                ..Noted::default()
+            }),
             console: Arc::default(),
             places: Places::default(),
         }
@@ -323,7 +330,13 @@ pub(crate) fn marked(mark: &BootMark) -> bool {
         value => Step::Mark(value),
     };
     let is_own = matches!(step, Step::Init | Step::Command);
-    recorder.mark(step, recorder.at(mark.at));
+    // No more of them than there is room for.
+    let mut noted = lock(&recorder.noted);
+    if noted.marks.len() < MAX_MARKS {
+        let at = recorder.at(mark.at);
+        noted.marks.push(Mark { step, at });
+    }
+    drop(noted);
     is_own || !recorder.prints_marks
 }
 

@@ -7,11 +7,13 @@ use super::step::LINES;
 const MAX_LINE: usize = 256;
 /// Messages that are remembered.
 const MAX_MESSAGES: usize = 4096;
+/// Well-known ones.
+const MAX_LINES: usize = 64;
 /// How far a guest's clock is trusted to go as the host's, in nanoseconds.
 const TRUSTED: u64 = 500_000_000;
 
 /// Listens to a console.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Console {
     printed: Printed,
     output: Option<u64>,
@@ -41,6 +43,22 @@ pub struct Heard {
     pub lines: Vec<(&'static str, u64)>,
 }
 
+impl Default for Console {
+    /// Nothing is allocated later: that changes the memory of a process, for which vCPUs then wait.
+    fn default() -> Self {
+        Self {
+            printed: Printed::default(),
+            output: None,
+            last_output: None,
+            line: Vec::with_capacity(MAX_LINE),
+            line_at: 0,
+            line_bytes: 0,
+            messages: Vec::with_capacity(MAX_MESSAGES),
+            lines: Vec::with_capacity(MAX_LINES),
+        }
+    }
+}
+
 impl Console {
     /// The guest has printed `bytes`, and they have gone where its console leads to at `at`, in nanoseconds.
     pub fn printed(&mut self, bytes: &[u8], at: u64) {
@@ -68,9 +86,16 @@ impl Console {
     }
 
     fn end_line(&mut self, at: u64) {
-        let line = std::mem::take(&mut self.line);
+        // It keeps its room.
+        let mut line = std::mem::take(&mut self.line);
+        self.heard_line(&line, at);
+        line.clear();
+        self.line = line;
+    }
+
+    fn heard_line(&mut self, line: &[u8], at: u64) {
         let (from, bytes) = (self.line_at, std::mem::take(&mut self.line_bytes));
-        let text = String::from_utf8_lossy(&line);
+        let text = String::from_utf8_lossy(line);
         let Some((seconds, message)) = message(&text) else {
             // An end of a line alone is what terminals are sent when they are set up.
             if line.iter().any(|byte| !byte.is_ascii_whitespace()) || self.output.is_some() {
@@ -83,7 +108,9 @@ impl Console {
             return;
         }
         let known = LINES.iter().find(|(text, _, _)| message.contains(text));
-        if let Some((_, id, _)) = known {
+        if let Some((_, id, _)) = known
+            && self.lines.len() < MAX_LINES
+        {
             self.lines.push((id, self.messages.len()));
         }
         self.messages.push(((seconds * 1e9) as u64, from));
@@ -124,7 +151,7 @@ fn message(line: &str) -> Option<(f64, &str)> {
     if !is_number(whole) || !is_number(part) {
         return None;
     }
-    Some((format!("{whole}.{part}").parse().ok()?, message))
+    Some((time.trim_start().parse().ok()?, message))
 }
 
 /// Whether a line that begins so may become a message.

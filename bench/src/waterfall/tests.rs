@@ -330,9 +330,9 @@ fn a_console_takes_anything() {
     assert_eq!(console.heard(0).output, Some(3));
     let many = "[    1.000000] Memory: 1\n".repeat(1000);
     console.printed(many.as_bytes(), 9);
-    assert_eq!(console.heard(0).lines.len(), 1000);
+    assert_eq!(console.heard(0).lines.len(), 64);
     console.printed(many.repeat(10).as_bytes(), 9);
-    assert!(console.heard(0).lines.len() < 5000);
+    assert_eq!(console.heard(0).lines.len(), 64);
     let mut prompt = Console::default();
     prompt.printed(b"[", 7);
     assert_eq!(
