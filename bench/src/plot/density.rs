@@ -8,6 +8,7 @@ use super::font;
 use super::ink::Ink;
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, THIN, Type, WIDTH, line};
 use crate::record::{Density, DensityRow, Record};
+use crate::summary;
 
 /// How high the frame is at least.
 const HEIGHT: f64 = 340.0;
@@ -34,7 +35,7 @@ struct Series<'a> {
 /// Memory that instances take.
 pub(super) fn memory(record: &Record, density: &Density) -> Drawn<Plot> {
     let about = "By how much the host's MemAvailable falls as instances that do nothing are added one by one. \
-                 Beside each name what one instance adds.";
+                 Beside each name what one adds, as the median slope.";
     let series = all(density, |row| {
         let first = row.points.first().map_or(0, |point| point.available);
         // Something else may have given memory back.
@@ -48,9 +49,10 @@ pub(super) fn memory(record: &Record, density: &Density) -> Drawn<Plot> {
             .points
             .iter()
             .filter_map(|point| Some((f64::from(point.count), point.pss? as f64 / MIB)));
-        let note = match points.last() {
-            Some((count, used)) if *count > 0.0 => format!("{} MiB each", number(used / count)),
-            _ => "none ran".to_owned(),
+        // As in the table.
+        let note = match summary::density(row).available_each {
+            Some(each) => format!("{} MiB each", number(each.max(0.0) / MIB)),
+            None => "none ran".to_owned(),
         };
         (points, shared.collect(), note)
     });
