@@ -2,6 +2,7 @@
 
 use crate::record::{Kind, Milestones, Purpose, Run, Startup, StartupRow};
 use crate::stats;
+use crate::summary::by_name;
 
 /// One runtime's values of one kind.
 pub(super) struct Lane<'a> {
@@ -106,16 +107,7 @@ pub(super) const NAMES: [&str; 7] = [
 ];
 
 fn times(milestones: &Milestones) -> [Option<f64>; 7] {
-    let Milestones {
-        spawned,
-        environment,
-        guest,
-        init,
-        output,
-        exit,
-        gone,
-    } = *milestones;
-    [spawned, environment, guest, init, output, exit, gone]
+    by_name(milestones).map(|(_, at)| at)
 }
 
 /// The parts of the run that counts and takes the median time until its exit status. What only traced runs show is put where it is in them, between the milestones
