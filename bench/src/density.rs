@@ -157,10 +157,7 @@ fn hold(session: &Session, prepared: &Prepared, plan: &Plan, row: &mut DensityRo
         }
     }
     // One that has ended meanwhile was not idle.
-    let ended = instances
-        .iter_mut()
-        .filter_map(|instance| instance.has_ended())
-        .next();
+    let ended = instances.iter_mut().find_map(Running::has_ended);
     if let Some(why) = ended {
         row.ended.get_or_insert(format!("an instance ended: {why}"));
     }

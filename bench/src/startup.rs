@@ -9,6 +9,7 @@ use crate::record::{
 };
 use crate::run::ms;
 use crate::session::{Absent, Prepared, Session};
+use crate::summary::counted;
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -141,10 +142,7 @@ fn baseline(plan: &Plan, rows: &[StartupRow]) -> String {
         .baseline
         .as_ref()
         .filter(|name| rows.iter().any(|row| row.runtime.name == **name));
-    let counts = |row: &&StartupRow| {
-        let counts = |run: &Run| run.purpose == Purpose::Sample && run.failure.is_none();
-        row.runs.iter().any(counts)
-    };
+    let counts = |row: &&StartupRow| counted(row).next().is_some();
     let is_container = |row: &&StartupRow| row.runtime.kind == Kind::Container;
     let container = || rows.iter().filter(counts).find(is_container);
     let any = || rows.iter().find(counts).or(rows.first());

@@ -6,6 +6,7 @@ use super::bars::MIB;
 use super::canvas::{Dashes, Drawn};
 use super::font;
 use super::ink::Ink;
+use super::lane::number as number_of_kind;
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, THIN, Type, WIDTH, line};
 use crate::record::{Density, DensityRow, Record};
 use crate::summary;
@@ -94,9 +95,7 @@ fn all(density: &Density, of: impl Fn(&DensityRow) -> (Points, Points, String)) 
         .iter()
         .map(|row| {
             let kind = row.runtime.kind;
-            let number = seen.iter().filter(|other| **other == kind).count();
-            seen.push(kind);
-            let (ink, dashes) = Ink::series(kind, number);
+            let (ink, dashes) = Ink::series(kind, number_of_kind(&mut seen, kind));
             let (points, other, note) = of(row);
             Series {
                 row,

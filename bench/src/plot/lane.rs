@@ -44,6 +44,13 @@ impl Lane<'_> {
     }
 }
 
+/// Which row this one is among those of its kind, of which `seen` has the kinds before it.
+pub(super) fn number(seen: &mut Vec<Kind>, kind: Kind) -> usize {
+    let number = seen.iter().filter(|other| **other == kind).count();
+    seen.push(kind);
+    number
+}
+
 /// The lanes of all rows, of what `pick` takes from a run: those with the smallest median first, those with none last.
 pub(super) fn lanes(startup: &Startup, pick: impl Fn(&Run) -> Option<f64>) -> Vec<Lane<'_>> {
     let mut seen = Vec::new();
@@ -52,8 +59,7 @@ pub(super) fn lanes(startup: &Startup, pick: impl Fn(&Run) -> Option<f64>) -> Ve
         .iter()
         .map(|row| {
             let kind = row.runtime.kind;
-            let number = seen.iter().filter(|other| **other == kind).count();
-            seen.push(kind);
+            let number = number(&mut seen, kind);
             let samples = || row.runs.iter().filter(|run| run.purpose == Purpose::Sample);
             let values = |failed: bool| {
                 let runs = samples().filter(move |run| run.failure.is_some() == failed);
