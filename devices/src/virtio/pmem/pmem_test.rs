@@ -25,7 +25,9 @@ fn config(directory: &TempDir, name: &str) -> PmemConfig {
 fn pmem() -> Pmem {
     let directory = TempDir::new();
     let (pmem, control) = Pmem::new(config(&directory, "pmem"), TestLoop::start()).unwrap();
-    control.map(GPA).unwrap();
+    // For the rest of the process: where it is mapped has to be nobody else's for as long as the device
+    // looks after it, and the suite has no place to keep it.
+    std::mem::forget(control.map(GPA).unwrap());
     pmem
 }
 
@@ -52,13 +54,19 @@ mod with_a_limit {
 struct Guest {
     driver: Driver,
     control: PmemControl,
+    /// Has the file mapped. Last, as the device looks after it.
+    memory: GuestMemoryMmap,
 }
 
 fn start(config: PmemConfig) -> Guest {
     let (pmem, control) = Pmem::new(config, TestLoop::start()).unwrap();
-    control.map(GPA).unwrap();
+    let memory = GuestMemoryMmap::from_regions(vec![control.map(GPA).unwrap()]).unwrap();
     let driver = Driver::started(pmem);
-    Guest { driver, control }
+    Guest {
+        driver,
+        control,
+        memory,
+    }
 }
 
 impl Guest {
@@ -170,14 +178,12 @@ fn flushes_of_a_file_that_was_cut_fail() {
     let directory = TempDir::new();
     let config = config(&directory, "a");
     let path = config.path.clone();
-    let (pmem, control) = Pmem::new(config, TestLoop::start()).unwrap();
-    let memory = GuestMemoryMmap::from_regions(vec![control.map(GPA).unwrap()]).unwrap();
-    let driver = Driver::started(pmem);
-    let mut guest = Guest { driver, control };
+    let mut guest = start(config);
     assert_eq!(guest.request(FLUSH), 0);
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.set_len(1 << 20).unwrap();
-    memory
+    guest
+        .memory
         .write_slice(b"gone", GuestAddress(GPA + (2 << 20)))
         .unwrap();
     assert_eq!(guest.request(FLUSH), u32::MAX);
