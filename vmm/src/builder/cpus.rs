@@ -3,7 +3,7 @@
 use arch::cpu_config::CpuConfig;
 use arch::{cpuid, msr, regs};
 use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::Error;
 use super::checked::Checked;
@@ -38,12 +38,28 @@ pub(super) fn known(
 
 /// Creates the vCPUs, as they are after reset.
 pub(super) fn create(config: &Config, vm: &VmFd) -> Result<Vec<VcpuFd>, Error> {
+    let can_scale_tsc = vm.check_extension(Cap::TscControl);
     (0..config.cpus())
         .map(|index| {
             let vcpu = vm.create_vcpu(index.into());
-            Ok(vcpu.map_err(kvm::refused("KVM_CREATE_VCPU"))?)
+            let vcpu = vcpu.map_err(kvm::refused("KVM_CREATE_VCPU"))?;
+            if !can_scale_tsc {
+                use_frequency_of_host(&vcpu);
+            }
+            Ok(vcpu)
         })
         .collect()
+}
+
+/// Gives a vCPU the frequency of the host's TSC as it is known now.
+///
+/// A new one has that which was known when KVM was loaded. Linux may have measured again since, and where
+/// CPUs cannot scale TSCs, KVM (seen with Linux 6.12) then takes the guest's TSC for one that stands still: each of its
+/// timers comes due after as long as the guest has run already.
+fn use_frequency_of_host(vcpu: &VcpuFd) {
+    const OF_HOST: u32 = 0;
+    // What has no such call has no such error.
+    let _ = vcpu.set_tsc_khz(OF_HOST);
 }
 
 /// Gives new vCPUs what all of them have in common at a boot; the boot vCPU's registers come later.
