@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use arch::{acpi, boot, cpu_config, cpuid, kernel, layout, mptable, regs};
+use devices::backend::lost_pages::Replaced;
 use devices::bus::{self, Bus};
 use devices::console_io::{Input, InputFilter, Output};
 use devices::event::EventSink;
@@ -524,6 +525,7 @@ fn spawn(
                 // The first one's: they have one memory.
                 pre_fault: pre_fault.take(),
                 meter,
+                lost_pages: Replaced::default(),
             };
             vcpu.spawn().map_err(host("a vCPU thread"))
         })

@@ -12,6 +12,8 @@
 //!    entry, so that the descriptor can be closed.
 //! 2. Two threads may replace the same page: what the first has written there in between is lost, as would
 //!    be all the rest.
+//! 3. Two vCPUs may find the same pages lost: the second one has nothing to replace, or does it again, and goes on as
+//!    well, as something was replaced since it was last told so ([`Replaced`]).
 #![expect(
     unsafe_code,
     reason = "handles a signal, and maps memory over lost pages"
@@ -32,6 +34,8 @@ const MAX_PIECES: usize = 1024;
 static ENTRIES: [Entry; MAX_GUARDS] = [const { Entry::new() }; MAX_GUARDS];
 /// Threads in [`on_signal`].
 static BUSY: AtomicUsize = AtomicUsize::new(0);
+/// How often pages were replaced, of whatever mapping.
+static REPLACED: AtomicUsize = AtomicUsize::new(0);
 
 /// A mapping that is looked after. All of it is read by a handler of signals.
 struct Entry {
@@ -85,9 +89,12 @@ impl Entry {
         let Some(cut) = self.cut() else {
             return false;
         };
-        let known = self.cut.fetch_min(cut, Ordering::AcqRel);
+        let known = self.cut.load(Ordering::Acquire);
         let end = self.end.load(Ordering::Acquire).min(known);
-        cut < end && self.replace(cut, end)
+        // Known only when it is done: race 3.
+        let is_replaced = cut < end && self.replace(cut, end);
+        self.cut.fetch_min(cut, Ordering::AcqRel);
+        is_replaced
     }
 
     /// Replaces the page at `address`, in which a handler of a signal finds itself.
@@ -123,7 +130,11 @@ impl Entry {
             )
         };
         self.pieces.fetch_add(1, Ordering::AcqRel);
-        address != libc::MAP_FAILED
+        let is_replaced = address != libc::MAP_FAILED;
+        if is_replaced {
+            REPLACED.fetch_add(1, Ordering::AcqRel);
+        }
+        is_replaced
     }
 }
 
@@ -175,17 +186,23 @@ impl Drop for Guard {
     }
 }
 
-/// Replaces what was lost because a file was cut, for a vCPU that cannot go on: whether there was
-/// anything.
-pub fn replace() -> bool {
-    BUSY.fetch_add(1, Ordering::SeqCst);
-    let is_used = |entry: &&Entry| entry.end.load(Ordering::SeqCst) != 0;
-    let mut any = false;
-    for entry in ENTRIES.iter().filter(is_used) {
-        any |= entry.replace_cut();
+/// What a vCPU knows of pages that were replaced.
+#[derive(Debug, Default)]
+pub struct Replaced(usize);
+
+impl Replaced {
+    /// Replaces what was lost because a file was cut, for a vCPU that cannot go on: whether it is to try again, as anything was
+    /// replaced since the last time, by this call or by anyone.
+    pub fn is_new(&mut self) -> bool {
+        BUSY.fetch_add(1, Ordering::SeqCst);
+        let is_used = |entry: &&Entry| entry.end.load(Ordering::SeqCst) != 0;
+        for entry in ENTRIES.iter().filter(is_used) {
+            entry.replace_cut();
+        }
+        BUSY.fetch_sub(1, Ordering::SeqCst);
+        let now = REPLACED.load(Ordering::Acquire);
+        std::mem::replace(&mut self.0, now) != now
     }
-    BUSY.fetch_sub(1, Ordering::SeqCst);
-    any
 }
 
 /// What handled SIGBUS before.

@@ -3,7 +3,6 @@
 
 use std::sync::PoisonError;
 
-use devices::backend::lost_pages;
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
@@ -125,7 +124,7 @@ impl Vcpu {
     fn on_run_error(&mut self, error: kvm_ioctls::Error) -> Next {
         match error.errno() {
             // A file of persistent memory was cut.
-            libc::EFAULT if lost_pages::replace() => Next::Continue,
+            libc::EFAULT if self.lost_pages.is_new() => Next::Continue,
             // EAGAIN: an application processor that was woken without a start-up IPI.
             libc::EINTR | libc::EAGAIN => {
                 self.exits.interrupted.count();

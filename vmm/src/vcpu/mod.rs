@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use devices::backend::lost_pages::Replaced;
 use devices::bus::Bus;
 use devices::ioapic::IoApic;
 use kvm_ioctls::VcpuFd;
@@ -124,6 +125,8 @@ pub(crate) struct Vcpu {
     pub(crate) pre_fault: Option<PreFault>,
     /// Where somebody looks at its page faults.
     pub(crate) meter: Option<MeterSlot>,
+    /// Of files that someone has cut.
+    pub(crate) lost_pages: Replaced,
 }
 
 impl Vcpu {
