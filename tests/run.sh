@@ -96,7 +96,7 @@ in_emulated_host() {
 
 if [ -z "$filter" ]; then
     say "unit tests"
-    suite unit cargo test --quiet --workspace --exclude tests
+    suite unit cargo test --quiet --no-fail-fast --workspace --exclude tests
 fi
 if "$mote" doctor >"$log/doctor"; then
     for package in "${client_packages[@]}" "${runtime_packages[@]}"; do dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package"); done

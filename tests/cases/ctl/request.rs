@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tests::ctl::Host;
+use tests::driven::until;
 use tests::executable::echo_kernel;
 use tests::live::{Live, stop};
 use tests::monitor::Running;
@@ -119,7 +120,10 @@ pub(super) fn logs() {
     live.expect("ready");
     live.send("one");
     live.expect("one");
-    assert_eq!(host.ask(&["logs", "echo"]), "ready\none\n");
+    // It is remembered once it has been printed.
+    until("what was printed", || {
+        (host.ask(&["logs", "echo"]) == "ready\none\n").then_some(())
+    });
     let lines = host.ask(&["logs", "--json", "echo"]);
     let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
     assert_eq!(first, json!({"source": "console", "line": "ready"}));
