@@ -28,8 +28,6 @@ use canvas::{Drawn, Shape};
 use distribution::Time;
 pub use ink::Theme;
 
-pub(crate) use axis::number;
-
 /// What everything that is shown of a measurement in an emulated host is labelled with.
 pub const EMULATED: &str = "EMULATED HOST – compare ratios, not milliseconds";
 

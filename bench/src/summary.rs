@@ -16,9 +16,20 @@ use crate::stats::{distribution, ratio_of_medians};
 
 pub use density::{DensitySummary, density};
 
-/// Milestones by name, in the order in which they are reached.
+/// Names of the milestones, in the order in which they are reached.
+pub const MILESTONES: [&str; 7] = [
+    "spawned",
+    "environment",
+    "guest",
+    "init",
+    "output",
+    "exit",
+    "gone",
+];
+
+/// When each of [`MILESTONES`] was reached.
 #[must_use]
-pub fn by_name(milestones: &Milestones) -> [(&'static str, Option<f64>); 7] {
+pub fn times(milestones: &Milestones) -> [Option<f64>; MILESTONES.len()] {
     let Milestones {
         spawned,
         environment,
@@ -28,15 +39,7 @@ pub fn by_name(milestones: &Milestones) -> [(&'static str, Option<f64>); 7] {
         exit,
         gone,
     } = *milestones;
-    [
-        ("spawned", spawned),
-        ("environment", environment),
-        ("guest", guest),
-        ("init", init),
-        ("output", output),
-        ("exit", exit),
-        ("gone", gone),
-    ]
+    [spawned, environment, guest, init, output, exit, gone]
 }
 
 /// The runs that count.
@@ -64,11 +67,8 @@ fn values(row: &StartupRow, value: impl Fn(&Run) -> Option<f64>) -> Option<Vec<f
 /// When a milestone was reached in each run that counts; none if it was not seen in all.
 #[must_use]
 pub fn milestone(row: &StartupRow, name: &str) -> Option<Vec<f64>> {
-    values(row, |run| {
-        let milestones = by_name(&run.milestones);
-        let (_, reached) = milestones.into_iter().find(|(known, _)| *known == name)?;
-        reached
-    })
+    let number = MILESTONES.iter().position(|known| *known == name)?;
+    values(row, |run| times(&run.milestones)[number])
 }
 
 /// CPU time of each run that counts, in milliseconds; none if it is not known of all.
@@ -106,8 +106,7 @@ pub fn summarize(startup: &mut Startup) {
 
 /// All milestones that were seen in all runs that count.
 fn milestones(row: &StartupRow) -> BTreeMap<&'static str, Vec<f64>> {
-    let names = by_name(&Milestones::default()).map(|(name, _)| name);
-    let seen = names
+    let seen = MILESTONES
         .into_iter()
         .filter_map(|name| Some((name, milestone(row, name)?)));
     seen.collect()

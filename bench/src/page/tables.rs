@@ -2,11 +2,13 @@
 
 use maud::{Markup, html};
 
-use crate::plot::{EMULATED, number};
+use crate::plot::EMULATED;
 use crate::record::{
     Density, DensityRow, Distribution, Estimate, Kind, Measured, Record, Runtime, Startup,
     StartupRow,
 };
+use crate::summary::density;
+use crate::table::figure::three_digits;
 
 /// Bytes of a mebibyte.
 const MIB: f64 = (1 << 20) as f64;
@@ -59,7 +61,7 @@ fn missing(record: &Record, columns: usize) -> Markup {
 
 /// A figure, or that it is not known.
 fn cell(value: Option<f64>) -> Markup {
-    html! { td { (value.map_or("–".to_owned(), number)) } }
+    html! { td { (value.map_or("–".to_owned(), three_digits)) } }
 }
 
 fn starts(record: &Record, startup: &Startup) -> Markup {
@@ -122,7 +124,7 @@ fn start(row: &StartupRow, startup: &Startup) -> Markup {
     let of = |name: &str, pick: fn(&Distribution) -> f64| summary.milestones.get(name).map(pick);
     let marked = row.runtime.uncounted.as_deref();
     let resource = |all: &Option<Distribution>, unit: f64| {
-        let value = all.map_or("–".to_owned(), |all| number(all.p50 / unit));
+        let value = all.map_or("–".to_owned(), |all| three_digits(all.p50 / unit));
         html! {
             td title=[marked.map(|what| format!("leaves out {what}"))] {
                 (value) @if marked.is_some() && all.is_some() { " †" }
@@ -149,8 +151,8 @@ fn start(row: &StartupRow, startup: &Startup) -> Markup {
 fn ratio(ratio: Option<&Estimate>, baseline: bool) -> Markup {
     html! {
         @match ratio {
-            Some(ratio) => td title={ "interval of " (number(100.0 * ratio.confidence)) " % confidence" } {
-                (number(ratio.value)) " " small { "(" (number(ratio.low)) "–" (number(ratio.high)) ")" }
+            Some(ratio) => td title={ "interval of " (three_digits(100.0 * ratio.confidence)) " % confidence" } {
+                (three_digits(ratio.value)) " " small { "(" (three_digits(ratio.low)) "–" (three_digits(ratio.high)) ")" }
             },
             None if baseline => td.quiet { "baseline" },
             None => td { "–" },
@@ -172,8 +174,8 @@ fn crowds(record: &Record, density: &Density) -> Markup {
                     tr {
                         th.name { "Runtime" }
                         th { "Instances" }
-                        th title="By how much MemAvailable falls, for each instance" { "MemAvailable" }
-                        th title="Proportional set sizes of the processes, for each instance" { "PSS" }
+                        th title="By how much MemAvailable falls for each instance: the median slope" { "MemAvailable" }
+                        th title="Proportional set sizes of all processes, for each instance: the median slope" { "PSS" }
                         th { "First start" } th { "Last start" }
                         th title={ "With " (density.concurrency) " being started at a time" } { "Starts a second" }
                         th { "Failed" }
@@ -205,30 +207,24 @@ fn crowds(record: &Record, density: &Density) -> Markup {
 }
 
 fn crowd(row: &DensityRow, limit: u32) -> Markup {
-    let (first, last) = (row.points.first(), row.points.last());
-    let count = last.map_or(0, |point| point.count);
-    let each =
-        |bytes: Option<u64>| Some(bytes? as f64 / MIB / f64::from(count)).filter(|_| count > 0);
-    let used = first
-        .zip(last)
-        .map(|(first, last)| first.available.saturating_sub(last.available));
-    let mut starts = row.points.iter().filter_map(|point| point.start);
-    let (first_start, last_start) = (starts.clone().next(), starts.next_back());
-    let ended = if count < limit { "–" } else { "the limit" };
+    let found = density(row);
+    let mib = |bytes: Option<f64>| bytes.map(|bytes| bytes / MIB);
+    let ended = if found.reached < limit {
+        "–"
+    } else {
+        "the limit"
+    };
     let rate = row.rate.as_ref();
-    let speed = rate
-        .filter(|rate| rate.seconds > 0.0)
-        .map(|rate| f64::from(rate.started) / rate.seconds);
     let failed: Option<u32> = rate.map(|rate| rate.failures.values().sum());
     html! {
         tr {
             (who(&row.runtime))
-            td { (count) }
-            (cell(each(used)))
-            (cell(each(last.and_then(|point| point.pss))))
-            (cell(first_start))
-            (cell(last_start))
-            (cell(speed))
+            td { (found.reached) }
+            (cell(mib(found.available_each)))
+            (cell(mib(found.pss_each)))
+            (cell(found.first_start))
+            (cell(found.last_start))
+            (cell(found.starts_per_second))
             td.bad[failed.is_some_and(|failed| failed > 0)] { (failed.map_or("–".to_owned(), |failed| failed.to_string())) }
             td.text { (row.ended.as_deref().unwrap_or(ended)) }
         }
@@ -254,6 +250,16 @@ pub(super) fn quoted(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample;
+
+    /// The table for terminals has the same ones: what one point that is off says is in neither.
+    #[test]
+    fn memory_of_instances_is_a_slope() {
+        let mut row = sample::density_row("mote", 10, 3 << 20);
+        row.points[10].available -= 1 << 30;
+        let text = crowd(&row, 10).into_string();
+        assert!(text.contains("<td>3.00</td><td>2.70</td>"), "{text}");
+    }
 
     #[test]
     fn words_are_quoted_where_a_shell_would_take_them_apart() {

@@ -1,15 +1,17 @@
 //! What is a length for each runtime: CPU time, memory, starts a second.
 
 use super::Plot;
-use super::axis::{Axis, number};
+use super::axis::Axis;
 use super::canvas::Drawn;
 use super::distribution::{Time, kinds};
 use super::font;
 use super::ink::Ink;
 use super::lane::{Lane, lanes};
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, Type, WIDTH, fill, line};
-use crate::record::{Density, Record, Run, Startup};
+use crate::record::{Density, DensityRow, Record, Run, Startup};
 use crate::stats::quantile;
+use crate::summary;
+use crate::table::figure::three_digits;
 
 /// How high a lane is.
 const LANE: f64 = 26.0;
@@ -62,7 +64,7 @@ pub(super) fn resources(record: &Record, startup: &Startup) -> Drawn<Plot> {
         let room = values
             .iter()
             .filter_map(Lane::median)
-            .map(|median| font::width(&(number(median) + " †"), SIZE));
+            .map(|median| font::width(&(three_digits(median) + " †"), SIZE));
         let room = room.fold(0.0, f64::max) + 8.0;
         let frame = sheet.lane_frame(axis, (left, left + half - room), &bands);
         frame.below(what)?;
@@ -86,16 +88,16 @@ pub(super) fn resources(record: &Record, startup: &Startup) -> Drawn<Plot> {
             let hover = format!(
                 "{}: {} ({} to {}){left_out}",
                 lane.name(),
-                number(median),
-                number(low),
-                number(high)
+                three_digits(median),
+                three_digits(low),
+                three_digits(high)
             );
             sheet.canvas.open(lane.name(), &hover, &[]);
             let ink = Ink::of(lane.kind());
             frame.rectangle([(0.0, y - 7.0), (median, y + 7.0)], fill(ink, 1.0))?;
             frame.line(vec![(low, y), (high, y)], line(Ink::Text, 1.4))?;
             let at = (frame.across(median.max(high)) + 6.0, y);
-            let text = number(median) + if uncounted.is_some() { " †" } else { "" };
+            let text = three_digits(median) + if uncounted.is_some() { " †" } else { "" };
             sheet.text(&text, at, Type::new(SIZE, Ink::Text))?;
             sheet.canvas.close();
         }
@@ -111,10 +113,7 @@ pub(super) fn rates(record: &Record, density: &Density) -> Drawn<Plot> {
         density.concurrency
     );
     let mut rows: Vec<_> = density.rows.iter().collect();
-    let speed = |row: &crate::record::DensityRow| {
-        let rate = row.rate.as_ref()?;
-        (rate.seconds > 0.0).then(|| f64::from(rate.started) / rate.seconds)
-    };
+    let speed = |row: &DensityRow| summary::density(row).starts_per_second;
     rows.sort_by(|one, other| {
         speed(other)
             .unwrap_or(-1.0)
@@ -126,14 +125,14 @@ pub(super) fn rates(record: &Record, density: &Density) -> Drawn<Plot> {
     ))?;
     sheet.top += 4.0;
     let bands = sheet.lanes(rows.iter().map(|row| row.runtime.name.as_str()), LANE)?;
-    let label = |row: &crate::record::DensityRow| {
+    let label = |row: &DensityRow| {
         let failed: u32 = row
             .rate
             .iter()
             .flat_map(|rate| rate.failures.values())
             .sum();
         let failed = (failed > 0).then(|| format!("{failed} failed"));
-        (speed(row).map(number), failed)
+        (speed(row).map(three_digits), failed)
     };
     let room = rows.iter().map(|row| {
         let (rate, failed) = label(row);

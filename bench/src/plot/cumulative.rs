@@ -1,7 +1,7 @@
 //! How many runs of each runtime were over by when.
 
 use super::Plot;
-use super::axis::{Axis, number};
+use super::axis::Axis;
 use super::canvas::Drawn;
 use super::distribution::{Time, hover};
 use super::font;
@@ -9,6 +9,7 @@ use super::ink::Ink;
 use super::lane::{Lane, lanes};
 use super::sheet::{BELOW, MARGIN, SIZE, Sheet, Type, WIDTH, line};
 use crate::record::{Record, Startup};
+use crate::table::figure::three_digits;
 
 /// Distance of the names beside it.
 const LINE: f64 = 20.0;
@@ -24,7 +25,7 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
     let mut sheet = Sheet::new(record, "cumulative", title, about)?;
     sheet.top += 14.0;
     let note = |lane: &Lane| match lane.median() {
-        Some(median) => number(median),
+        Some(median) => three_digits(median),
         None => lane.failures().unwrap_or_else(|| "not seen".to_owned()),
     };
     let names = lanes.iter().map(|lane| font::width(lane.name(), SIZE));

@@ -1,15 +1,16 @@
 //! What instances cost that run side by side.
 
 use super::Plot;
-use super::axis::{Axis, number, short};
+use super::axis::{Axis, short};
 use super::bars::MIB;
 use super::canvas::{Dashes, Drawn};
 use super::font;
 use super::ink::Ink;
-use super::lane::number as number_of_kind;
+use super::lane::number;
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, THIN, Type, WIDTH, line};
 use crate::record::{Density, DensityRow, Record};
 use crate::summary;
+use crate::table::figure::three_digits;
 
 /// How high the frame is at least.
 const HEIGHT: f64 = 340.0;
@@ -52,7 +53,7 @@ pub(super) fn memory(record: &Record, density: &Density) -> Drawn<Plot> {
             .filter_map(|point| Some((f64::from(point.count), point.pss? as f64 / MIB)));
         // As in the table.
         let note = match summary::density(row).available_each {
-            Some(each) => format!("{} MiB each", number(each.max(0.0) / MIB)),
+            Some(each) => format!("{} MiB each", three_digits(each.max(0.0) / MIB)),
             None => "none ran".to_owned(),
         };
         (points, shared.collect(), note)
@@ -65,7 +66,8 @@ pub(super) fn memory(record: &Record, density: &Density) -> Drawn<Plot> {
             "proportional set sizes of the processes (PSS)",
         ),
     ])?;
-    draw(record, sheet, &series, "memory, MiB")
+    let upright = Axis::from_zero(heights(&series));
+    draw(record, sheet, &series, ("memory, MiB", upright))
 }
 
 /// How long each instance takes to start while the others run.
@@ -79,12 +81,13 @@ pub(super) fn latency(record: &Record, density: &Density) -> Drawn<Plot> {
             .filter_map(|point| Some((f64::from(point.count), point.start?)));
         let points: Points = starts.collect();
         let note = points.last().map_or("none ran".to_owned(), |(_, last)| {
-            format!("{} ms", number(*last))
+            format!("{} ms", three_digits(*last))
         });
         (points, Points::new(), note)
     });
     let sheet = Sheet::new(record, "latency", "Start of one more instance", about)?;
-    draw(record, sheet, &series, "milliseconds")
+    let upright = Axis::holding(heights(&series));
+    draw(record, sheet, &series, ("milliseconds", upright))
 }
 
 /// A series of each row.
@@ -95,7 +98,7 @@ fn all(density: &Density, of: impl Fn(&DensityRow) -> (Points, Points, String)) 
         .iter()
         .map(|row| {
             let kind = row.runtime.kind;
-            let (ink, dashes) = Ink::series(kind, number_of_kind(&mut seen, kind));
+            let (ink, dashes) = Ink::series(kind, number(&mut seen, kind));
             let (points, other, note) = of(row);
             Series {
                 row,
@@ -109,8 +112,23 @@ fn all(density: &Density, of: impl Fn(&DensityRow) -> (Points, Points, String)) 
         .collect()
 }
 
+/// All points of all lines.
+fn points<'a>(series: &'a [Series]) -> impl Iterator<Item = (f64, f64)> + Clone + 'a {
+    let all = |one: &'a Series| one.points.iter().chain(&one.other);
+    series.iter().flat_map(all).copied()
+}
+
+fn heights<'a>(series: &'a [Series]) -> impl Iterator<Item = f64> + Clone + 'a {
+    points(series).map(|(_, height)| height)
+}
+
 /// The lines, and beside where each ends its name.
-fn draw(record: &Record, mut sheet: Sheet, series: &[Series], what: &str) -> Drawn<Plot> {
+fn draw(
+    record: &Record,
+    mut sheet: Sheet,
+    series: &[Series],
+    (what, upright): (&str, Axis),
+) -> Drawn<Plot> {
     sheet.top += 6.0;
     let name = |one: &Series| font::shortened(&one.row.runtime.name, SIZE, NAME);
     let widest = |widths: &mut dyn Iterator<Item = f64>| widths.fold(40.0, f64::max);
@@ -120,17 +138,10 @@ fn draw(record: &Record, mut sheet: Sheet, series: &[Series], what: &str) -> Dra
     let height = HEIGHT.max(series.len() as f64 * LINE + 10.0);
     let (top, bottom) = (sheet.top, sheet.top + height);
     let right = WIDTH - MARGIN - labels - 40.0;
-    let points = || {
-        series
-            .iter()
-            .flat_map(|one| one.points.iter().chain(&one.other))
-    };
-    let upright = match what {
-        "memory, MiB" => Axis::from_zero(points().map(|point| point.1)),
-        _ => Axis::holding(points().map(|point| point.1)),
-    };
     let what = format!("{what}{}", upright.note());
-    let most = points().map(|point| point.0).fold(1.0, f64::max);
+    let most = points(series)
+        .map(|(instances, _)| instances)
+        .fold(1.0, f64::max);
     let frame = sheet.frame(
         (Axis::linear(0.0, most), upright),
         (MARGIN + 74.0, right),

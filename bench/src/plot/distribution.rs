@@ -1,7 +1,7 @@
 //! All runs of each runtime as dots, and where most of them are.
 
 use super::Plot;
-use super::axis::{Axis, number};
+use super::axis::Axis;
 use super::canvas::Drawn;
 use super::font;
 use super::ink::Ink;
@@ -9,6 +9,7 @@ use super::lane::{Lane, lanes};
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, THIN, Type, WIDTH, fill, line};
 use crate::record::{Kind, Record, Run, Startup};
 use crate::stats::quantile;
+use crate::table::figure::three_digits;
 
 /// How high a lane is.
 const LANE: f64 = 32.0;
@@ -128,7 +129,7 @@ pub(super) fn plot(record: &Record, startup: &Startup, time: Time) -> Drawn<Plot
             let tick = vec![(median, middle - 11.0), (median, middle + 11.0)];
             frame.line(tick, line(Ink::Text, 2.4))?;
             let look = Type::new(13.0, Ink::Text).left().bold();
-            sheet.text(&number(median), (value, middle), look)?;
+            sheet.text(&three_digits(median), (value, middle), look)?;
         } else {
             let look = Type::new(13.0, Ink::Muted).left();
             sheet.text("–", (value, middle), look)?;
@@ -157,7 +158,7 @@ pub(super) fn hover(lane: &Lane) -> String {
     }
     let shares = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| quantile(&lane.values, share));
     if let [Some(least), Some(low), Some(median), Some(high), Some(most)] =
-        shares.map(|value| value.map(number))
+        shares.map(|value| value.map(three_digits))
     {
         hover += &format!(
             ": median {median} ms, middle half {low} to {high}, all {least} to {most}, {} runs",

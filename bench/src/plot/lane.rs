@@ -1,8 +1,8 @@
 //! What one runtime's runs come to, as plots show it.
 
-use crate::record::{Kind, Milestones, Purpose, Run, Startup, StartupRow};
+use crate::record::{Kind, Purpose, Run, Startup, StartupRow};
 use crate::stats;
-use crate::summary::by_name;
+use crate::summary::{MILESTONES, times};
 
 /// One runtime's values of one kind.
 pub(super) struct Lane<'a> {
@@ -91,7 +91,7 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
 
 /// One part of a start, that ends with a milestone.
 pub(super) struct Part {
-    /// Which milestone, from 0 on in the order of `NAMES`.
+    /// Which milestone, from 0 on in the order of [`MILESTONES`].
     pub(super) number: usize,
     /// From when on, in milliseconds.
     pub(super) from: f64,
@@ -99,21 +99,6 @@ pub(super) struct Part {
     pub(super) to: f64,
     /// When it ends was seen in traced runs only.
     pub(super) traced: bool,
-}
-
-/// The milestones, in order.
-pub(super) const NAMES: [&str; 7] = [
-    "spawned",
-    "environment",
-    "guest",
-    "init",
-    "output",
-    "exit",
-    "gone",
-];
-
-fn times(milestones: &Milestones) -> [Option<f64>; 7] {
-    by_name(milestones).map(|(_, at)| at)
 }
 
 /// The parts of the run that counts and takes the median time until its exit status. What only traced runs show is put where it is in them, between the milestones
@@ -132,12 +117,12 @@ pub(super) fn parts(row: &StartupRow) -> Vec<Part> {
         return Vec::new();
     };
     let seen = times(&run.milestones);
-    let traced: [Option<f64>; 7] = std::array::from_fn(|number| {
+    let traced: [Option<f64>; MILESTONES.len()] = std::array::from_fn(|number| {
         let seen = good(Purpose::Traced).filter_map(|run| times(&run.milestones)[number]);
         stats::median(&sorted(seen))
     });
     let mut parts: Vec<Part> = Vec::new();
-    for number in 0..NAMES.len() {
+    for number in 0..MILESTONES.len() {
         let from = parts.last().map_or(0.0, |part| part.to);
         let placed = || placed(&seen, &traced, number);
         let Some(to) = seen[number].or_else(placed) else {

@@ -1,14 +1,16 @@
 //! Where the time of one start of each runtime goes.
 
 use super::Plot;
-use super::axis::{Axis, number};
+use super::axis::Axis;
 use super::canvas::Drawn;
 use super::distribution::Time;
 use super::font;
 use super::ink::Ink;
-use super::lane::{Lane, NAMES, lanes, parts};
+use super::lane::{Lane, lanes, parts};
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, Type, WIDTH, fill};
 use crate::record::{Record, Startup};
+use crate::summary::MILESTONES;
+use crate::table::figure::three_digits;
 
 /// How high a lane is.
 const LANE: f64 = 30.0;
@@ -37,7 +39,7 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
         about,
     )?;
     let shown = |number: usize| falls.iter().flatten().any(|part| part.number == number);
-    let mut legend: Vec<_> = (0..NAMES.len())
+    let mut legend: Vec<_> = (0..MILESTONES.len())
         .filter(|number| shown(*number))
         .map(|number| (Mark::Area(Ink::Phase(number as u8)), PARTS[number]))
         .collect();
@@ -53,7 +55,7 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
         .iter()
         .map(|parts| parts.last().map_or(0.0, |part| part.to));
     let axis = Axis::from_zero(totals.clone());
-    let labels = totals.map(|total| font::width(&number(total), SIZE));
+    let labels = totals.map(|total| font::width(&three_digits(total), SIZE));
     let labels = labels.fold(font::width("0.00", SIZE), f64::max) + 10.0;
     let right = WIDTH - MARGIN;
     let middle = bands.left + (right - bands.left) * 0.5;
@@ -92,7 +94,7 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
                 to
             };
             sheet.rectangle((from, y - 10.0), (end, y + 10.0), style)?;
-            let text = number(part.to - part.from);
+            let text = three_digits(part.to - part.from);
             if font::width(&text, 11.0) + 8.0 < to - from {
                 let look = Type::new(11.0, Ink::OnPhase).centred();
                 sheet.text(&text, ((from + end) / 2.0, y), look)?;
@@ -103,7 +105,7 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
             sheet.diamond((at, y + 11.0), Ink::Text)?;
         }
         let at = (frame.across(total) + 6.0, y);
-        sheet.text(&number(total), at, Type::new(SIZE, Ink::Text).bold())?;
+        sheet.text(&three_digits(total), at, Type::new(SIZE, Ink::Text).bold())?;
         sheet.canvas.close();
     }
     sheet.top = bands.bottom() + BELOW;
@@ -114,11 +116,11 @@ pub(super) fn plot(record: &Record, startup: &Startup) -> Drawn<Plot> {
 fn hover(name: &str, parts: &[super::lane::Part]) -> String {
     parts.iter().fold(name.to_owned(), |hover, part| {
         let traced = if part.traced { " (traced)" } else { "" };
-        let length = number(part.to - part.from);
+        let length = three_digits(part.to - part.from);
         format!(
             "{hover}\n{}: {length} ms, at {}{traced}",
-            NAMES[part.number],
-            number(part.to)
+            MILESTONES[part.number],
+            three_digits(part.to)
         )
     })
 }

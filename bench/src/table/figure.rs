@@ -121,6 +121,11 @@ mod tests {
         assert_eq!(number(1234.56), "1234.6");
         assert_eq!(number(99.999), "100.0");
         assert_eq!(number(1e6), "1.0e6");
+        let digits = [0.0, 0.123, 9.994, 9.996, 99.94, 99.96, 1234.5].map(three_digits);
+        assert_eq!(
+            digits,
+            ["0.00", "0.12", "9.99", "10.0", "99.9", "100", "1234"]
+        );
         assert_eq!(three_digits(9.999), "10.0");
         assert_eq!(three_digits(99.99), "100");
     }

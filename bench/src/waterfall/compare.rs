@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text::{WIDTH, paragraph};
 use super::{Part, Waterfall};
+use crate::stats::distribution;
 
 /// The version of the format that this program writes.
 pub const FORMAT: &str = "mote-explained/1";
@@ -79,20 +80,13 @@ pub struct Times {
 }
 
 impl Times {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
+    fn of(values: &[f64]) -> Option<Self> {
+        let found = distribution(values)?;
         Some(Self {
-            median,
-            min,
-            max,
-            runs: u32::try_from(values.len()).unwrap_or(u32::MAX),
+            median: found.p50,
+            min: found.min,
+            max: found.max,
+            runs: found.count,
         })
     }
 }
@@ -113,7 +107,7 @@ impl Comparison {
                     .collect();
                 // What only some runs have is in the next phase in the others.
                 (all.len() * 2 > runs.len())
-                    .then(|| Times::of(all))
+                    .then(|| Times::of(&all))
                     .flatten()
             };
             let row = Row::new(&id, &name, times(a), times(b));
@@ -121,7 +115,7 @@ impl Comparison {
         });
         let whole = |runs: &[Waterfall], of: &dyn Fn(&Waterfall) -> f64| {
             let all: Vec<f64> = runs.iter().map(of).collect();
-            Times::of(all)
+            Times::of(&all)
         };
         let parts = Part::ALL.into_iter().filter_map(|part| {
             let of = |run: &Waterfall| run.part(part);
