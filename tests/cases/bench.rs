@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use bench::record::{Kind, Measured, Purpose};
 use rustix::process::{Signal, kill_process};
-use tests::bench::{Bench, failures, row, runs};
+use tests::bench::{Bench, failures, row, runs, words};
 use tests::driven::until;
 use tests::live::Live;
 use tests::monitor::{self, Running};
@@ -33,21 +33,10 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const GOOD: &str = "echo \"$token\"; exit 7";
+/// Once, and nothing else.
+const ONCE: &str = "startup -n 1 --warmups 0 --traced 0";
 /// Fast, and with each kind of run.
-const QUICK: [&str; 8] = [
-    "-n",
-    "2",
-    "--warmups",
-    "1",
-    "--traced",
-    "1",
-    "--pause",
-    "1ms",
-];
-
-fn startup<'a>(runtimes: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
-    [&["startup"], &QUICK[..], more, runtimes].concat()
-}
+const QUICK: &str = "startup -n 2 --warmups 1 --traced 1 --pause 1ms";
 
 fn lies() {
     let bench = Bench::default();
@@ -114,21 +103,7 @@ fn lies() {
     files.push(bench.adapter("socketless", "kind = \"vm\"\nrun = [\"sleep\", \"1000\"]\n[[requests]]\nsocket = \"${run_dir}/a\"\nmethod = \"PUT\"\npath = \"/a\"\n"));
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
     // What is left behind is waited for, each time.
-    let arguments = [
-        &[
-            "startup",
-            "-n",
-            "1",
-            "--warmups",
-            "0",
-            "--traced",
-            "0",
-            "--timeout",
-            "1s",
-        ],
-        &files[..],
-    ]
-    .concat();
+    let arguments = words(ONCE, &[&["--timeout", "1s"], &files[..]].concat());
     let (ended, record) = bench.run(&arguments);
     let ended = ended.expect_status(0);
 
@@ -173,7 +148,7 @@ fn unprivileged() {
         "echo \"$token\"; setsid setsid sleep 1000 >/dev/null 2>&1 & sleep 0.05; exit 7",
     );
     let good = bench.script("good", GOOD);
-    let original = bench.command(&startup(&[&good, &leaves], &["--timeout", "5s"]));
+    let original = bench.command(&words(QUICK, &["--timeout", "5s", &good, &leaves]));
     let mut command = std::process::Command::new("setpriv");
     command
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
@@ -215,7 +190,7 @@ fn missing() {
         "file",
         "kind = \"vm\"\nneeds_files = [\"/no/such/file\"]\nrun = [\"x\"]\n",
     );
-    let (ended, record) = bench.run(&startup(&[&good, &program, &file], &[]));
+    let (ended, record) = bench.run(&words(QUICK, &[&good, &program, &file]));
     let text = ended.expect_status(0).text();
     let missing: Vec<_> = record
         .missing
@@ -246,7 +221,7 @@ fn milestones() {
         "slow",
         "sleep 0.02; \"$program\" \"$token\" \"$mode\"; status=$?; sleep 0.02; exit $status",
     );
-    let (ended, record) = bench.run(&startup(&["process", &slow], &[]));
+    let (ended, record) = bench.run(&words(QUICK, &["process", &slow]));
     ended.expect_status(0);
     for name in ["process", "slow"] {
         let row = row(&record, name);
@@ -282,19 +257,7 @@ fn requests() {
         body = '{\"vcpu_count\": 1, \"mem_size_mib\": COUNT}'\n";
     let good = bench.adapter("good", &adapter.replace("COUNT", "${memory}"));
     let bad = bench.adapter("bad", &adapter.replace("COUNT", "0"));
-    let arguments = [
-        "startup",
-        "-n",
-        "1",
-        "--warmups",
-        "0",
-        "--traced",
-        "0",
-        "--timeout",
-        "2s",
-        &good,
-        &bad,
-    ];
+    let arguments = words(ONCE, &["--timeout", "2s", &good, &bad]);
     let (ended, record) = bench.run(&arguments);
     ended.expect_status(0);
     // Nothing ends it: the request was right, and that is all.
@@ -331,17 +294,8 @@ fn interrupted() {
         .replace("BEGUN", begun.to_str().unwrap())
         .replace("FINISHED", finished.to_str().unwrap());
     let daemon = bench.adapter("daemon", &daemon);
-    let arguments = [
-        "startup",
-        "-n",
-        "1000",
-        "--warmups",
-        "0",
-        "--pause",
-        "1ms",
-        &good,
-        &daemon,
-    ];
+    let endless = "startup -n 1000 --warmups 0 --pause 1ms";
+    let arguments = words(endless, &[&good, &daemon]);
     let ended = interrupt(&bench, &arguments, || {
         fs::read_to_string(&begun).is_ok_and(|text| text.lines().count() == 3)
     });
@@ -368,26 +322,15 @@ fn interrupted_early() {
         begun.display()
     );
     let slow = bench.adapter("slow", &slow);
-    let ended = interrupt(&bench, &startup(&[&slow], &[]), || begun.exists());
+    let ended = interrupt(&bench, &words(QUICK, &[&slow]), || begun.exists());
     ended.expect_status(128 + 2);
     assert!(bench.record().interrupted);
 }
 
 fn density() {
     let bench = Bench::default();
-    let arguments = [
-        "density",
-        "process",
-        "-n",
-        "12",
-        "--starts",
-        "10",
-        "--concurrency",
-        "3",
-        "--settle",
-        "1ms",
-    ];
-    let (ended, record) = bench.run(&arguments);
+    let line = "density process -n 12 --starts 10 --concurrency 3 --settle 1ms";
+    let (ended, record) = bench.run(&words(line, &[]));
     let text = ended.expect_status(0).text();
     let Measured::Density(density) = &record.measured else {
         panic!("{record:?}");
@@ -422,21 +365,8 @@ fn density_lies() {
         third.display()
     );
     let third = bench.script("third", &third);
-    let arguments = [
-        "density",
-        &leaves,
-        &silent,
-        &third,
-        "-n",
-        "5",
-        "--starts",
-        "4",
-        "--settle",
-        "50ms",
-        "--timeout",
-        "1s",
-    ];
-    let (ended, record) = bench.run(&arguments);
+    let line = "density -n 5 --starts 4 --settle 50ms --timeout 1s";
+    let (ended, record) = bench.run(&words(line, &[&leaves, &silent, &third]));
     ended.expect_status(0);
     let Measured::Density(density) = &record.measured else {
         panic!("{record:?}");
@@ -512,7 +442,7 @@ fn wrong() {
         bench.expect_nothing_left();
         assert!(!bench.json().exists(), "{arguments:?}");
     }
-    let mut command = bench.command(&startup(&[&good], &[]));
+    let mut command = bench.command(&words(QUICK, &[&good]));
     command.env("TMPDIR", "/no/such/directory");
     Running::start(command)
         .wait()
@@ -538,7 +468,7 @@ fn adapters() {
         .ask(&["bench", "adapters", "process"])
         .replace("\"process\"\na", "\"own\"\na");
     let own = bench.host.write("own.toml", own);
-    let (ended, record) = bench.run(&startup(&[&own], &[]));
+    let (ended, record) = bench.run(&words(QUICK, &[&own]));
     ended.expect_status(0);
     assert_eq!(failures(row(&record, "own")), [""; 0]);
 }

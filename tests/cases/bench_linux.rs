@@ -4,7 +4,7 @@ use std::fs;
 
 use bench::record::{Kind, Measured, Purpose};
 use rustix::process::{Signal, kill_process};
-use tests::bench::{Bench, failures, row, runs};
+use tests::bench::{Bench, failures, row, runs, words};
 use tests::driven::until;
 use tests::live::Live;
 
@@ -32,18 +32,8 @@ const RUNTIMES: [&str; 11] = [
 
 fn every_runtime() {
     let bench = Bench::default();
-    let arguments = [
-        "startup",
-        "-n",
-        "1",
-        "--warmups",
-        "0",
-        "--traced",
-        "1",
-        "--baseline",
-        "crun",
-    ];
-    let (ended, record) = bench.run(&[&arguments[..], &RUNTIMES].concat());
+    let line = "startup -n 1 --warmups 0 --traced 1 --baseline crun";
+    let (ended, record) = bench.run(&words(line, &RUNTIMES));
     let text = ended.expect_status(0).text();
     assert!(record.missing.is_empty(), "{:?}", record.missing);
     assert_eq!(record.host.cgroup, Some(2));
@@ -112,17 +102,8 @@ fn interrupted() {
     for runtime in ["podman", "crun", "mote-pool", "mote", "ctr"] {
         let bench = Bench::default();
         let before = namespaces();
-        let arguments = [
-            "startup",
-            runtime,
-            "-n",
-            "1000",
-            "--warmups",
-            "0",
-            "--pause",
-            "1ms",
-        ];
-        let live = Live::start(bench.command(&arguments));
+        let endless = "startup -n 1000 --warmups 0 --pause 1ms";
+        let live = Live::start(bench.command(&words(endless, &[runtime])));
         // One that was started, not what prepares it: its name ends with a number.
         let name = format!("bench-{}-", live.pid().as_raw_nonzero());
         let is_start = |line: String| {
@@ -144,18 +125,8 @@ fn interrupted() {
 
 fn density() {
     let bench = Bench::default();
-    let arguments = [
-        "density",
-        "crun",
-        "mote-template",
-        "-n",
-        "3",
-        "--starts",
-        "4",
-        "--concurrency",
-        "2",
-    ];
-    let (ended, record) = bench.run(&arguments);
+    let line = "density crun mote-template -n 3 --starts 4 --concurrency 2";
+    let (ended, record) = bench.run(&words(line, &[]));
     ended.expect_status(0);
     let Measured::Density(density) = &record.measured else {
         panic!("{record:?}");

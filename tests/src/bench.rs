@@ -123,6 +123,11 @@ impl Bench {
     }
 }
 
+/// The words of a command line, and more of them behind.
+pub fn words<'a>(line: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    line.split(' ').chain(more.iter().copied()).collect()
+}
+
 /// The row of this name.
 #[track_caller]
 pub fn row<'r>(record: &'r Record, name: &str) -> &'r StartupRow {

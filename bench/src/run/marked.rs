@@ -45,7 +45,7 @@ pub fn end(id: &str) {
     }
 }
 
-/// Their names, and how many of each, for errors.
+/// Their names, each once, for errors.
 pub fn names(processes: &[u32]) -> String {
     let mut names: Vec<String> = (processes.iter())
         .map(|process| fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default())
