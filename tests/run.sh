@@ -67,7 +67,7 @@ linux_groups=(boot:: end:: console:: console_virtio:: console_ends:: block:: net
 # What the library that the case of client:: runs needs beside a Linux guest, as Debian's packages.
 client_packages=(python3-minimal libpython3-stdlib openssh-client dropbear-bin iptables)
 # The runtimes that the cases of bench_linux:: measure.
-runtime_packages=(crun runc podman containerd qemu-system-x86)
+runtime_packages=(crun runc runsc podman containerd qemu-system-x86)
 # Runs one suite, with its output on the terminal and in the log.
 suite() {
     local name=$1

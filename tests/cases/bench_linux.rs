@@ -16,10 +16,11 @@ pub(crate) const CASES: &[Case] = &[
     ("containers_and_guests_stand_side_by_side", density),
 ];
 
-const RUNTIMES: [&str; 11] = [
+const RUNTIMES: [&str; 12] = [
     "process",
     "crun",
     "runc",
+    "runsc",
     "podman",
     "ctr",
     "mote",
