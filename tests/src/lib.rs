@@ -18,6 +18,7 @@ pub mod monitor;
 pub mod network;
 pub mod openmetrics;
 pub mod page_server;
+pub mod process;
 pub mod python;
 pub mod sandbox;
 pub mod service;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -12,11 +12,12 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::monitor::{self, Ended};
+use crate::process::Process;
 use crate::{DEADLINE, guest};
 
 /// A guest with its console on pipes.
 pub struct Live {
-    child: Child,
+    child: Process,
     stdin: ChildStdin,
     lines: Receiver<String>,
     stderr: JoinHandle<String>,
@@ -62,7 +63,7 @@ impl Live {
             text
         });
         Self {
-            child,
+            child: Process(child),
             stdin,
             lines,
             stderr,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use crate::DEADLINE;
+use crate::process::Process;
 
 /// How often a process is looked at while it is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
@@ -92,7 +93,7 @@ impl Ended {
 
 /// A process that is running, with its output collected.
 pub struct Running {
-    child: Child,
+    child: Process,
     stdout: JoinHandle<Vec<u8>>,
     stderr: JoinHandle<Vec<u8>>,
 }
@@ -130,7 +131,7 @@ impl Running {
         let stdout = collect(child.stdout.take().unwrap());
         let stderr = collect(child.stderr.take().unwrap());
         Self {
-            child,
+            child: Process(child),
             stdout,
             stderr,
         }

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,6 +17,7 @@ use serde_json::Value;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::DEADLINE;
+use crate::process::Process;
 
 /// How often a socket that does not exist yet is looked at.
 const INTERVAL: Duration = Duration::from_millis(2);
@@ -140,7 +141,7 @@ fn give(faults: &File, address: u64, page: &[u8; PAGE as usize]) -> io::Result<(
 
 /// The handler as a process.
 pub struct PageServer {
-    child: Child,
+    child: Process,
     socket: PathBuf,
 }
 
@@ -153,7 +154,8 @@ impl PageServer {
         let _ = std::fs::remove_file(&socket);
         let test = std::env::current_exe().unwrap();
         let server = test.ancestors().nth(2).unwrap().join("mote-page-server");
-        let child = Command::new(server).arg(&socket).arg(file).spawn().unwrap();
+        let child = Command::new(server).arg(&socket).arg(file).spawn();
+        let child = Process(child.unwrap());
         let deadline = Instant::now() + DEADLINE;
         while !socket.exists() {
             assert!(Instant::now() < deadline, "no page server comes");
@@ -176,11 +178,5 @@ impl PageServer {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-impl Drop for PageServer {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

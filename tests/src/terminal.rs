@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,11 +16,12 @@ use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
+use crate::process::Process;
 use crate::{DEADLINE, monitor};
 
 /// A process on a terminal of its own.
 pub struct Session {
-    child: Child,
+    child: Process,
     /// What is typed goes here.
     keyboard: File,
     /// The side that the process has, to look at its settings.
@@ -77,7 +78,7 @@ impl Session {
         });
         let screen = String::new();
         Self {
-            child,
+            child: Process(child),
             keyboard,
             terminal,
             before,

@@ -66,11 +66,13 @@ pub(super) fn chain() {
         assert_eq!(merged.trim(), whole);
         assert_eq!(info(&whole)["memory_id"], of_one["memory_id"]);
         assert_eq!(info(&base), of_base);
-        for (directory, id, count) in [(&base, "of-base", 2), (&whole, "of-whole", 3)] {
+        let copies = [(&base, "of-base", 2), (&whole, "of-whole", 3)];
+        let _copies = copies.map(|(directory, id, count)| {
             let mut copy = restore(&host, directory, id, &[]);
             assert_eq!(copy.count(), count);
             assert_eq!(copy.count(), count + 1);
-        }
+            copy
+        });
         // What the guests run on goes, and they do not.
         host.ask(&["snapshot", "merge", &whole, &two]);
         let mut last = restore(&host, &whole, "last", &[]);
@@ -125,14 +127,16 @@ pub(super) fn since_load() {
         }
         result
     };
-    for (name, parts, count) in [
+    let copies = [
         ("a", &[two.as_str()][..], 4),
         ("b", &[&one], 3),
         ("c", &[&third_one, &tracked], 4),
-    ] {
+    ];
+    let _copies = copies.map(|(name, parts, count)| {
         let mut copy = restore(&host, &merge(name, parts), name, &[]);
         assert_eq!(copy.count(), count, "{name}");
-    }
+        copy
+    });
     host.ask(&["kill", "a", "b", "c"]);
 }
 
