@@ -54,7 +54,7 @@ pub fn failed(row: &StartupRow) -> usize {
 }
 
 /// Those that would if nothing had failed.
-fn samples(row: &StartupRow) -> impl Iterator<Item = &Run> {
+pub(crate) fn samples(row: &StartupRow) -> impl Iterator<Item = &Run> {
     row.runs.iter().filter(|run| run.purpose == Purpose::Sample)
 }
 

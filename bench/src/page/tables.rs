@@ -8,10 +8,7 @@ use crate::record::{
     StartupRow,
 };
 use crate::summary::density;
-use crate::table::figure::three_digits;
-
-/// Bytes of a mebibyte.
-const MIB: f64 = (1 << 20) as f64;
+use crate::table::figure::{MIB, NONE, or_none, three_digits};
 
 /// The headline figures, and why what is not among them is not.
 pub(super) fn figures(record: &Record) -> Markup {
@@ -61,7 +58,7 @@ fn missing(record: &Record, columns: usize) -> Markup {
 
 /// A figure, or that it is not known.
 fn cell(value: Option<f64>) -> Markup {
-    html! { td { (value.map_or("–".to_owned(), three_digits)) } }
+    html! { td { (or_none(value, three_digits)) } }
 }
 
 fn starts(record: &Record, startup: &Startup) -> Markup {
@@ -124,7 +121,7 @@ fn start(row: &StartupRow, startup: &Startup) -> Markup {
     let of = |name: &str, pick: fn(&Distribution) -> f64| summary.milestones.get(name).map(pick);
     let marked = row.runtime.uncounted.as_deref();
     let resource = |all: &Option<Distribution>, unit: f64| {
-        let value = all.map_or("–".to_owned(), |all| three_digits(all.p50 / unit));
+        let value = or_none(*all, |all| three_digits(all.p50 / unit));
         html! {
             td title=[marked.map(|what| format!("leaves out {what}"))] {
                 (value) @if marked.is_some() && all.is_some() { " †" }
@@ -155,7 +152,7 @@ fn ratio(ratio: Option<&Estimate>, baseline: bool) -> Markup {
                 (three_digits(ratio.value)) " " small { "(" (three_digits(ratio.low)) "–" (three_digits(ratio.high)) ")" }
             },
             None if baseline => td.quiet { "baseline" },
-            None => td { "–" },
+            None => td { (NONE) },
         }
     }
 }
@@ -210,7 +207,7 @@ fn crowd(row: &DensityRow, limit: u32) -> Markup {
     let found = density(row);
     let mib = |bytes: Option<f64>| bytes.map(|bytes| bytes / MIB);
     let ended = if found.reached < limit {
-        "–"
+        NONE
     } else {
         "the limit"
     };
@@ -225,7 +222,7 @@ fn crowd(row: &DensityRow, limit: u32) -> Markup {
             (cell(found.first_start))
             (cell(found.last_start))
             (cell(found.starts_per_second))
-            td.bad[failed.is_some_and(|failed| failed > 0)] { (failed.map_or("–".to_owned(), |failed| failed.to_string())) }
+            td.bad[failed.is_some_and(|failed| failed > 0)] { (or_none(failed, |failed| failed.to_string())) }
             td.text { (row.ended.as_deref().unwrap_or(ended)) }
         }
     }

@@ -11,12 +11,10 @@ use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, Type, WIDTH, fill, line};
 use crate::record::{Density, DensityRow, Record, Run, Startup};
 use crate::stats::quantile;
 use crate::summary;
-use crate::table::figure::three_digits;
+use crate::table::figure::{MIB, three_digits};
 
 /// How high a lane is.
 const LANE: f64 = 26.0;
-/// Bytes of a mebibyte.
-pub(super) const MIB: f64 = (1 << 20) as f64;
 
 /// CPU time and memory of a start.
 pub(super) fn resources(record: &Record, startup: &Startup) -> Drawn<Plot> {

@@ -2,7 +2,6 @@
 
 use super::Plot;
 use super::axis::{Axis, short};
-use super::bars::MIB;
 use super::canvas::{Dashes, Drawn};
 use super::font;
 use super::ink::Ink;
@@ -10,7 +9,7 @@ use super::lane::number;
 use super::sheet::{BELOW, MARGIN, Mark, SIZE, Sheet, THIN, Type, WIDTH, line};
 use crate::record::{Density, DensityRow, Record};
 use crate::summary;
-use crate::table::figure::three_digits;
+use crate::table::figure::{MIB, three_digits};
 
 /// How high the frame is at least.
 const HEIGHT: f64 = 340.0;

@@ -2,7 +2,7 @@
 
 use crate::record::{Kind, Purpose, Run, Startup, StartupRow};
 use crate::stats;
-use crate::summary::{MILESTONES, times};
+use crate::summary::{self, MILESTONES, samples, times};
 
 /// One runtime's values of one kind.
 pub(super) struct Lane<'a> {
@@ -60,9 +60,8 @@ pub(super) fn lanes(startup: &Startup, pick: impl Fn(&Run) -> Option<f64>) -> Ve
         .map(|row| {
             let kind = row.runtime.kind;
             let number = number(&mut seen, kind);
-            let samples = || row.runs.iter().filter(|run| run.purpose == Purpose::Sample);
             let values = |failed: bool| {
-                let runs = samples().filter(move |run| run.failure.is_some() == failed);
+                let runs = samples(row).filter(move |run| run.failure.is_some() == failed);
                 sorted(runs.filter_map(&pick))
             };
             Lane {
@@ -70,8 +69,8 @@ pub(super) fn lanes(startup: &Startup, pick: impl Fn(&Run) -> Option<f64>) -> Ve
                 number,
                 values: values(false),
                 failed_at: values(true),
-                failed: samples().filter(|run| run.failure.is_some()).count(),
-                runs: samples().count(),
+                failed: summary::failed(row),
+                runs: samples(row).count(),
             }
         })
         .collect();

@@ -3,6 +3,8 @@
 use crate::record::Estimate;
 use crate::stats::CONFIDENCE;
 
+/// Bytes of a mebibyte.
+pub(crate) const MIB: f64 = (1 << 20) as f64;
 /// What stands for a figure that there is none of.
 pub(crate) const NONE: &str = "–";
 
